@@ -1,0 +1,3 @@
+"""Denoising of calcium-imaging movies: what inference shares with training and evaluation."""
+
+__version__ = "0.1.0"
