@@ -1,0 +1,187 @@
+"""Whole-movie context: what one pass over a recording tells the network about every voxel of it.
+
+A calcium movie mostly stands still or repeats. One pass gives, pixel by pixel, the temporal mean, the noise model and
+static images of where activity is; the network then sees (movie - mean) / noise and these images.
+
+The blind spot: a context that holds a voxel's own noise would reward the network for copying it (the mean leaks 1/T,
+enough to make "do not clean the mean" the optimum). Training therefore computes the context, by this very code, from
+the masked movie. Every image here is made from sums over frames alone.
+
+Sources: photon transfer (Janesick, 2007): noise variance = gain * mean + read variance, from differences of
+neighbouring frames; correlation images (Smith and Haeusser, Nature Neuroscience 2010).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IMAGES = ("mean", "activity", "covariance along x", "covariance along y", "standard error")
+NOISE_SMOOTHING = 5  # pixels; the noise map follows the mean of this neighbourhood, not each pixel's own noise
+BINS = 32  # of equal pixel counts, for the photon transfer fit
+DARKEST = 0.03  # quantile of the mean image taken as black
+CERTAIN_DROP = 1e-6  # a constant row less probable than this by chance was dropped
+
+
+@dataclass
+class Context:
+    """What is known of a movie as a whole; leading axes (...) are a batch or nothing.
+
+    mean (..., Y, X): temporal mean, in the movie's units. noise (..., Y, X): standard deviation of the noise of one
+    voxel, same units, 0 where nothing varies. images (..., K, Y, X): see IMAGES, in units of their own noise.
+    standard_error (..., 1, Y, X): of the mean, in units of the noise. gain, read_variance (...): the noise model.
+    """
+
+    mean: Tensor
+    noise: Tensor
+    images: Tensor
+    standard_error: Tensor
+    gain: Tensor
+    read_variance: Tensor
+
+    def whiten(self, frames: Tensor) -> Tensor:
+        """Frames (..., T, Y, X) -> (frames - mean) / noise; 0 where a voxel is not finite."""
+        noise = self.noise.unsqueeze(-3)
+        residual = (frames - self.mean.unsqueeze(-3)) / torch.where(noise > 0, noise, 1)
+        return torch.nan_to_num(residual, nan=0.0, posinf=0.0, neginf=0.0)
+
+    def restore(self, prediction: Tensor) -> Tensor:
+        """The inverse for what the network predicts: (..., T, Y, X) in units of the noise -> the movie's units."""
+        return self.mean.unsqueeze(-3) + self.noise.unsqueeze(-3) * prediction
+
+
+class ContextSums:
+    """Sums over the frames of a movie, fed in blocks; memory is that of a few frames, whatever the length.
+
+    Values are taken relative to `reference`, an image (..., Y, X) near the mean, so that squares of a bright static
+    background do not swallow the noise. Missing voxels (not finite) are left out.
+    """
+
+    def __init__(self, reference: Tensor) -> None:
+        self.reference = reference
+        zero = torch.zeros_like(reference, dtype=torch.float64)
+        self.count, self.sum, self.square = zero, zero.clone(), zero.clone()
+        self.along_x, self.along_y = zero.clone(), zero.clone()
+        self.steps, self.difference = zero.clone(), zero.clone()
+        self.last: Tensor | None = None  # the last frame seen and where it was valid, for the next difference
+
+    def update(self, frames: Tensor) -> None:
+        """Take frames (..., n, Y, X), float32, in order."""
+        valid = torch.isfinite(frames)
+        values = torch.where(valid, frames - self.reference.unsqueeze(-3), 0)
+        self.count += valid.sum(-3)
+        self.sum += values.sum(-3)
+        self.square += values.square().sum(-3)
+        self.along_x += (values * values.roll(-1, -1)).sum(-3)  # the last column is left out by `covariances`
+        self.along_y += (values * values.roll(-1, -2)).sum(-3)
+        marked = torch.where(valid, values, torch.nan)
+        if self.last is not None:
+            marked = torch.cat([self.last, marked], -3)
+        steps = marked.diff(dim=-3)
+        self.difference += steps.square().nansum(-3)
+        self.steps += torch.isfinite(steps).sum(-3)
+        self.last = marked[..., -1:, :, :]
+
+    def context(self) -> Context:
+        """The context of all frames seen."""
+        frames = self.count.clamp(min=1)
+        shift = self.sum / frames  # (..., Y, X), the mean relative to the reference
+        mean = (self.reference + shift).float()
+        gain, read_variance = self._noise_model(mean)
+        noise = noise_map(mean, gain, read_variance)
+        root = frames.sqrt()
+        black = mean.flatten(-2).kthvalue(1 + int(DARKEST * (mean.shape[-2] * mean.shape[-1] - 1)), -1).values
+        signal = mean - black[..., None, None]
+        variance = self.square / frames - shift.square()
+        activity = variance - self.difference / (2 * self.steps.clamp(min=1))
+        along_x = covariance(self.along_x / frames, shift, -1)
+        along_y = covariance(self.along_y / frames, shift, -2)
+        per_noise = torch.where(noise > 0, 1 / torch.where(noise > 0, noise, 1), 0)
+        squares = [compress(image * per_noise.square() * root) for image in (activity, along_x, along_y)]
+        images = torch.stack([signal * per_noise * root, *squares, 1 / root], -3)
+        return Context(mean, noise, images.float(), (1 / root).float().unsqueeze(-3), gain, read_variance)
+
+    def _noise_model(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Gain and read variance (...), from differences in time, or in space where there is one frame only."""
+        in_time = self.difference / (2 * self.steps.clamp(min=1))
+        if bool((self.steps.amax((-2, -1)) > 0).all()):
+            return photon_transfer(mean, in_time.float())
+        variance = spatial_noise_variance(mean)
+        return torch.zeros_like(variance), variance
+
+
+def covariance(product: Tensor, shift: Tensor, axis: int) -> Tensor:
+    """Of each pixel with its next neighbour along an axis, from the mean product; the last one repeats its neighbour."""
+    result = product - shift * shift.roll(-1, axis)
+    size = result.shape[axis]
+    if size == 1:
+        return torch.zeros_like(result)
+    return torch.cat([result.narrow(axis, 0, size - 1), result.narrow(axis, size - 2, 1)], axis)
+
+
+def compress(image: Tensor) -> Tensor:
+    """Linear where it is noise, the root of it where it is signal: squares come back to the scale of amplitudes."""
+    return image / (1 + image.abs()).sqrt()
+
+
+def photon_transfer(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit variance = gain * mean + read_variance over pixels, by bins of the mean; (..., Y, X) -> two of (...).
+
+    Least squares weighted by 1 / variance^2, the inverse variance of a variance estimate. The gain is at least 0.
+    """
+    order = mean.flatten(-2).argsort(-1)
+    pixels = order.shape[-1]
+    bins = min(BINS, pixels)
+    used = order[..., : pixels - pixels % bins]  # at most 31 of the brightest pixels are left out
+    shape = (*used.shape[:-1], bins, -1)
+    m = mean.flatten(-2).gather(-1, used).reshape(shape).double().mean(-1)  # (..., bins)
+    v = variance.flatten(-2).gather(-1, used).reshape(shape).double().mean(-1)
+    typical = v.mean(-1, keepdim=True)
+    w = 1 / (v + 0.01 * typical + 1e-300).square()
+    w = w / w.sum(-1, keepdim=True)
+    m0, v0 = (w * m).sum(-1, keepdim=True), (w * v).sum(-1, keepdim=True)
+    spread = (w * (m - m0).square()).sum(-1)
+    gain = ((w * (m - m0) * (v - v0)).sum(-1) / torch.where(spread > 0, spread, 1)).clamp(min=0)
+    return gain.float(), (v0[..., 0] - gain * m0[..., 0]).float()
+
+
+def noise_map(mean: Tensor, gain: Tensor, read_variance: Tensor) -> Tensor:
+    """Standard deviation of the noise (..., Y, X) by the noise model at the smoothed mean.
+
+    Never below a fifth of its own average: an extrapolated fit must not blow up the darkest pixels.
+    """
+    half = NOISE_SMOOTHING // 2
+    flat = mean.reshape(-1, 1, *mean.shape[-2:])
+    padded = F.pad(flat, (half, half, half, half), mode="replicate")
+    smooth = F.avg_pool2d(padded, NOISE_SMOOTHING, 1).reshape(mean.shape)
+    variance = gain[..., None, None] * smooth + read_variance[..., None, None]
+    typical = variance.clamp(min=0).mean((-2, -1), keepdim=True)
+    return torch.maximum(variance, typical / 25).sqrt()
+
+
+def spatial_noise_variance(image: Tensor) -> Tensor:
+    """Noise variance (...) of single images (..., Y, X) from their Laplacian residual (Immerkaer, CVIU 1996)."""
+    kernel = image.new_tensor([[1, -2, 1], [-2, 4, -2], [1, -2, 1]])[None, None]
+    flat = F.pad(image.reshape(-1, 1, *image.shape[-2:]), (1, 1, 1, 1), mode="replicate")
+    residual = F.conv2d(flat, kernel).abs().mean((1, 2, 3)).reshape(image.shape[:-2])
+    return (residual * math.sqrt(math.pi / 2) / 6).square()
+
+
+def dropped_rows(frames: Tensor) -> Tensor:
+    """Rows that the microscope lost: (T, Y, X) -> bool (T, Y), True where a whole row of a frame is one value.
+
+    Not a row that is constant in every frame (a border), nor one that chance explains: with a share p of voxels at
+    that value among the other rows, a row of X such voxels has probability p^X.
+    """
+    constant = frames.amax(-1) == frames.amin(-1)  # (T, Y)
+    constant &= ~constant.all(-2, keepdim=True)
+    for value in frames[..., 0][constant].unique():
+        rows = constant & (frames[..., 0] == value)
+        share = (frames[~constant] == value).float().mean() if bool((~constant).any()) else torch.tensor(1.0)
+        if share ** frames.shape[-1] > CERTAIN_DROP:
+            constant &= ~rows
+    return constant

@@ -1,0 +1,95 @@
+"""Percentile normalization of a whole recording, its percentiles found in one pass and in flat memory.
+
+Source: percentile normalization as in CSBDeep (Weigert et al., Nature Methods 2018), without clipping.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SAMPLES = 4_000_000  # voxels kept for the percentiles of movies that have no 16-bit histogram
+
+
+@dataclass(frozen=True)
+class PercentileNormalization:
+    """x -> (x - low) / scale, and back: what normalized a movie is the only thing that can denormalize it."""
+
+    low: float
+    scale: float  # high - low; 1 where the percentiles coincide and the movie has no other spread
+
+    def normalize(self, frames: np.ndarray) -> np.ndarray:
+        """Frames (n, Y, X) of any real dtype -> float32, dimensionless. The difference is taken exactly."""
+        wide = np.float64 if frames.dtype.itemsize >= 4 else np.float32  # a 16-bit integer is exact in float32
+        return ((frames.astype(wide) - wide(self.low)) / wide(self.scale)).astype(np.float32)
+
+    def denormalize(self, frames: np.ndarray) -> np.ndarray:
+        """The inverse: float32 (n, Y, X) in the input's units."""
+        return (frames.astype(np.float64) * self.scale + self.low).astype(np.float32)
+
+
+def normalization_of(low: float, high: float, smallest: float, largest: float) -> PercentileNormalization:
+    """From a movie's percentiles and its extremes, all finite. Where the percentiles coincide the extremes serve."""
+    scale = high - low or largest - smallest or 1.0
+    return PercentileNormalization(low, scale)
+
+
+class Percentiles:
+    """Percentiles of the finite voxels of a movie, fed frame by frame.
+
+    Exact for integers of 8 and 16 bits (a histogram) and for any movie of up to SAMPLES voxels. Longer movies of other
+    dtypes are sampled on a regular lattice of SAMPLES voxels or more: the rank of the result is then off by less than
+    0.1 percentage points (three standard deviations of a sample of that size).
+    """
+
+    def __init__(self, dtype: np.dtype, voxels: int) -> None:
+        self.dtype = np.dtype(dtype)
+        self.counts = np.zeros(1 << 16, np.int64) if self.dtype.kind in "iu" and self.dtype.itemsize <= 2 else None
+        self.step = max(1, voxels // SAMPLES) | 1  # odd, so that even widths are sampled in every column
+        self.seen = 0
+        self.samples: list[np.ndarray] = []
+        self.extremes = (np.inf, -np.inf)
+
+    def update(self, frames: np.ndarray) -> None:
+        """Take frames (n, Y, X) in the movie's dtype."""
+        values = frames.reshape(-1)
+        if self.counts is not None:
+            codes = values.view(f"u{values.itemsize}").astype(np.intp)
+            self.counts += np.bincount(codes, minlength=self.counts.size)
+            return
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            self.extremes = (min(self.extremes[0], float(finite.min())), max(self.extremes[1], float(finite.max())))
+        first = -self.seen % self.step
+        picked = values[first :: self.step]
+        self.samples.append(picked[np.isfinite(picked)].astype(np.float64))
+        self.seen += values.size
+
+    def result(self, percentiles: tuple[float, float]) -> PercentileNormalization:
+        """The normalization of what was seen; a movie without a finite voxel normalizes by (x - 0) / 1."""
+        values, weights = self._distribution()
+        if not values.size:
+            return PercentileNormalization(0.0, 1.0)
+        low, high = (weighted_percentile(values, weights, p) for p in percentiles)
+        extremes = (float(values[0]), float(values[-1])) if self.counts is not None else self.extremes
+        return normalization_of(low, high, *extremes)
+
+    def _distribution(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sorted distinct values and how often each was seen."""
+        if self.counts is None:
+            samples = np.concatenate(self.samples) if self.samples else np.zeros(0)
+            return np.unique(samples, return_counts=True)
+        kind = np.dtype(f"{self.dtype.kind}{self.dtype.itemsize}")
+        codes = np.flatnonzero(self.counts)
+        values = codes.astype(f"u{kind.itemsize}").view(kind).astype(np.float64)
+        order = np.argsort(values)
+        return values[order], self.counts[codes[order]]
+
+
+def weighted_percentile(values: np.ndarray, weights: np.ndarray, percentile: float) -> float:
+    """What numpy.percentile (linear interpolation) gives for sorted values repeated weights times."""
+    ends = np.cumsum(weights)
+    rank = percentile / 100 * (ends[-1] - 1)
+    below, above = np.searchsorted(ends, [np.floor(rank), np.ceil(rank)], side="right")
+    return float(values[below] + (values[above] - values[below]) * (rank - np.floor(rank)))

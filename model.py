@@ -1,0 +1,245 @@
+"""The network: a bias-free 3-D U-Net for the movie, told by a 2-D U-Net what stands still in it.
+
+Sources: 3-D U-Net (Cicek et al., MICCAI 2016); Noise2Void (Krull et al., CVPR 2019); convolutions without bias,
+so that the network scales with the noise (Mohan et al., ICLR 2020); pixel shuffle (Shi et al., CVPR 2016).
+
+    context images (B, K, Y, X) --> 2-D U-Net --+--> static (B, 1, Y, X), the error of the temporal mean
+                                                |
+                         features at 1/2, 1/4, 1/8 of Y and X, added at every level, the same for all frames
+                                                v
+    movie minus mean, in units of the noise --> 3-D U-Net --> what moves (B, 1, T, Y, X)
+
+The context costs one 2-D pass for the whole movie, whatever its length; the movie is computed at half resolution or
+below, where convolutions are efficient. Both sides import this file; it imports neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ModelError(Exception):
+    """A checkpoint that cannot be used; the message is one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Size of the network; saved inside the checkpoint, so that no other size can be built from it."""
+
+    images: int = 5  # static context images, see denoise.context.IMAGES
+    channels: tuple[int, ...] = (32, 64, 128)  # of the 3-D U-Net, level by level
+    context_channels: tuple[int, ...] = (64, 96, 128)  # of the 2-D U-Net, level by level
+    time_strides: tuple[int, ...] = (2, 2, 4)  # frames merged on entering each level
+    bottom_blocks: int = 2  # residual blocks at the coarsest level
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """(T, Y, X) period of the pooling grid: tiles start on its multiples."""
+        time = 1
+        for stride in self.time_strides:
+            time *= stride
+        space = 2 ** len(self.channels)
+        return time, space, space
+
+
+def space_to_depth(x: Tensor, strides: Sequence[int]) -> Tensor:
+    """(B, C, *S) -> (B, C * prod(strides), *(S / strides)): every block of voxels becomes channels."""
+    batch, channels, *sizes = x.shape
+    split = [n for size, s in zip(sizes, strides) for n in (size // s, s)]
+    dims = len(sizes)
+    x = x.reshape(batch, channels, *split)
+    order = [0, 1] + [3 + 2 * i for i in range(dims)] + [2 + 2 * i for i in range(dims)]
+    return x.permute(order).reshape(batch, -1, *(size // s for size, s in zip(sizes, strides)))
+
+
+def depth_to_space(x: Tensor, strides: Sequence[int]) -> Tensor:
+    """The inverse of `space_to_depth`."""
+    batch, _, *sizes = x.shape
+    dims = len(sizes)
+    x = x.reshape(batch, -1, *strides, *sizes)
+    order = [0, 1] + [axis for i in range(dims) for axis in (2 + dims + i, 2 + i)]
+    return x.permute(order).reshape(batch, -1, *(size * s for size, s in zip(sizes, strides)))
+
+
+def conv2(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
+    padding = kernel // 2
+    return nn.Conv2d(inputs, outputs, kernel, padding=padding, padding_mode="replicate" if padding else "zeros", bias=False)
+
+
+def conv3(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv3d:
+    """Zero padding: beyond the border the movie is taken as its mean."""
+    return nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+
+
+class Block(nn.Module):
+    """Residual block: x + conv(relu(conv(relu(x)))), shape kept."""
+
+    def __init__(self, conv: Any, channels: int) -> None:
+        super().__init__()
+        self.first, self.second = conv(channels, channels), conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.relu(self.first(F.relu(x))))
+
+
+class ContextNet(nn.Module):
+    """2-D U-Net over the static images of the whole movie: (B, K, Y, X), Y and X multiples of the grid."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        widths = config.context_channels
+        below = list(zip(widths[:-1], widths[1:]))
+        self.stem = conv2(4 * config.images, widths[0])
+        self.encoder = nn.ModuleList(Block(conv2, c) for c in widths)
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in below)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2, bias=False) for a, b in below)
+        self.decoder = nn.ModuleList(Block(conv2, c) for c in widths[:-1])
+        self.features = nn.ModuleList(conv2(c, d, 1) for c, d in zip(widths, config.channels))
+        self.static = conv2(widths[0], 4, 1)
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Features (B, C_i, Y / 2^(i+1), X / 2^(i+1)) for each level i, and the static output (B, 1, Y, X)."""
+        x = self.encoder[0](self.stem(space_to_depth(images, (2, 2))))
+        skips = [x]
+        for down, block in zip(self.down, self.encoder[1:]):
+            x = block(down(F.relu(x)))
+            skips.append(x)
+        levels = [x]
+        for up, block, skip in zip(reversed(self.up), reversed(self.decoder), reversed(skips[:-1])):
+            x = block(skip + up(F.relu(x)))
+            levels.append(x)
+        features = [to(F.relu(level)) for to, level in zip(self.features, reversed(levels))]
+        return features, depth_to_space(self.static(F.relu(x)), (2, 2))
+
+
+class MovieNet(nn.Module):
+    """3-D U-Net over the residual movie (B, 1, T, Y, X), sizes multiples of the grid."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        widths, times = config.channels, config.time_strides
+        steps = list(zip(widths[:-1], widths[1:], times[1:]))
+        self.stride = (times[0], 2, 2)
+        self.stem = conv3(4 * times[0], widths[0])
+        self.encoder = nn.ModuleList(Block(conv3, c) for c in widths[:-1])
+        self.down = nn.ModuleList(nn.Conv3d(a, b, (t, 2, 2), stride=(t, 2, 2), bias=False) for a, b, t in steps)
+        self.bottom = nn.ModuleList(Block(conv3, widths[-1]) for _ in range(config.bottom_blocks))
+        self.up = nn.ModuleList(nn.ConvTranspose3d(b, a, (t, 2, 2), stride=(t, 2, 2), bias=False) for a, b, t in steps)
+        self.decoder = nn.ModuleList(Block(conv3, c) for c in widths[:-1])
+        self.head = conv3(widths[0], 4 * times[0], 1)
+
+    def forward(self, residual: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """(B, 1, T, Y, X) and the context's features at each level -> (B, 1, T, Y, X)."""
+        x = space_to_depth(residual, self.stride).contiguous(memory_format=torch.channels_last_3d)
+        x = self.stem(x) + features[0].unsqueeze(2)  # (B, C0, T/2, Y/2, X/2)
+        skips = []
+        for block, down, feature in zip(self.encoder, self.down, features[1:]):
+            x = block(x)
+            skips.append(x)
+            x = down(F.relu(x)) + feature.unsqueeze(2)
+        for block in self.bottom:
+            x = block(x)
+        for up, block, skip in zip(reversed(self.up), reversed(self.decoder), reversed(skips)):
+            x = block(skip + up(F.relu(x)))
+        return depth_to_space(self.head(F.relu(x)), self.stride)
+
+
+class UNet3D(nn.Module):
+    """Predicts the clean movie from its noisy neighbourhood, all in units of the noise.
+
+    The movie enters as (movie - mean) / noise; its context as static images (see `denoise.context`). The prediction is
+    moving + static * standard_error, where standard_error is that of the temporal mean in the same units: the 2-D
+    network cleans the mean, the 3-D one follows what changes.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.context, self.movie = ContextNet(config), MovieNet(config)
+        # start from "the movie is its mean": zero heads
+        nn.init.zeros_(self.context.static.weight)
+        nn.init.zeros_(self.movie.head.weight)
+
+    def forward(self, residual: Tensor, images: Tensor, standard_error: Tensor) -> Tensor:
+        """(B, 1, T, Y, X), (B, K, Y, X), (B, 1, Y, X) -> (B, 1, T, Y, X); any sizes."""
+        features, static = self.encode(images)
+        return self.decode(residual, features) + (static * standard_error).unsqueeze(2)
+
+    def encode(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Context of the whole movie, once: features of each level, padded to the grid, and static (B, 1, Y, X).
+
+        In float32 always: these images hold values up to thousands of noise units, and cost next to nothing.
+        """
+        *_, height, width = images.shape
+        with torch.autocast(images.device.type, enabled=False):
+            features, static = self.context(pad_to_grid(images.float(), self.config.grid[1:], "replicate"))
+        return features, static[..., :height, :width]
+
+    def decode(self, residual: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """What moves: (B, 1, T, Y, X) with the features of the same Y, X region -> (B, 1, T, Y, X) float32."""
+        *_, time, height, width = residual.shape
+        moving = self.movie(pad_to_grid(residual, self.config.grid, "constant"), features)
+        return moving[..., :time, :height, :width].float()
+
+
+def pad_to_grid(x: Tensor, grid: Sequence[int], mode: str) -> Tensor:
+    """Pad the last axes at their ends to whole multiples of the grid."""
+    missing = [-size % step for size, step in zip(x.shape[-len(grid) :], grid)]
+    if not any(missing):
+        return x
+    return F.pad(x, [n for m in reversed(missing) for n in (0, m)], mode=mode)
+
+
+def save_model(path: Path, model: UNet3D, record: dict[str, Any]) -> None:
+    """Write a checkpoint: config, weights (float32) and the training record (plain values)."""
+    weights = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
+    torch.save({"config": asdict(model.config), "model": weights, "record": record}, path)
+
+
+def load_model(path: Path, device: torch.device) -> UNet3D:
+    """The network of a checkpoint, ready to predict. Raises ModelError; never runs code from the file."""
+    checkpoint = read_checkpoint(path)
+    try:
+        config = UNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in checkpoint["config"].items()})
+        model = UNet3D(config)
+        model.load_state_dict(checkpoint["model"], strict=True)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{path}: expected a checkpoint of this network, found another ({reason}); "
+                         "use weights made by training.train of this version") from error
+    return model.eval().requires_grad_(False).to(device)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The checkpoint's dictionary, by torch's safe loader alone."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: no such weights file; give one by --weights") from error
+    except OSError as error:
+        raise ModelError(f"{path}: cannot read the weights ({error.strerror}); check the file and its permissions") from error
+    except Exception as error:  # the unpickler raises whatever a damaged or hostile file makes it raise
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ModelError(f"{path}: not a safe, complete checkpoint ({reason}); it was refused and nothing unsafe was "
+                         "tried instead: download or train the weights again") from error
+    if not isinstance(checkpoint, dict) or not {"config", "model"} <= checkpoint.keys():
+        raise ModelError(f"{path}: expected a checkpoint with 'config' and 'model', found {type(checkpoint).__name__} "
+                         "without them; use weights made by training.train")
+    return checkpoint
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,71 @@
+"""Noisy movies to train on: an endless, seeded stream of simulated ones, or the files of a folder.
+
+Every item is one recording (T, Y, X), float16, percentile-normalized by the code that inference uses. Clean truth is
+never made here: the simulator hands out recordings only.
+"""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from denoise.movies import open_movie
+from denoise.normalization import Percentiles
+from simulation import random_recording
+
+LENGTHS = (64, 700)  # frames of a simulated recording, drawn log-uniformly
+SIZES = (96, 160)  # pixels of its sides
+CHUNK = 512  # frames of a file that make one item
+
+
+def normalized(frames: np.ndarray) -> Tensor:
+    """(T, Y, X) as recorded -> float16, by its own 3rd and 97th percentile."""
+    percentiles = Percentiles(frames.dtype, frames.size)
+    percentiles.update(frames)
+    return torch.from_numpy(percentiles.result((3.0, 97.0)).normalize(frames)).half()
+
+
+class SimulatedRecordings(Dataset[Tensor]):
+    """Item i of a seed is always the same recording. Seeds of the evaluation's scenes are not among them."""
+
+    def __init__(self, seed: int, length: int) -> None:
+        self.seed, self.length = seed, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Tensor:
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, index]))
+        frames = int(np.exp(rng.uniform(*np.log(LENGTHS))))
+        height, width = (int(n) for n in rng.integers(SIZES[0], SIZES[1] + 1, 2))
+        return normalized(random_recording(rng, frames, (height, width)))
+
+
+class FileRecordings(Dataset[Tensor]):
+    """The movies of a glob pattern in chunks of CHUNK frames, in a seeded random order, over and over."""
+
+    def __init__(self, pattern: str, seed: int, length: int) -> None:
+        self.seed, self.length = seed, length
+        self.chunks: list[tuple[Path, int, int]] = []
+        for name in sorted(glob.glob(pattern, recursive=True)):
+            with open_movie(Path(name)) as movie:
+                frames = movie.info.shape[0]
+            starts = range(0, max(1, frames - CHUNK // 2), CHUNK)
+            self.chunks += [(Path(name), start, min(frames, start + CHUNK)) for start in starts]
+        if not self.chunks:
+            raise FileNotFoundError(f"{pattern}: expected movies to train on, found no file; quote the pattern")
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Tensor:
+        epoch, position = divmod(index, len(self.chunks))
+        order = np.random.default_rng(np.random.SeedSequence([self.seed, epoch])).permutation(len(self.chunks))
+        path, start, stop = self.chunks[order[position]]
+        with open_movie(path) as movie:
+            return normalized(movie.read(start, stop))

@@ -1,0 +1,312 @@
+"""Train the network by Noise2Void: `python -m training.train --simulate --steps 20000 --out my.pth`.
+
+One story: a pool of noisy recordings on the device, refreshed all the time; a batch of crops, each taken as a small
+movie of its own (its context computed without the hidden voxels); one step; a moving average of the weights is what
+is saved. Sources: Noise2Void (Krull et al., CVPR 2019); AdamW (Loshchilov and Hutter, ICLR 2019).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import math
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from denoise.blindspot import Sample, correlated_axes, loss_of, make_sample
+from model import UNet3D, UNetConfig, load_model, save_model
+from training.recordings import FileRecordings, SimulatedRecordings
+
+# (frames, side) of a patch and how often it is drawn: long ones teach dynamics, short ones the movies of few frames
+PATCHES = (((128, 64), 0.62), ((64, 96), 0.2), ((16, 96), 0.08), ((4, 96), 0.05), ((2, 96), 0.02), ((1, 128), 0.03))
+WARM_UP = 300  # steps
+AVERAGING = 0.999  # decay of the moving average of the weights
+CLIP = 1.0  # norm of the gradient
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the result of a training, apart from its data."""
+
+    seed: int = 0
+    steps: int | None = None  # either of steps and minutes ends the training
+    minutes: float | None = None
+    batch: int = 8  # patches of 128 x 64 x 64, or as many voxels in others
+    rate: float = 1e-3
+    pool: int = 24  # recordings held at a time
+    refresh: int = 4  # steps between two new recordings
+    network: UNetConfig = field(default_factory=UNetConfig)
+
+
+class Pool:
+    """Recordings on the device, the oldest replaced by the next of the stream."""
+
+    def __init__(self, stream: Iterator[Tensor], size: int, device: torch.device) -> None:
+        self.stream, self.device, self.next = stream, device, 0
+        self.movies: list[Tensor] = []
+        self.correlated: list[tuple[bool, bool]] = []
+        for _ in range(size):
+            self.refresh()
+
+    def refresh(self, size: int | None = None) -> None:
+        movie = next(self.stream).to(self.device)
+        axes = correlated_axes(movie[:64].float())
+        if size is None:
+            self.movies.append(movie)
+            self.correlated.append(axes)
+            return
+        self.movies[self.next], self.correlated[self.next] = movie, axes
+        self.next = (self.next + 1) % size
+
+
+def crop(movie: Tensor, patch: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, int]:
+    """A random part of a recording, taken as a movie of its own, and where the patch starts in it.
+
+    movie (T, Y, X) -> (T', side, side) with T' from the patch's frames to T, flipped and turned at random.
+    """
+    frames, side = patch
+    draw = lambda n: int(torch.randint(max(1, n), (1,), generator=generator))  # noqa: E731
+    longest = movie.shape[0]
+    share = float(torch.rand(1, generator=generator))
+    length = longest if share < 0.5 else round(frames * (longest / frames) ** (2 * share - 1))
+    length = min(longest, max(frames, length))
+    first = draw(longest - length + 1)
+    y, x = (draw(size - side + 1) for size in movie.shape[1:])
+    part = movie[first : first + length, y : y + side, x : x + side].float()
+    flips = [axis for axis in range(3) if draw(2)]  # time too: the network may not rely on the arrow of time
+    part = part.flip(flips) if flips else part
+    return part, draw(length - frames + 1)
+
+
+def batch_of(pool: Pool, patch: tuple[int, int], count: int, generator: torch.Generator, noise: torch.Generator) -> Sample:
+    """Count samples, stacked: every field gains a leading batch axis."""
+    samples = []
+    for _ in range(count):
+        movie, axes = fitting(pool, patch, generator)
+        part, start = crop(movie, patch, generator)
+        if int(torch.randint(2, (1,), generator=generator)):
+            part, axes = part.transpose(1, 2), (axes[1], axes[0])
+        samples.append(make_sample(part, start, patch[0], axes, noise))
+    return Sample(*(torch.stack([getattr(s, name) for s in samples]) for name in Sample.__dataclass_fields__))
+
+
+def fitting(pool: Pool, patch: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, tuple[bool, bool]]:
+    """A random recording that holds the patch."""
+    for index in torch.randperm(len(pool.movies), generator=generator).tolist():
+        movie = pool.movies[index]
+        if movie.shape[0] >= patch[0] and min(movie.shape[1:]) >= patch[1]:
+            return movie, pool.correlated[index]
+    raise ValueError(f"no recording holds a patch of {patch[0]} frames of {patch[1]} x {patch[1]} pixels")
+
+
+def usable_patches(pool: Pool) -> list[tuple[tuple[int, int], float]]:
+    """The patches that some recording of the pool can hold, smaller sides where the movies are small."""
+    side = max(min(m.shape[1:]) for m in pool.movies)
+    frames = max(m.shape[0] for m in pool.movies)
+    return [((min(t, frames), min(s, side)), share) for (t, s), share in PATCHES]
+
+
+class Trainer:
+    """State of a training: the network, its average, the optimizer, and where it stands."""
+
+    def __init__(self, plan: Plan, device: torch.device, start: UNet3D | None = None) -> None:
+        torch.manual_seed(plan.seed)
+        self.plan, self.device = plan, device
+        self.model = (start or UNet3D(plan.network)).to(device).train().requires_grad_(True)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), plan.rate, weight_decay=1e-4, betas=(0.9, 0.99))
+        self.generator = torch.Generator().manual_seed(plan.seed)
+        self.noise = torch.Generator(device).manual_seed(plan.seed)
+        self.step, self.seconds = 0, 0.0
+
+    def progress(self) -> float:
+        """Share of the training that is done, 0 to 1."""
+        by_steps = self.step / self.plan.steps if self.plan.steps else 0.0
+        by_time = self.seconds / (60 * self.plan.minutes) if self.plan.minutes else 0.0
+        return max(by_steps, by_time)
+
+    def train_step(self, pool: Pool, patches: list[tuple[tuple[int, int], float]]) -> Tensor:
+        """One step on a fresh batch; returns the loss (a scalar on the device)."""
+        shares = torch.tensor([share for _, share in patches])
+        patch = patches[int(torch.multinomial(shares, 1, generator=self.generator))][0]
+        count = max(1, min(4 * self.plan.batch, self.plan.batch * 128 * 64 * 64 // (max(16, patch[0]) * patch[1] ** 2)))
+        sample = batch_of(pool, patch, count, self.generator, self.noise)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.rate * min(1, (self.step + 1) / WARM_UP) * schedule(self.progress())
+        with torch.autocast(self.device.type, torch.bfloat16):
+            prediction = self.model(sample.residual, sample.images, sample.standard_error)
+        loss = loss_of(prediction, sample.target, sample.scored)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.optimizer.step()
+        decay = min(AVERAGING, (self.step + 1) / (self.step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        self.step += 1
+        return loss.detach()
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generators": [self.generator.get_state(), self.noise.get_state()],
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for generator, saved in zip((self.generator, self.noise), state["generators"]):
+            generator.set_state(saved)
+        self.step, self.seconds = state["step"], state["seconds"]
+
+
+def schedule(progress: float) -> float:
+    """Learning rate over its maximum: a half cosine that ends at zero."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def train(trainer: Trainer, data: str | None, out: Path, workers: int) -> None:
+    """Train to the end of the plan, or until interrupted; leaves the weights, the log, its curve and a state to resume."""
+    plan, state_path = trainer.plan, out.with_suffix(".state")
+    if state_path.exists():
+        trainer.restore(torch.load(state_path, map_location=trainer.device, weights_only=True))
+        print(f"resumed at step {trainer.step}", flush=True)
+    stop = catch_interrupts()
+    pool = Pool(stream(plan, data, trainer.step, workers), plan.pool, trainer.device)
+    patches = usable_patches(pool)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    losses, began, spent = [], time.monotonic(), trainer.seconds
+    with open(out.with_suffix(".csv"), "a", newline="") as file:
+        log = csv.writer(file)
+        while trainer.progress() < 1 and not stop:
+            losses.append(trainer.train_step(pool, patches))
+            if trainer.step % plan.refresh == 0:
+                pool.refresh(plan.pool)
+            trainer.seconds = spent + time.monotonic() - began
+            if len(losses) == 100 or trainer.progress() >= 1:
+                loss = float(torch.stack(losses).mean())
+                losses = []
+                log.writerow([trainer.step, f"{trainer.seconds:.1f}", f"{loss:.6f}"])
+                file.flush()
+                print(f"step {trainer.step}  {trainer.seconds:.0f} s  {100 * trainer.progress():.1f}%  loss {loss:.5f}", flush=True)
+            if trainer.step % 1000 == 0:
+                save(trainer, data, out, state_path)
+    save(trainer, data, out, state_path)
+    if trainer.progress() >= 1:
+        state_path.unlink()
+    draw_curve(out.with_suffix(".csv"), out.with_suffix(".png"))
+
+
+def stream(plan: Plan, data: str | None, step: int, workers: int) -> Iterator[Tensor]:
+    """Recordings in the seed's order, from where the step stands, made by worker processes."""
+    skipped = step // plan.refresh
+    endless = 1 << 40
+    dataset = FileRecordings(data, plan.seed, endless) if data else SimulatedRecordings(plan.seed, endless)
+    loader = DataLoader(dataset, batch_size=None, sampler=range(skipped, endless), num_workers=workers,
+                        prefetch_factor=2 if workers else None, worker_init_fn=one_thread)  # fmt: skip
+    return iter(loader)
+
+
+def one_thread(_: int) -> None:
+    """Worker processes share the cores: one thread each, and Ctrl-C is the main process's alone."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def catch_interrupts() -> list[int]:
+    """A list that is empty until the first SIGINT or SIGTERM: the step is finished and the state saved."""
+    caught: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda n, _: caught.append(n))
+    return caught
+
+
+def save(trainer: Trainer, data: str | None, out: Path, state_path: Path) -> None:
+    """The averaged weights with their record, and the state to resume from; each appears when complete."""
+    record = {
+        "plan": asdict(trainer.plan),
+        "step": trainer.step,
+        "seconds": round(trainer.seconds),
+        "data": data or "simulation.random_recording",
+        "device": torch.cuda.get_device_name() if trainer.device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "commit": git_commit(),
+    }
+    for path, write in ((out, lambda p: save_model(p, trainer.average, record)),
+                        (state_path, lambda p: torch.save(trainer.state(), p))):  # fmt: skip
+        partial = path.with_name(f".{path.name}.part")
+        write(partial)
+        os.replace(partial, path)
+
+
+def git_commit() -> str:
+    """The commit that is checked out, or "unknown" outside a repository."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def draw_curve(log: Path, picture: Path) -> None:
+    """Loss over steps as a PNG."""
+    from matplotlib.figure import Figure
+
+    with open(log, newline="") as file:
+        rows = [(int(step), float(loss)) for step, _, loss in csv.reader(file)]
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*rows), lw=1)
+    axes.set(xlabel="step", ylabel="blind-spot loss (noise variances)", yscale="log")
+    figure.savefig(picture, dpi=120)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__.splitlines()[0])
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--movies", metavar="PATTERN", help='recordings to train on, e.g. "folder/**/*.tif"')
+    data.add_argument("--simulate", action="store_true", help="train on simulated recordings")
+    parser.add_argument("--out", type=Path, required=True, help="weights to write; .csv, .png and .state go beside them")
+    parser.add_argument("--minutes", type=float, help="end after so long")
+    parser.add_argument("--steps", type=int, help="end after so many steps")
+    parser.add_argument("--weights", type=Path, help="start from these weights")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="processes that make recordings")
+    defaults = Plan()
+    for name in ("seed", "batch", "rate", "pool", "refresh"):
+        value = getattr(defaults, name)
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default {value}")
+    parser.add_argument("--channels", type=int, nargs="+", default=defaults.network.channels, help="of the 3-D U-Net, by level")
+    options = parser.parse_args(arguments)
+    if options.minutes is None and options.steps is None:
+        parser.error("one of --minutes and --steps is needed")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    device = torch.device(options.device)
+    start = load_model(options.weights, device) if options.weights else None
+    network = start.config if start else replace(UNetConfig(), channels=tuple(options.channels))
+    plan = Plan(options.seed, options.steps, options.minutes, options.batch, options.rate, options.pool, options.refresh, network)
+    train(Trainer(plan, device, start), options.movies, options.out, options.workers)
+
+
+if __name__ == "__main__":
+    main()
