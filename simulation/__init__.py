@@ -1,0 +1,25 @@
+"""Synthetic two-photon calcium movies with known truth: scenes (scene.py) and noise (noise.py); numpy and scipy only."""
+
+from simulation.noise import LEVELS, digitize, drop_rows, noisy, random_recording
+from simulation.scene import (
+    DIFFERENT_KINDS,
+    FIRST_EVALUATION_SEED,
+    Scene,
+    challenge_scene,
+    different_scene,
+    random_scene,
+)
+
+__all__ = [
+    "DIFFERENT_KINDS",
+    "FIRST_EVALUATION_SEED",
+    "LEVELS",
+    "Scene",
+    "challenge_scene",
+    "different_scene",
+    "digitize",
+    "drop_rows",
+    "noisy",
+    "random_recording",
+    "random_scene",
+]

@@ -1,0 +1,182 @@
+"""What a field of view holds: somata, processes, neuropil and vessels as images, one per independent source.
+
+Everything is drawn at random from a Generator on a canvas of shape (Y, X), in pixels, with non-negative float32
+brightness. Sources: textbook cortex as two-photon microscopes show it (dark nuclei, thin bright processes, dark
+vessels); no recording is copied.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from scipy.signal import lfilter
+
+Image = NDArray[np.float32]
+Shape = tuple[int, int]
+
+
+def smooth_field(rng: np.random.Generator, shape: Shape, scale: float) -> Image:
+    """A Gaussian random field (Y, X) of mean about 0 and variance 1 that varies over `scale` pixels."""
+    rows, columns = (_bumps(rng, length, scale) for length in shape)  # (Y, N), (X, M)
+    knots = rng.standard_normal((rows.shape[1], columns.shape[1]), dtype=np.float32)  # (N, M)
+    return (rows @ knots @ columns.T).astype(np.float32)  # (Y, X)
+
+
+def _bumps(rng: np.random.Generator, length: int, scale: float) -> Image:
+    """Gaussian bumps on a randomly shifted grid: (length, N), each row of unit norm."""
+    centres = np.arange(-3 * scale, length + 3 * scale, scale) + rng.uniform(0, scale)
+    distance = np.arange(length)[:, None] - centres[None]  # (length, N)
+    bumps = np.exp(-(distance**2) / (2 * scale**2))
+    return (bumps / np.linalg.norm(bumps, axis=1, keepdims=True)).astype(np.float32)
+
+
+def curves(
+    rng: np.random.Generator, starts: np.ndarray, angles: np.ndarray, steps: int, bend: float
+) -> np.ndarray:
+    """Random smooth paths of half-pixel steps: (N, steps, 2) positions (y, x) from starts (N, 2), angles (N,)."""
+    kicks = rng.normal(0, bend * 0.006, (len(starts), steps))
+    turn = lfilter([1.0], [1.0, -0.97], kicks, axis=1)  # curvature that forgets within 30 steps: no spirals
+    heading = angles[:, None] + np.cumsum(turn, axis=1)
+    moves = 0.5 * np.stack([np.sin(heading), np.cos(heading)], axis=-1)  # (N, steps, 2)
+    return starts[:, None] + np.cumsum(moves, axis=1)
+
+
+def paint(paths: np.ndarray, weights: np.ndarray, owners: np.ndarray, count: int, shape: Shape) -> Image:
+    """Drop weights (N, S) at paths (N, S, 2) into `count` images; path n goes to image owners[n]: (count, Y, X)."""
+    y, x = np.rint(paths[..., 0]).astype(int), np.rint(paths[..., 1]).astype(int)
+    inside = (y >= 0) & (y < shape[0]) & (x >= 0) & (x < shape[1])
+    flat = (owners[:, None] * shape[0] + y) * shape[1] + x
+    total = np.bincount(flat[inside], weights[inside], count * shape[0] * shape[1])
+    return total.reshape(count, *shape).astype(np.float32)
+
+
+def blur(images: Image, psf: Sequence[float]) -> Image:
+    """Blur each image of (N, Y, X) by the microscope's point spread, standard deviations (y, x) in pixels."""
+    return gaussian_filter(images, (0, *psf), mode="constant", truncate=3.0)
+
+
+def _soft_step(inside: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(4 * inside, -30, 30)))
+
+
+def soma(
+    rng: np.random.Generator, shape: Shape, centre: np.ndarray, radius: float, edge: float
+) -> tuple[Image, Image]:
+    """One cell body cut by the focal plane: its brightness (bright ring, dark nucleus) and its filled outline.
+
+    edge: blur of the outline in pixels. Both images are (Y, X), 0 to about 1.
+    """
+    depth = rng.uniform(-0.8, 0.8)  # of the focal plane below the cell's centre, in radii
+    yy, xx = np.indices(shape, dtype=np.float32)
+    angle, squeeze = rng.uniform(0, np.pi), rng.uniform(0.75, 1.0)
+    dy, dx = yy - centre[0], xx - centre[1]
+    along, across = dy * np.cos(angle) + dx * np.sin(angle), dx * np.cos(angle) - dy * np.sin(angle)
+    theta = np.arctan2(across, along)
+    lobes = sum(rng.normal(0, 0.05) * np.cos(k * theta + rng.uniform(0, 6.3)) for k in (2, 3, 4))
+    outline = radius * np.sqrt(1 - depth**2) * (1 + lobes)
+    distance = np.hypot(along, across / squeeze)
+    body = _soft_step((outline - distance) / edge)
+    nuclear = radius * np.sqrt(max(rng.uniform(0.5, 0.72) ** 2 - depth**2, 0))
+    shift = rng.uniform(-0.12, 0.12, 2) * radius
+    distance = np.hypot(along - shift[0], across / squeeze - shift[1])
+    nucleus = _soft_step((nuclear - distance) / edge) * rng.uniform(0.55, 0.95) if nuclear > 0.5 else 0
+    texture = np.exp(0.15 * smooth_field(rng, shape, 2.0))
+    return (body * (1 - nucleus) * texture).astype(np.float32), body.astype(np.float32)
+
+
+def somata(
+    rng: np.random.Generator, shape: Shape, centres: np.ndarray, radii: np.ndarray, edge: float
+) -> tuple[Image, Image]:
+    """Cell bodies at centres (N, 2): brightness (N, Y, X) and the filled outlines (N, Y, X)."""
+    bright = np.zeros((len(centres), *shape), np.float32)  # (N, Y, X)
+    filled = np.zeros_like(bright)
+    for n, (centre, radius) in enumerate(zip(centres, radii, strict=True)):
+        reach = 1.4 * radius + 3 * edge
+        low = np.maximum(np.floor(centre - reach), 0).astype(int)
+        high = np.minimum(np.ceil(centre + reach), shape).astype(int)
+        if np.any(high <= low):
+            continue
+        window = (n, slice(low[0], high[0]), slice(low[1], high[1]))
+        size = (int(high[0] - low[0]), int(high[1] - low[1]))
+        bright[window], filled[window] = soma(rng, size, centre - low, float(radius), edge)
+    return bright, filled
+
+
+def scatter(rng: np.random.Generator, shape: Shape, count: int, spacing: float) -> np.ndarray:
+    """Centres (N, 2) at random, N <= count, no two closer than `spacing` pixels; some lie just outside."""
+    border = spacing / 2
+    centres: list[np.ndarray] = []
+    for candidate in rng.uniform(-border, np.array(shape) + border, (6 * count, 2)):
+        if all(np.hypot(*(candidate - other)) >= spacing for other in centres):
+            centres.append(candidate)
+        if len(centres) == count:
+            break
+    return np.array(centres).reshape(-1, 2)
+
+
+def dendrites(rng: np.random.Generator, shape: Shape, centres: np.ndarray, radius: float) -> Image:
+    """Three to six tapering processes around each centre, unblurred: (N, Y, X)."""
+    if not len(centres):
+        return np.zeros((0, *shape), np.float32)
+    owners = np.repeat(np.arange(len(centres)), rng.integers(2, 6, len(centres)))
+    angles = rng.uniform(0, 2 * np.pi, len(owners))
+    starts = centres[owners] + 0.8 * radius * np.stack([np.sin(angles), np.cos(angles)], 1)
+    steps = int(rng.uniform(8, 16) * radius)
+    paths = curves(rng, starts, angles, steps, bend=0.6)
+    taper = np.exp(-np.arange(steps) / (rng.uniform(0.2, 0.6, (len(owners), 1)) * steps))
+    return paint(paths, 0.5 * taper, owners, len(centres), shape)
+
+
+def axons(rng: np.random.Generator, shape: Shape, count: int, boutons: float, bundle: float) -> Image:
+    """Thin long processes with bright boutons, unblurred: (count, Y, X).
+
+    boutons: their brightness over the shaft's; bundle: 0 for any direction, 1 for one common direction.
+    """
+    steps = 2 * int(rng.uniform(0.5, 1.3) * max(shape)) + 8
+    common = rng.uniform(0, 2 * np.pi)
+    angles = common + (1 - bundle) * rng.uniform(-np.pi, np.pi, count)
+    middle = rng.uniform(0, 1, (count, 2)) * shape
+    starts = middle - 0.25 * steps * np.stack([np.sin(angles), np.cos(angles)], 1)
+    paths = curves(rng, starts, angles, steps, bend=0.5)
+    weights = np.exp(0.3 * np.cumsum(rng.normal(0, 0.15, (count, steps)), axis=1).clip(-4, 4))
+    swelling = rng.random((count, steps)) < rng.uniform(0.02, 0.08)  # a bouton every 6 to 25 pixels
+    swelling = gaussian_filter(swelling.astype(np.float32), (0, 1.6)) * 4
+    return paint(paths, weights * (0.4 + boutons * swelling), np.arange(count), count, shape)
+
+
+def mesh(rng: np.random.Generator, shape: Shape, psf: Sequence[float]) -> Image:
+    """The static texture of neuropil, (Y, X), mean about 1: a felt of unresolved fibres over cloudy density."""
+    count = max(4, int(np.prod(shape) / 12))
+    starts = rng.uniform(-10, 10, (count, 2)) + rng.uniform(0, 1, (count, 2)) * shape
+    paths = curves(rng, starts, rng.uniform(0, 2 * np.pi, count), 40, bend=1.5)
+    weights = np.repeat(rng.lognormal(0, 0.9, (count, 1)), 40, axis=1)
+    felt = blur(paint(paths, weights, np.zeros(count, int), 1, shape), psf)[0]
+    clouds = np.exp(0.15 * smooth_field(rng, shape, 5.0) + 0.2 * smooth_field(rng, shape, 20.0))
+    return (0.4 + 0.6 * felt / max(float(felt.mean()), 1e-6)) * clouds
+
+
+def vessels(rng: np.random.Generator, shape: Shape, count: int, width: float) -> Image:
+    """Transmission (Y, X), 0 to 1: `count` dark, curved vessels of about `width` pixels, some out of focus."""
+    light = np.ones(shape, np.float32)
+    yy, xx = np.indices(shape, dtype=np.float32)
+    for _ in range(count):
+        start = rng.uniform(0, 1, (1, 2)) * shape
+        heading = rng.uniform(0, 2 * np.pi, 1)
+        long = int(0.7 * max(shape)) + 2
+        ways = [curves(rng, start, heading + turn, 2 * long, bend=0.25)[0, ::4] for turn in (0, np.pi)]
+        way = np.concatenate(ways)  # (N, 2)
+        distance = np.full(shape, np.inf, np.float32)
+        for y, x in way:
+            np.minimum(distance, (yy - y) ** 2 + (xx - x) ** 2, out=distance)
+        radius, edge = width * rng.uniform(0.3, 0.8), rng.uniform(0.7, 2.5)
+        light *= 1 - rng.uniform(0.7, 0.99) * _soft_step((radius - np.sqrt(distance)) / edge)
+    return light
+
+
+def vignette(rng: np.random.Generator, shape: Shape, strength: float) -> Image:
+    """Uneven illumination (Y, X): 1 at a bright spot near the centre, about 1 - strength in the far corners."""
+    centre = (0.5 + rng.uniform(-0.2, 0.2, 2)) * shape
+    yy, xx = np.indices(shape, dtype=np.float32)
+    distance = np.hypot((yy - centre[0]) / shape[0], (xx - centre[1]) / shape[1]) / 0.7
+    return (1 - strength * np.clip(distance, 0, 1) ** 2).astype(np.float32)
