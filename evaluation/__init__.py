@@ -1,1 +1,1 @@
-"""How well a movie was denoised: the challenge's score, baselines without a network, the demo and the benchmark."""
+"""How well a movie was denoised: the challenge's score, baselines, the demo and the benchmark."""

@@ -6,8 +6,8 @@ For the clean movie y and the output x, both (T, Y, X), with neither centred nor
     tSNR  = mean over pixels of 10 log10(sum_t  y^2 / sum_t  (y - x)^2)
     stSNR = (sSNR + tSNR) / 2
 
-sPSNR, tPSNR and stPSNR replace the numerator by R^2 and the denominator by the mean squared error, with R = P97 - P3 of the
-whole clean movie. Since y is not centred, an offset or a gain that was not undone exactly costs score.
+sPSNR, tPSNR and stPSNR replace the numerator by R^2 and the denominator by the mean squared error, with
+R = P97 - P3 of the whole clean movie. As y is not centred, an offset or a gain that was not undone costs score.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ def score(clean: np.ndarray, output: np.ndarray) -> dict[str, float]:
         output: denoised movie of the same shape, in the same intensity units.
 
     Returns:
-        ssnr, tsnr, stsnr, spsnr, tpsnr, stpsnr, and for the four means the standard deviation over frames (ssnr_std,
-        spsnr_std) or pixels (tsnr_std, tpsnr_std). A frame or pixel without error counts as infinite, so a perfect output
-        scores inf (its standard deviation is nan). Frames and pixels where the truth is zero throughout have no SNR (0 / error
-        is minus infinity however good the output) and are left out of the SNR means; the PSNR keeps them. NaN in gives NaN out.
+        ssnr, tsnr, stsnr, spsnr, tpsnr, stpsnr, and for the four means the standard deviation over frames
+        (ssnr_std, spsnr_std) or pixels (tsnr_std, tpsnr_std).
+        A frame or pixel without error is infinite, so a perfect output scores inf (standard deviation nan).
+        Frames and pixels where the truth is zero throughout have no SNR (0 / error is minus infinity however
+        good the output) and are left out of the SNR means; the PSNR keeps them. NaN in gives NaN out.
 
     Raises:
         ValueError: the shapes differ or are not (T, Y, X).
@@ -73,7 +74,7 @@ def _power(clean: np.ndarray, output: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _mean_decibel(signal: np.ndarray, error: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of 10 log10(signal / error); (nan, nan) where there is nothing to average."""
+    """Mean and standard deviation of 10 log10(signal / error); nan where there is nothing to average."""
     if not signal.size:
         return float("nan"), float("nan")
     with np.errstate(divide="ignore", invalid="ignore"):

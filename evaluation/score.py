@@ -1,4 +1,4 @@
-"""Command line: score a denoised movie against the clean one (`python -m evaluation.score clean.tif output.tif`)."""
+"""Score a denoised movie against the clean one (`python -m evaluation.score clean.tif output.tif`)."""
 
 from __future__ import annotations
 

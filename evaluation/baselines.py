@@ -1,0 +1,151 @@
+"""Denoisers without a network, to measure ours against, and their tuning with the truth in hand.
+
+Each takes a movie (T, Y, X) of any real dtype and returns float32 of the same shape in the same units.
+`tune` finds the parameters that score best against the truth, which no user could do: a baseline is shown
+at the best it can give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from scipy.ndimage import gaussian_filter, uniform_filter1d
+
+TRUNCATE = 3.0  # standard deviations at which a Gaussian kernel is cut
+
+
+def raw(movie: np.ndarray) -> np.ndarray:
+    """The movie as it is: what doing nothing scores."""
+    return movie.astype(np.float32)
+
+
+def temporal_mean(movie: np.ndarray) -> np.ndarray:
+    """The whole movie's mean image in place of every frame."""
+    mean = movie.mean(axis=0, dtype=np.float64).astype(np.float32)  # (Y, X)
+    return np.broadcast_to(mean, movie.shape).copy()
+
+
+def moving_average(movie: np.ndarray, width: int = 63) -> np.ndarray:
+    """Mean over `width` frames centred on each one; at the ends over those of them that exist."""
+    inside = uniform_filter1d(np.ones(len(movie)), width, mode="constant")  # (T,)
+    total = uniform_filter1d(movie.astype(np.float32), width, axis=0, mode="constant")
+    return total / inside[:, None, None].astype(np.float32)
+
+
+def gaussian(movie: np.ndarray, frames: float, rows: float, columns: float) -> np.ndarray:
+    """Gaussian filter; standard deviations in frames and pixels, mirrored ends."""
+    return gaussian_filter(
+        movie.astype(np.float32), (frames, rows, columns), mode="reflect", truncate=TRUNCATE
+    )
+
+
+def mean_plus_gaussian(
+    movie: np.ndarray, frames: float, pixels: float, weight: float, static: float
+) -> np.ndarray:
+    """Temporal mean, smoothed by `static` pixels, plus `weight` times the Gaussian filter of the rest."""
+    mean = movie.mean(axis=0, dtype=np.float64).astype(np.float32)  # (Y, X)
+    rest = gaussian(movie - mean, frames, pixels, pixels)
+    return gaussian_filter(mean, static, truncate=TRUNCATE) + np.float32(weight) * rest
+
+
+def local_pca(
+    movie: np.ndarray, static: float = 0.7, noise: tuple[float, float] | None = None, block: int = 16
+) -> np.ndarray:
+    """Low-rank movie in each block of block x block pixels, blocks overlapping by half and blended.
+
+    The mean image, smoothed by `static` pixels, is set apart. The rest is divided by the noise's standard
+    deviation, which makes the noise white, and in each block the singular values are shrunk as is best for the
+    mean squared error in white noise. noise: (gain, read variance) where they are known; estimated otherwise.
+    """
+    mean = movie.mean(axis=0, dtype=np.float64).astype(np.float32)  # (Y, X)
+    smooth = gaussian_filter(mean, static, truncate=TRUNCATE)
+    gain, read_variance = noise or estimate_noise(movie)
+    deviation = np.sqrt(np.maximum(gain * smooth + read_variance, 1e-6 * (1 + abs(gain * smooth).max())))
+    white = (movie - mean) / deviation  # (T, Y, X)
+    window = np.minimum(np.arange(1, block + 1), np.arange(block, 0, -1)).astype(np.float32)
+    total, weight = np.zeros_like(white), np.zeros(movie.shape[1:], np.float32)
+    for y in _starts(movie.shape[1], block):
+        for x in _starts(movie.shape[2], block):
+            patch = white[:, y : y + block, x : x + block]
+            fade = np.outer(window[: patch.shape[1]], window[: patch.shape[2]])
+            low_rank = shrink_singular_values(patch.reshape(len(patch), -1)).reshape(patch.shape)
+            total[:, y : y + block, x : x + block] += fade * low_rank
+            weight[y : y + block, x : x + block] += fade
+    return smooth + total * (deviation / weight)
+
+
+def _starts(size: int, block: int) -> list[int]:
+    """Starts of blocks that overlap by half and cover range(size); the last one ends with it."""
+    last = max(size - block, 0)
+    return [*range(0, last, block // 2), last]
+
+
+def shrink_singular_values(matrix: np.ndarray) -> np.ndarray:
+    """Estimate, of least mean squared error, of a low-rank matrix (m, n) seen in white noise of variance 1.
+
+    Gavish & Donoho, "Optimal shrinkage of singular values", IEEE Trans. Inf. Theory 63 (2017), equation 7.
+    """
+    short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T  # (m, n), m <= n
+    m, n = short.shape
+    beta = m / n
+    squares, vectors = np.linalg.eigh(short @ short.T / n)  # of the singular values over sqrt(n)
+    signal = squares > (1 + np.sqrt(beta)) ** 2
+    squares, vectors = squares[signal], vectors[:, signal]  # (r,), (m, r)
+    factor = np.sqrt((squares - beta - 1) ** 2 - 4 * beta) / squares  # shrunk over observed singular value
+    estimate = (vectors * factor) @ (vectors.T @ short)
+    return estimate if short is matrix else estimate.T
+
+
+def estimate_noise(movie: np.ndarray) -> tuple[float, float]:
+    """(gain, read variance) of noise variance = gain * mean + read variance, by a line through all pixels.
+
+    A pixel's noise variance is half that of its frame differences: signal faster than a frame counts as noise.
+    """
+    if len(movie) < 2:
+        return 0.0, 0.0
+    mean = movie.mean(axis=0, dtype=np.float64).ravel()  # (Y * X,)
+    variance = np.var(np.diff(movie.astype(np.float32), axis=0), axis=0, dtype=np.float64).ravel() / 2
+    gain = np.cov(mean, variance)[0, 1] / max(mean.var(), 1e-12)
+    return float(gain), float(variance.mean() - gain * mean.mean())
+
+
+# What the tuning may choose from, from weak to strong.
+LADDERS: Mapping[str, Sequence[float]] = {
+    "width": (1, 3, 5, 7, 9, 13, 17, 23, 31, 43, 63, 85, 121, 171, 241, 341, 481, 681, 961),
+    "frames": (0.3, 0.6, 1, 1.5, 2, 2.7, 3.5, 4.5, 6, 8, 10, 13, 17, 22, 29, 38, 50, 70, 100),
+    "rows": (0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1, 1.2, 1.5, 1.9, 2.4, 3, 4),
+    "columns": (0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1, 1.2, 1.5, 1.9, 2.4, 3, 4),
+    "pixels": (0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1, 1.2, 1.5, 1.9, 2.4, 3, 4),
+    "static": (0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1, 1.2, 1.5, 1.9, 2.4, 3, 4),
+    "weight": (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
+}
+
+
+def tune(
+    method: Callable[..., np.ndarray],
+    movie: np.ndarray,
+    quality: Callable[[np.ndarray], float],
+    start: Mapping[str, float],
+) -> dict[str, float]:
+    """The parameters of `method` on the ladders above that give the best quality of its output on this movie.
+
+    start: a value of its ladder for every parameter to tune. Each parameter in turn climbs rung by rung, up and
+    down, until no single step helps any more.
+    """
+    best = dict(start)
+    best_quality = quality(method(movie, **best))
+    moves = [(name, step) for name in start for step in (1, -1)]
+    failed = 0
+    while failed < len(moves):  # until every move has failed since the last one that helped
+        name, step = moves[0]
+        rung = LADDERS[name].index(best[name]) + step
+        if 0 <= rung < len(LADDERS[name]):
+            trial = {**best, name: LADDERS[name][rung]}
+            trial_quality = quality(method(movie, **trial))
+            if trial_quality > best_quality:
+                best, best_quality, failed = trial, trial_quality, 0
+                continue
+        moves = [*moves[1:], moves[0]]
+        failed += 1
+    return best
