@@ -55,8 +55,8 @@ def local_pca(
     """Low-rank movie in each block of block x block pixels, blocks overlapping by half and blended.
 
     The mean image, smoothed by `static` pixels, is set apart. The rest is divided by the noise's standard
-    deviation, which makes the noise white, and in each block the singular values are shrunk as is best for the
-    mean squared error in white noise. noise: (gain, read variance) where they are known; estimated otherwise.
+    deviation, which makes the noise white, and in each block the singular values are shrunk as is best for
+    the mean squared error in white noise. noise: (gain, read variance) if known; estimated otherwise.
     """
     mean = movie.mean(axis=0, dtype=np.float64).astype(np.float32)  # (Y, X)
     smooth = gaussian_filter(mean, static, truncate=TRUNCATE)
@@ -100,7 +100,7 @@ def shrink_singular_values(matrix: np.ndarray) -> np.ndarray:
 def estimate_noise(movie: np.ndarray) -> tuple[float, float]:
     """(gain, read variance) of noise variance = gain * mean + read variance, by a line through all pixels.
 
-    A pixel's noise variance is half that of its frame differences: signal faster than a frame counts as noise.
+    A pixel's noise variance is half that of its frame differences; signal faster than that counts as noise.
     """
     if len(movie) < 2:
         return 0.0, 0.0
@@ -130,8 +130,8 @@ def tune(
 ) -> dict[str, float]:
     """The parameters of `method` on the ladders above that give the best quality of its output on this movie.
 
-    start: a value of its ladder for every parameter to tune. Each parameter in turn climbs rung by rung, up and
-    down, until no single step helps any more.
+    start: a value of its ladder for every parameter to tune. Each parameter in turn climbs rung by rung, up
+    and down, until no single step helps any more.
     """
     best = dict(start)
     best_quality = quality(method(movie, **best))

@@ -7,7 +7,7 @@ For the clean movie y and the output x, both (T, Y, X), with neither centred nor
     stSNR = (sSNR + tSNR) / 2
 
 sPSNR, tPSNR and stPSNR replace the numerator by R^2 and the denominator by the mean squared error, with
-R = P97 - P3 of the whole clean movie. As y is not centred, an offset or a gain that was not undone costs score.
+R = P97 - P3 of the whole clean movie. As y is not centred, an offset or gain that was not undone costs score.
 """
 
 from __future__ import annotations
