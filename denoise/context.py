@@ -14,7 +14,7 @@ neighbouring frames; correlation images (Smith and Haeusser, Nature Neuroscience
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,12 @@ class Context:
     def restore(self, prediction: Tensor) -> Tensor:
         """The inverse for what the network predicts: (..., T, Y, X) in units of the noise -> the movie's units."""
         return self.mean.unsqueeze(-3) + self.noise.unsqueeze(-3) * prediction
+
+    def rescaled(self, scale: float, shift: float) -> Context:
+        """The context of scale * movie + shift; what the network sees does not change."""
+        gain, read_variance = self.gain * scale, self.read_variance * scale**2 - self.gain * scale * shift
+        return replace(self, mean=self.mean * scale + shift, noise=self.noise * scale,
+                       gain=gain, read_variance=read_variance)  # fmt: skip
 
 
 class ContextSums:
@@ -141,7 +147,7 @@ def photon_transfer(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     m = mean.flatten(-2).gather(-1, used).reshape(shape).double().mean(-1)  # (..., bins)
     v = variance.flatten(-2).gather(-1, used).reshape(shape).double().mean(-1)
     typical = v.mean(-1, keepdim=True)
-    w = 1 / (v + 0.01 * typical + 1e-300).square()
+    w = 1 / (v + torch.where(typical > 0, 0.01 * typical, 1)).square()
     w = w / w.sum(-1, keepdim=True)
     m0, v0 = (w * m).sum(-1, keepdim=True), (w * v).sum(-1, keepdim=True)
     spread = (w * (m - m0).square()).sum(-1)

@@ -1,0 +1,239 @@
+"""A movie in, its denoised frames out, in order: the way of one movie from lazy reading to the writer.
+
+One pass over the file finds the percentiles and the whole-movie context; a second one goes through the movie in
+slabs of frames: normalize -> whiten -> tiles -> network -> blend -> restore -> denormalize -> write. Memory does not
+grow with the length of the movie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from denoise.context import Context, ContextSums, dropped_rows
+from denoise.normalization import PercentileNormalization, Percentiles
+from denoise.tiling import Span, tile_axis, tile_grid
+from model import UNet3D
+
+BLOCK_VOXELS = 1 << 23  # read at once in the first pass
+SLAB_VOXELS = 1 << 26  # of one slab of frames; float32, twice
+TILE_VOXELS = {"cpu": 1 << 23, "cuda": 1 << 26}  # given to the network at once: about 80 bytes each
+LONGEST_SLAB = 512  # frames
+OVERLAP = (32, 16, 16)  # (T, Y, X) voxels that neighbouring tiles share
+
+
+class Readable(Protocol):
+    """What is asked of a movie: its info (shape, dtype) and frames [start, stop) on demand; denoise.movies.Movie."""
+
+    @property
+    def info(self) -> "HasShape": ...
+
+    def read(self, start: int, stop: int) -> np.ndarray: ...
+
+
+class HasShape(Protocol):
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may choose about the denoising itself."""
+
+    percentiles: tuple[float, float] = (3.0, 97.0)
+
+
+@dataclass
+class Result:
+    """What was found and done, for the metadata; plain values."""
+
+    percentiles: tuple[float, float]  # the values found, in the input's units
+    tiles: int
+    noise: dict[str, float]  # gain and read_variance in the input's units
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Survey:
+    """What the first pass learned."""
+
+    normalization: PercentileNormalization
+    context: Context  # in normalized units
+    not_finite: int
+    dropped: int  # rows
+
+
+def denoise_movie(
+    movie: Readable, model: UNet3D, settings: Settings, write: Callable[[np.ndarray], None], progress: Progress
+) -> Result:
+    """Denoise a movie (T, Y, X): `write` gets float32 frames (n, Y, X) in the input's units, in order.
+
+    `progress(stage, done, frames)` is told how far the stages "reading" and "denoising" are.
+    """
+    with torch.inference_mode():
+        survey = survey_movie(movie, settings.percentiles, progress)
+        network = Network(model, survey.context)
+        slabs = time_slabs(movie.info.shape, model.config.grid[0])
+        tiles = 0
+        tail = torch.zeros(0, *movie.info.shape[1:])
+        for index, (slab, residual) in enumerate(residual_slabs(movie, survey, slabs)):
+            axes = spatial_tiles(residual.shape, model)
+            blended = torch.zeros(residual.shape)
+            blended[: len(tail)] = tail
+            grid = list(tile_grid(axes))
+            for number, (where, weights) in enumerate(grid, 1):
+                share = torch.from_numpy(slab.weights[:, None, None] * weights)
+                blended[(slice(None), *where)] += network.predict(residual, where) * share
+                progress("denoising", tiles_done(slabs, index, number / len(grid)), movie.info.shape[0])
+            tiles += len(grid)
+            final = slabs[index + 1].start - slab.start if index + 1 < len(slabs) else len(blended)
+            tail = blended[final:].clone()
+            frames = survey.context.restore(blended[:final] + network.static)
+            write(survey.normalization.denormalize(frames.numpy()))
+    return result_of(survey, tiles)
+
+
+class Network:
+    """The network with one movie's context in place."""
+
+    def __init__(self, model: UNet3D, context: Context) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        images, standard_error = (x[None].to(self.device) for x in (context.images, context.standard_error))
+        self.features, static = model.encode(images)
+        self.static = (static * standard_error)[0].cpu()  # (1, Y, X), in units of the noise
+        self.precision = precision(self.device)
+
+    def predict(self, residual: Tensor, where: tuple[slice, ...]) -> Tensor:
+        """What moves in one tile: the slab's residual (n, Y, X) and the tile's (Y, X) slices -> (n, y, x) on the CPU."""
+        tile = residual[(slice(None), *where)].to(self.device, non_blocking=True)[None, None]
+        grid = self.model.config.grid[1:]
+        features = [coarse(level, where, 2 ** (i + 1), grid) for i, level in enumerate(self.features)]
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            return self.model.decode(tile, features)[0, 0].cpu()
+
+
+def coarse(level: Tensor, where: Sequence[slice], stride: int, grids: Sequence[int]) -> Tensor:
+    """The region of a feature map (1, C, Y / stride, X / stride) under (Y, X) slices that start on the grid.
+
+    The tile is padded to whole grid steps by the network, and so were the features for the whole movie: the region
+    runs to the grid step that holds the last voxel.
+    """
+    y, x = (slice(s.start // stride, -(-s.stop // grid) * grid // stride) for s, grid in zip(where, grids))
+    return level[..., y, x]
+
+
+def precision(device: torch.device) -> torch.dtype:
+    """bfloat16 or float16 where the processor computes in it, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    able = torch.cpu.get_capabilities()
+    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+
+
+def time_slabs(shape: tuple[int, int, int], grid: int) -> list[Span]:
+    """Slabs of frames: long ones waste little on the overlap, and have to fit into memory."""
+    frames = SLAB_VOXELS // (shape[1] * shape[2]) // grid * grid
+    overlap = -(-OVERLAP[0] // grid) * grid
+    return tile_axis(shape[0], max(2 * overlap, min(LONGEST_SLAB, frames)), overlap, grid)
+
+
+def spatial_tiles(shape: Sequence[int], model: UNet3D) -> list[list[Span]]:
+    """Spans along Y and X for a slab (n, Y, X)."""
+    device = next(model.parameters()).device.type
+    time_grid, *grid = model.config.grid
+    frames = -(-shape[0] // time_grid) * time_grid
+    side = int((TILE_VOXELS[device] / frames) ** 0.5)
+    overlaps = [-(-o // g) * g for o, g in zip(OVERLAP[1:], grid)]
+    return [tile_axis(n, max(2 * o, side // g * g), o, g) for n, o, g in zip(shape[1:], overlaps, grid)]
+
+
+def tiles_done(slabs: list[Span], index: int, share: float) -> int:
+    """Frames that count as done when a share of a slab's tiles is."""
+    slab = slabs[index]
+    return round(slab.start + share * (slab.stop - slab.start))
+
+
+def survey_movie(movie: Readable, percentiles: tuple[float, float], progress: Progress) -> Survey:
+    """First pass: percentiles, context, and what is missing. Every frame is read once."""
+    frames, height, width = movie.info.shape
+    found = Percentiles(movie.info.dtype, frames * height * width)
+    sums: ContextSums | None = None
+    provisional = PercentileNormalization(0.0, 1.0)
+    not_finite = dropped = 0
+    for start, block in blocks(movie):
+        found.update(block)
+        if sums is None:  # the exact percentiles are known at the end only; those of the first block centre the sums
+            first = Percentiles(block.dtype, block.size)
+            first.update(block)
+            provisional = first.result(percentiles)
+        values, lost = without_missing(provisional.normalize(block))
+        not_finite += int((~np.isfinite(block)).sum()) if block.dtype.kind == "f" else 0
+        dropped += lost
+        sums = sums or ContextSums(torch.nan_to_num(values.nanmean(0)))
+        sums.update(values)
+        progress("reading", start + len(block), frames)
+    assert sums is not None  # a movie has at least one frame
+    normalization = found.result(percentiles)
+    context = sums.context().rescaled(
+        provisional.scale / normalization.scale, (provisional.low - normalization.low) / normalization.scale
+    )
+    return Survey(normalization, context, not_finite, dropped)
+
+
+def blocks(movie: Readable) -> Iterator[tuple[int, np.ndarray]]:
+    """The frames of a movie in order, a few at a time: (start, frames (n, Y, X))."""
+    frames, height, width = movie.info.shape
+    step = max(1, min(64, BLOCK_VOXELS // (height * width)))
+    for start in range(0, frames, step):
+        yield start, movie.read(start, min(frames, start + step))
+
+
+def without_missing(frames: np.ndarray) -> tuple[Tensor, int]:
+    """Normalized frames (n, Y, X) with NaN where nothing was recorded, and the number of dropped rows."""
+    values = torch.from_numpy(frames)
+    rows = dropped_rows(values)
+    values[rows] = torch.nan
+    values[~torch.isfinite(values)] = torch.nan
+    return values, int(rows.sum())
+
+
+def residual_slabs(movie: Readable, survey: Survey, slabs: list[Span]) -> Iterator[tuple[Span, Tensor]]:
+    """Slab by slab the residual (n, Y, X) in units of the noise; frames shared by two slabs are read once."""
+    source = blocks(movie)
+    held = torch.zeros(0, *movie.info.shape[1:])
+    first = 0  # frame number of held[0]
+    for slab in slabs:
+        parts = [held[slab.start - first :]]
+        have = first + len(held)
+        while have < slab.stop:
+            _, block = next(source)
+            values, _ = without_missing(survey.normalization.normalize(block))
+            parts.append(survey.context.whiten(values))
+            have += len(block)
+        held, first = torch.cat(parts), slab.start
+        yield slab, held[: slab.stop - slab.start]
+
+
+def result_of(survey: Survey, tiles: int) -> Result:
+    """Figures in the input's units, and a warning for everything that was missing."""
+    n = survey.normalization
+    gain, read_variance = float(survey.context.gain) * n.scale, float(survey.context.read_variance) * n.scale**2
+    warnings = []
+    if survey.not_finite:
+        warnings.append(f"{survey.not_finite} voxels were NaN or infinite; they were filled from their neighbours")
+    if survey.dropped:
+        warnings.append(f"{survey.dropped} rows hold one single value (dropped by the microscope); they were filled")
+    noise = {"gain": gain, "read_variance": read_variance - gain * n.low}
+    return Result((n.low, n.low + n.scale), tiles, noise, warnings)
