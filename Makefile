@@ -1,0 +1,61 @@
+# `make` lists what there is. All of it needs only make and Python 3.10 or newer with its venv module;
+# build and container-test need Docker too.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PY := .venv/bin/python
+READY := .venv/ready
+PYTHON ?= # python for .venv, e.g. make setup PYTHON=python3.12; found by itself when empty
+
+.PHONY: help setup demo test lint train build container-test clean
+
+help: ## list the targets
+	@echo "usage: make TARGET"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | while IFS=$$'\t' read -r name what; do printf '  %-15s %s\n' "$$name" "$$what"; done
+
+setup: $(READY) ## make .venv with everything that the other targets need, once
+
+# the stamp is newer than the requirements when .venv holds what they ask for
+$(READY): requirements.txt requirements-dev.txt
+	@set -euo pipefail; \
+	fits() { "$$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>/dev/null; }; \
+	for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python3.10 python); do \
+	    if fits "$$python"; then break; fi; python=; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "make setup: expected Python 3.10 to 3.14, found $$(python3 --version 2>&1 || true); install one, or name it: make setup PYTHON=/path/to/python3" >&2; exit 1; \
+	fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	    echo "make setup: $$python has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; \
+	fi; \
+	echo "setting up .venv with $$("$$python" --version), which takes a few minutes"; \
+	"$$python" -m venv .venv; \
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt; \
+	touch $@
+
+demo: $(READY) ## denoise an example movie with known truth: scores, and output/proof_of_work.png
+	$(PY) -m evaluation.demo
+
+test: $(READY) ## run the tests
+	$(PY) -m pytest
+
+lint: $(READY) ## check style, format and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check --diff .
+	$(PY) -m mypy
+
+train: $(READY) ## train the shipped weights again, from simulated recordings: runs/best_model_n2v.pth
+	mkdir -p runs
+	$(PY) -m training.train --simulate --seed 0 --steps 20000 --out runs/best_model_n2v.pth
+
+build: ## build the Docker image calcium-denoiser
+	./do_build.sh
+
+container-test: $(READY) ## build the Docker image and run it under the platform's restrictions
+	tests/container_test.sh
+
+clean: ## remove .venv and caches; never output/ or runs/
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,46 @@
+"""What every test gets: a check that no file stays open, real recordings where they lie, a Hypothesis profile."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+OPEN_FILES = Path("/proc/self/fd")  # Linux; elsewhere the check is left out
+
+# no deadline: a shared machine is slow at times; derandomized: a red test stays red, a green one green
+settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def no_file_left_open(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a file of its tmp_path open: such leaks end a long run by "too many open files"."""
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    yield
+    if folder is not None and OPEN_FILES.is_dir():
+        left_open = sorted(name for name in open_files() if Path(name).is_relative_to(folder))
+        assert not left_open, f"the test left these files open: {', '.join(left_open)}"
+
+
+def open_files() -> set[str]:
+    """The paths that this process holds open."""
+    found = set()
+    for descriptor in OPEN_FILES.iterdir():
+        try:
+            found.add(os.readlink(descriptor))
+        except OSError:  # closed since it was listed, as the listing's own descriptor is
+            continue
+    return found
+
+
+@pytest.fixture
+def data() -> Path:
+    """Folder of real recordings. They are no part of the repository: a test of them is skipped where they lack."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real recordings at {DATA}")
+    return DATA
