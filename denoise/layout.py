@@ -1,0 +1,402 @@
+"""Which movies an input folder holds, and where each output goes.
+
+Two layouts. The challenge's (an `inputs.json`, or the socket's folder) holds one image and gets one image
+back, in the folder that the platform reads. A plain folder holds any number of movies, and each becomes
+`<same relative path>.tif`. A movie is known by its suffix: nothing is opened but `inputs.json`, and nothing
+is written. Files are asked about by os.path, which says no where pathlib raises (looping links, no access).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import unicodedata
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from denoise.movies import SUFFIXES
+
+INPUT_SOCKET = (
+    "stacked-neuron-images-with-noise"  # the challenge's names for its folders (grand-challenge.org, CIDC25)
+)
+OUTPUT_SOCKET = "stacked-neuron-images-with-reduced-noise"
+INPUTS_JSON_LIMIT = 1 << 20  # bytes; the platform's file has under a thousand
+NAMES_SHOWN = 5  # in one message: the platform drops over-long lines
+
+
+class LayoutError(Exception):
+    """The folders cannot be used as they are; one line: what was expected, what was found, what to do."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One movie to denoise: its name (path below the input folder, "/" between parts), file, and output."""
+
+    name: str
+    source: Path
+    output: Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done with an input: `layout` is "challenge", "folder" or "file".
+
+    `unusable` maps the name of what looks like a movie and cannot be one (a broken link) to the reason.
+    """
+
+    layout: str
+    jobs: list[Job]
+    unusable: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Found:
+    """What a walk met: movies, what cannot be one and why, links to folders (not entered), other files."""
+
+    movies: list[Path] = field(default_factory=list)
+    unusable: dict[Path, str] = field(default_factory=dict)
+    linked: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+
+
+def plan_movies(source: Path, output: Path) -> Plan:
+    """The movies of `source` (a folder, or one movie file) and their places below the folder `output`.
+
+    Raises LayoutError where no movie is found, where a challenge input holds more than one, and where an
+    output would overwrite an input or lie among the inputs.
+    """
+    root = _real(source)
+    if not os.path.lexists(root):
+        raise LayoutError(
+            f"{source}: expected a folder of movies or one movie, found nothing of that name; "
+            "give another --input (docker: mount the folder with -v /path/in:/input:ro)"
+        )
+    if not os.path.isdir(root):
+        plan = _plan_file(source, root, output)
+    elif os.path.isfile(root / "inputs.json") or os.path.isdir(_socket_folder(root)):
+        plan = _plan_challenge(source, root, output)
+    else:
+        plan = _plan_folder(source, root, output)
+    _refuse_outputs_among_inputs(plan, root, output)
+    return plan
+
+
+def refuse_existing(plan: Plan, overwrite: bool) -> None:
+    """Raise LayoutError if an output of `plan` exists (with `overwrite`: exists and is a folder).
+
+    Also if the challenge's output folder already holds another image: the platform takes exactly one.
+    """
+    existing = [job.output for job in plan.jobs if os.path.lexists(job.output)]
+    folders = [path for path in existing if os.path.isdir(path)]
+    if folders:
+        raise LayoutError(
+            f"{_list(folders)}: expected to write a movie there, found a folder; choose another --output"
+        )
+    if existing and not overwrite:
+        raise LayoutError(
+            f"{_list(existing)}: expected no output yet, found one of that name; "
+            "choose another --output, or replace it with --overwrite"
+        )
+    if plan.layout == "challenge":
+        _refuse_second_image(plan.jobs[0].output)
+
+
+def output_names(names: Sequence[str]) -> list[str]:
+    """The name of each movie's output, ending in `.tif`; names are distinct and relative, "/" between parts.
+
+    No two are equal, not even where a file system takes upper for lower case or one Unicode form for another.
+
+    >>> output_names(["a.mha", "b.tif", "b.nii.gz", "b_tif.mha"])
+    ['a.tif', 'b_tif_2.tif', 'b_nii_gz.tif', 'b_tif.tif']
+    """
+    plain = [f"{_split_suffix(name)[0]}.tif" for name in names]
+    claims = Counter(map(_file_key, plain))
+    taken = {key for key, number in claims.items() if number == 1}
+    return [
+        wanted if claims[_file_key(wanted)] == 1 else _free_name(name, taken)
+        for name, wanted in zip(names, plain, strict=True)
+    ]
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """For a.tif the first of a_tif.tif, a_tif_2.tif, a_tif_3.tif, ... not in `taken`, which it then joins."""
+    stem, suffix = _split_suffix(name)
+    base = f"{stem}{suffix.replace('.', '_')}"
+    candidates = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(2)))
+    free = next(f"{candidate}.tif" for candidate in candidates if _file_key(f"{candidate}.tif") not in taken)
+    taken.add(_file_key(free))
+    return free
+
+
+def _plan_file(source: Path, path: Path, output: Path) -> Plan:
+    if not _is_movie_name(path.name):
+        raise LayoutError(
+            f"{source}: expected a movie ({', '.join(SUFFIXES)}), found another suffix; "
+            "give a movie or a folder of movies"
+        )
+    if not os.path.isfile(path):
+        raise LayoutError(
+            f"{source}: expected a movie file, found {_kind(path)}; give a movie or a folder of movies"
+        )
+    return Plan("file", [Job(path.name, path, output / output_names([path.name])[0])])
+
+
+def _plan_folder(source: Path, root: Path, output: Path) -> Plan:
+    found = _walk(root, skip=_real(output))
+    if root in found.unusable:
+        raise LayoutError(f"{source}: {found.unusable[root]}; let this user read it, or give another --input")
+    if not found.movies and not found.unusable:
+        raise LayoutError(_nothing_found(source, "a movie", found))
+    warnings = [
+        f"{_name(path, root)}: a link to a folder elsewhere, not followed"
+        for path in _leaving(found.linked, root)
+    ]
+    if root in _real(output).parents:
+        warnings.append(f"{output}: the output folder lies in the input folder; movies in it are not read")
+    names = sorted((_name(path, root) for path in found.movies), key=_natural_key)
+    jobs = [
+        Job(name, root / name, output / target)
+        for name, target in zip(names, output_names(names), strict=True)
+    ]
+    return Plan(
+        "folder", jobs, {_name(path, root): reason for path, reason in found.unusable.items()}, warnings
+    )
+
+
+def _plan_challenge(source: Path, root: Path, output: Path) -> Plan:
+    places, warnings = _image_places(root)
+    place, movies = _first_with_movies(places, root, _real(output), warnings)
+    warnings = list(dict.fromkeys(warnings))
+    if not movies:
+        message = _nothing_found(source, f"one movie in images/{INPUT_SOCKET}", _walk(root, _real(output)))
+        raise LayoutError("; ".join([message, *warnings[:NAMES_SHOWN]]))
+    if len(movies) > 1:
+        raise LayoutError(
+            f"{place}: expected one movie, as the challenge takes one output, found {len(movies)}: "
+            f"{_list(path.name for path in movies)}; "
+            "leave one there, or give that folder itself as --input to denoise all"
+        )
+    name = _name(movies[0], root)
+    if place != _socket_folder(root):
+        warnings.append(f"images/{INPUT_SOCKET}: expected the movie there, took {name}")
+    target = output / "images" / OUTPUT_SOCKET / output_names([movies[0].name])[0]
+    return Plan("challenge", [Job(name, movies[0], target)], warnings=warnings)
+
+
+def _first_with_movies(
+    places: list[Path], root: Path, skip: Path, warnings: list[str]
+) -> tuple[Path, list[Path]]:
+    """The first of `places` that holds a movie, and its movies; what is passed over joins `warnings`."""
+    for place in places:
+        found = _walk(place, skip)
+        leaving = _leaving(found.movies, root)
+        movies = sorted(set(found.movies) - set(leaving), key=lambda path: _natural_key(path.name))
+        warnings += [f"{_name(path, root)}: {reason}" for path, reason in found.unusable.items()]
+        warnings += [f"{_name(path, root)}: a link that leaves the input folder, ignored" for path in leaving]
+        if movies:
+            return place, movies
+    return root, []
+
+
+def _image_places(root: Path) -> tuple[list[Path], list[str]]:
+    """Where to look for the challenge's image, in order, and warnings about what is odd in inputs.json.
+
+    First what inputs.json says for the socket, then the socket's usual folder, other sockets' folders, and
+    all of `root`: an odd inputs.json must not cost a run its image.
+    """
+    own: list[Path] = []
+    other: list[Path] = []
+    entries, warnings = _read_inputs_json(root / "inputs.json")
+    for entry in entries:
+        slug, relative = _slug_and_path(entry)
+        place = _place_inside(root, relative)
+        if place is not None:
+            (own if slug == INPUT_SOCKET else other).append(place)
+        elif relative is not None:
+            shown = repr(relative)[:200]
+            warnings.append(f"inputs.json: relative_path {shown} is no path inside the input folder, ignored")
+    return [*own, _socket_folder(root), *other, root], warnings
+
+
+def _read_inputs_json(path: Path) -> tuple[list[object], list[str]]:
+    """The entries of inputs.json, none of them if it is absent or odd, and a warning in the latter case."""
+    if not os.path.isfile(path):
+        return [], []
+    try:
+        with path.open("rb") as file:
+            entries = json.loads(
+                file.read(INPUTS_JSON_LIMIT)
+            )  # bytes, not text: json then takes a byte order mark
+    except (OSError, ValueError, RecursionError) as error:
+        return [], [f"inputs.json: expected JSON, found something else ({type(error).__name__}), ignored"]
+    if not isinstance(entries, list):
+        return [], [f"inputs.json: expected a list, found {type(entries).__name__}, ignored"]
+    return entries, []
+
+
+def _slug_and_path(entry: object) -> tuple[object, object]:
+    """The slug and the relative_path in one entry of inputs.json, None for what it lacks."""
+    if isinstance(entry, dict):
+        for key in ("socket", "interface"):  # the platform's word since December 2025, and the one before
+            socket = entry.get(key)
+            if isinstance(socket, dict):
+                return socket.get("slug"), socket.get("relative_path")
+    return None, None
+
+
+def _place_inside(root: Path, relative: object) -> Path | None:
+    """`relative` below `root`, links resolved; None if it is no path or leads out of `root`."""
+    if not isinstance(relative, str):
+        return None
+    try:
+        place = _real(root / relative)
+    except (OSError, ValueError):  # a zero byte or a lone surrogate
+        return None
+    return place if place.is_relative_to(root) else None
+
+
+def _walk(top: Path, skip: Path) -> _Found:
+    """Every file at or below `top`, but hidden ones and those in the folder `skip`.
+
+    Links to folders are not entered: no loop, and nothing outside. A link to a file counts as the file.
+    """
+    found = _Found()
+    if _is_movie_name(top.name) and os.path.isfile(top):
+        found.movies.append(top)
+    folders = deque([top] if os.path.isdir(top) else [])
+    while folders:
+        folder = folders.popleft()
+        try:
+            with os.scandir(folder) as entries:
+                visible = sorted(
+                    (entry for entry in entries if not entry.name.startswith(".")),
+                    key=lambda entry: entry.name,
+                )
+        except OSError as error:
+            found.unusable[folder] = f"expected a folder that can be read, found: {error.strerror}"
+            continue
+        folders += [
+            Path(entry.path) for entry in visible if _is_plain_folder(entry) and Path(entry.path) != skip
+        ]
+        for entry in visible:
+            if not _is_plain_folder(entry):
+                _sort_in(Path(entry.path), found)
+    return found
+
+
+def _sort_in(path: Path, found: _Found) -> None:
+    """Put a directory entry that is not to be entered where it belongs in `found`."""
+    if not _is_movie_name(path.name):
+        (found.linked if os.path.isdir(path) else found.others).append(path)
+    elif os.path.isfile(path):
+        found.movies.append(path)
+    else:
+        found.unusable[path] = f"expected a movie file, found {_kind(path)}; rename or remove it"
+
+
+def _is_plain_folder(entry: os.DirEntry[str]) -> bool:
+    """A folder to look into: no link, and not one that is named like a movie and so has to be told of."""
+    return entry.is_dir(follow_symlinks=False) and not _is_movie_name(entry.name)
+
+
+def _refuse_outputs_among_inputs(plan: Plan, root: Path, output: Path) -> None:
+    """An input is never overwritten, and no output lies where the next run would read it as a movie.
+
+    An output folder below the input folder is allowed, as the walk leaves it out.
+    """
+    inputs = {_file_id(job.source) for job in plan.jobs} - {None}
+    apart = not os.path.isdir(root) or root in _real(output).parents
+    for job in plan.jobs:
+        if _file_id(job.output) in inputs:
+            raise LayoutError(
+                f"{job.output}: expected a new file as output, found an input movie; choose another --output"
+            )
+        if not apart and _real(job.output).is_relative_to(root):
+            raise LayoutError(
+                f"{job.output}: expected outputs apart from the inputs, found both in {root}; "
+                "choose another --output"
+            )
+
+
+def _refuse_second_image(output: Path) -> None:
+    others = [path for path in _walk(output.parent, output).movies if path.name != output.name]
+    if others:
+        raise LayoutError(
+            f"{output.parent}: expected no other image, since the challenge takes exactly one, found "
+            f"{_list(path.name for path in others)}; remove it, or choose another --output"
+        )
+
+
+def _nothing_found(source: Path, expected: str, found: _Found) -> str:
+    there = f"only {_list(path.name for path in found.others)}" if found.others else "no file"
+    kinds = ", ".join(SUFFIXES)
+    return f"{source}: expected {expected} ({kinds}), found {there}; give the folder that holds it as --input"
+
+
+def _socket_folder(root: Path) -> Path:
+    return root / "images" / INPUT_SOCKET
+
+
+def _leaving(paths: Iterable[Path], root: Path) -> list[Path]:
+    """Those of `paths` that are links, or reached by links, out of `root`."""
+    return [path for path in paths if not _real(path).is_relative_to(root)]
+
+
+def _real(path: Path) -> Path:
+    """The path with all links resolved; unlike Path.resolve it takes a loop of links without an exception."""
+    return Path(os.path.realpath(path))
+
+
+def _file_id(path: Path) -> tuple[int, int] | None:
+    """What tells whether two paths are one file (also by hard link); None if there is no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _kind(path: Path) -> str:
+    if os.path.isdir(path):
+        return "a folder"
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"a link to {os.readlink(path)}, which is not there"
+    return "no regular file"
+
+
+def _is_movie_name(name: str) -> bool:
+    return _split_suffix(name)[1] != ""
+
+
+def _split_suffix(name: str) -> tuple[str, str]:
+    """("a/b", ".nii.gz") for "a/b.NII.gz"; an empty suffix if the name is no movie's."""
+    for suffix in sorted(SUFFIXES, key=len, reverse=True):  # ".nii.gz" before any ".gz"
+        if name.lower().endswith(suffix) and len(PurePosixPath(name).name) > len(suffix):
+            return name[: -len(suffix)], suffix
+    return name, ""
+
+
+def _file_key(name: str) -> str:
+    """Equal for names that some file system takes for the same."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sorts "x2" before "x10", as people do."""
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return [(int(part), "") if part.isdigit() and part.isascii() else (-1, part) for part in parts], name
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _list(things: Iterable[object]) -> str:
+    names = [str(thing) for thing in things]
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
