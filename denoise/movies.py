@@ -1,0 +1,836 @@
+"""Read movies lazily, by frame ranges, from files of microscopes and labs; write them atomically, in order.
+
+    open_movie(path) -> Movie       info (shape, dtype, pixel size, ...) and read(start, stop) -> (n, Y, X)
+    MovieWriter(path, shape, ...)   append((n, Y, X)) in order; the file gets its name when it is complete
+
+TIFF is read by tifffile (https://github.com/cgohlke/tifffile), after a walk of our own over the chain of page
+headers: tifffile takes a broken chain for the movie's end, and all pages to be like the first. MetaImage,
+NRRD and NIfTI are read by SimpleITK. One line tells what is wrong with a file: expected, found, what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import stat
+import struct
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, NoReturn, Protocol
+from xml.etree import ElementTree
+
+import numpy as np
+import SimpleITK as sitk
+import tifffile
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nii", ".nii.gz")
+SUFFIXES: tuple[str, ...] = TIFF_SUFFIXES + ITK_SUFFIXES  # what open_movie reads, in upper or lower case
+
+READABLE = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+WRITABLE = READABLE[:-1]  # the platform imports float64, but its evaluation cannot read it
+
+FRAME_AXES = "TZIQ"  # that may count frames: time, planes (as ImageJ calls the pages of a stack), unnamed
+FRAME_BYTES = 2**30  # a larger frame (16,384 x 16,384 float32) is no frame but a broken header
+DEFLATE_RATIO = 1032  # no deflate stream holds more bytes than this for each byte of its own
+CLASSIC_BYTES = 3_900_000_000  # a classic TIFF ends at 4 GiB
+PAGE_BYTES = 512  # room for one page header, generously
+
+MICROMETRES = {
+    **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00b5m", "micron", "microns", "micrometer"), 1.0),
+    **{"nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "inch": 25_400.0},
+}
+SECONDS = {
+    **dict.fromkeys(("s", "sec", "second", "seconds"), 1.0),
+    **dict.fromkeys(("ms", "msec", "millisecond", "milliseconds"), 1e-3),
+    **dict.fromkeys(("us", "\u00b5s", "\u03bcs", "\\u00b5s"), 1e-6),
+    **dict.fromkeys(("min", "minute", "minutes"), 60.0),
+    **dict.fromkeys(("h", "hour", "hours"), 3600.0),
+}
+RESOLUTION_UNITS = {2: "inch", 3: "cm"}  # of the tag ResolutionUnit
+PRINTER_DPI = {72, 96, 100, 150, 200, 300, 600, 1200}  # what programs write that know no pixel size
+PIXEL_SIZES = (1e-4, 1e5)  # micrometres that are believed; a resolution tag can hold them all
+NOMINAL = (1.0, 1.0)  # micrometres: the platform's importer refuses a TIFF without a resolution
+
+
+Shape = tuple[int, int, int]  # (T, Y, X)
+
+
+class MovieError(Exception):
+    """A movie cannot be read or written; one line says which file, what was expected, found, what to do."""
+
+
+@dataclass(frozen=True)
+class MovieInfo:
+    """What a file says about its movie.
+
+    shape: (T, Y, X), singleton axes left out.
+    dtype: as stored, in native byte order.
+    axes: the file's own: "TYX", "IYX" or "QYX" (unnamed), "ZYX" (an ImageJ stack), "TZYX" (of one plane), ...
+    pixel_size: (y, x) in micrometres, None if the file does not say or says something absurd.
+    frame_interval: seconds, None likewise.
+    """
+
+    path: Path
+    shape: Shape
+    dtype: np.dtype
+    axes: str
+    pixel_size: tuple[float, float] | None
+    frame_interval: float | None
+
+
+class Source(Protocol):
+    """Where a movie's frames come from: an open file of some format."""
+
+    def frames(self, start: int, stop: int) -> np.ndarray:
+        """Frames (stop - start, Y, X), a new array each time, for 0 <= start < stop <= T."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+class Movie:
+    """An open movie, read by frame ranges. A context manager; one thread at a time."""
+
+    def __init__(self, info: MovieInfo, source: Source) -> None:
+        self.info = info
+        self._source: Source | None = source
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Decode frames start to stop - 1 only: (stop - start, Y, X), info.dtype, C-contiguous.
+
+        Raises MovieError if the file fails, ValueError for frames that the movie does not have.
+        """
+        frames, *size = self.info.shape
+        if not 0 <= start <= stop <= frames:
+            raise ValueError(f"frames {start} to {stop} must lie within the movie's 0 to {frames}")
+        if self._source is None:
+            raise ValueError(f"{self.info.path}: the movie is closed; read inside its with block")
+        if start == stop:
+            return np.empty((0, *size), self.info.dtype)
+        with _errors_of(self.info.path, f"frames {start} to {stop} cannot be read"):
+            block = self._source.frames(start, stop).reshape(stop - start, *size)
+            return np.ascontiguousarray(block, self.info.dtype)  # (n, Y, X)
+
+    def close(self) -> None:
+        """Close the file; a second time does nothing."""
+        if self._source is not None:
+            self._source.close()
+            self._source = None
+
+    def __enter__(self) -> Movie:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def open_movie(path: Path) -> Movie:
+    """Open a TIFF, MetaImage, NRRD or NIfTI file that holds one movie (T, Y, X); close it after use.
+
+    A file of three axes, the first of length 1, is a movie of one frame. A plain image (Y, X) is an error
+    unless the file names a time axis of length 1 (OME, ImageJ with frames=1, our own); colours and several
+    channels or planes are errors. TIFF, and MetaImage and NIfTI without compression, are read from disk range
+    by range; SimpleITK's other files cannot be decoded in part: they stay in memory from the first read on.
+
+    Raises MovieError.
+    """
+    path = Path(path)
+    with _errors_of(path, "the file cannot be opened"):
+        _check_file(path)
+        return _open_tiff(path) if path.name.lower().endswith(TIFF_SUFFIXES) else _open_itk(path)
+
+
+def rounded(frames: np.ndarray, dtype: np.typing.DTypeLike) -> np.ndarray:
+    """Frames in another dtype: rounded half to even and clipped for an integer type, else cast.
+
+    Raises ValueError for NaN in an integer type, which has none.
+    """
+    dtype = np.dtype(dtype)
+    if not np.issubdtype(dtype, np.integer):
+        return frames.astype(dtype, copy=False)
+    if np.isnan(frames).any():
+        raise ValueError(f"NaN cannot become {dtype}; replace NaN first")
+    limits = np.iinfo(dtype)
+    exact = np.float32 if dtype.itemsize < 4 else np.float64  # float32 has no 2**31 - 1, and 2**31 overflows
+    whole = np.rint(frames, dtype=np.promote_types(frames.dtype, exact))
+    return np.clip(whole, limits.min, limits.max, out=whole).astype(dtype)
+
+
+# ---- errors ------------------------------------------------------------------------------------------------
+
+
+def _fail(path: Path, text: str) -> NoReturn:
+    raise MovieError(_line(path, text))
+
+
+def _line(path: Path, text: str) -> str:
+    name = str(path)
+    return f"{name if name.isprintable() else ascii(name)}: {' '.join(text.split())}"
+
+
+@contextmanager
+def _errors_of(path: Path, what: str) -> Iterator[None]:
+    """Turn any exception into a MovieError: on damaged files the libraries fail in every way there is."""
+    try:
+        yield
+    except MovieError:
+        raise
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{error}"[-300:]
+        text = f"{what}: {reason or type(error).__name__}; check that it is complete, or export it again"
+        raise MovieError(_line(path, text)) from error
+
+
+def _check_file(path: Path) -> None:
+    if not path.name.lower().endswith(SUFFIXES):
+        _fail(path, f"expected a file {', '.join(SUFFIXES)}, found another ending; convert it to TIFF")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # to open a FIFO would wait for ever
+        _fail(path, "expected a file, found a folder, pipe or device; give a movie file")
+    if status.st_size == 0:
+        _fail(path, "expected a movie, found an empty file; copy or export it again")
+
+
+# ---- the movie in a file -----------------------------------------------------------------------------------
+
+
+def _movie_shape(path: Path, axes: str, shape: tuple[int, ...], one_frame: bool) -> Shape:
+    """(T, Y, X) of a file with these axes; one_frame: a leading axis of length 1 counts as time."""
+    found = f"found axes {axes} of sizes {' x '.join(map(str, shape))}"
+    if 0 in shape:
+        _fail(path, f"expected a movie (T, Y, X), {found}: nothing in it; export it again")
+    sizes = [(axis, n) for axis, n in zip(axes, shape) if axis in "YX" or n > 1]
+    kept = "".join(axis for axis, _ in sizes)
+    if kept == "YX" and one_frame and set(axes) & set(FRAME_AXES):
+        sizes = [("T", 1), *sizes]
+    elif kept == "YX":
+        _fail(path, f"expected a movie (T, Y, X), {found}; put the images of a recording into one file")
+    elif "S" in kept:
+        _fail(path, f"expected one intensity per voxel, {found}: colours; convert it to grayscale")
+    elif len(kept) != 3 or kept[0] not in FRAME_AXES or kept[1:] != "YX":
+        _fail(path, f"expected a movie (T, Y, X), {found}; save each channel and plane as a movie of its own")
+    frames, height, width = (n for _, n in sizes)
+    return frames, height, width
+
+
+def _check_frames(path: Path, shape: Shape, dtype: np.dtype | None) -> np.dtype:
+    """The movie's dtype, after a check that frames of this size and type are no nonsense."""
+    if dtype is None or dtype.name not in READABLE:
+        _fail(path, f"expected one of {', '.join(READABLE)}, found {dtype or 'an unknown type'}; convert it")
+    if math.prod(shape[1:]) * dtype.itemsize > FRAME_BYTES:
+        size = f"{shape[1]} x {shape[2]} {dtype}"
+        _fail(path, f"expected frames of at most {FRAME_BYTES >> 20} MiB, found {size}: the header is broken")
+    return dtype.newbyteorder("=")
+
+
+def _believed(size: tuple[float, float]) -> tuple[float, float] | None:
+    """A pixel size, if both of its micrometres make sense; NaN does not."""
+    low, high = PIXEL_SIZES
+    return size if all(low <= length <= high for length in size) else None
+
+
+def _interval(seconds: float) -> float | None:
+    return seconds if 0 < seconds < math.inf else None
+
+
+# ---- TIFF: the chain of page headers -----------------------------------------------------------------------
+
+
+class _Dialect(NamedTuple):
+    """How a TIFF writes its numbers: classic or Big, in either byte order (TIFF 6.0, section 2)."""
+
+    order: str  # "little" or "big"
+    entries: struct.Struct  # number of tags in a page header
+    entry: struct.Struct  # one tag: code, type, count, value
+    offset: struct.Struct  # of the next page header
+
+
+# What every page of a movie must share, with the value that a missing tag stands for.
+LAYOUT: dict[int, tuple[str, int | None]] = {
+    256: ("ImageWidth", None),
+    257: ("ImageLength", None),
+    258: ("BitsPerSample", 1),
+    259: ("Compression", 1),
+    266: ("FillOrder", 1),
+    277: ("SamplesPerPixel", 1),
+    278: ("RowsPerStrip", 2**32 - 1),
+    284: ("PlanarConfiguration", 1),
+    317: ("Predictor", 1),
+    322: ("TileWidth", None),
+    323: ("TileLength", None),
+    339: ("SampleFormat", 1),
+}
+SUBFILE_TYPE, THUMBNAIL = 254, 1  # a tag, and its bit
+INTEGER_BYTES = {1: 1, 3: 2, 4: 4, 16: 8}  # by tag type
+MOST_TAGS = 4096
+
+
+def _count_pages(path: Path) -> int:
+    """Walk the chain of page headers; the number of pages, thumbnails left out.
+
+    Raises MovieError for a chain that breaks off or runs in a circle, and for pages of unlike size or type.
+    """
+    pages, first = 0, None
+    seen: set[int] = set()
+    with path.open("rb") as file:
+        dialect, offset = _dialect(path, file)
+        while offset:
+            if offset in seen:
+                _fail(path, f"expected a last page, found a circle of {len(seen)} pages; export it again")
+            seen.add(offset)
+            layout, offset = _page_header(path, file, dialect, offset, len(seen))
+            if layout.pop(SUBFILE_TYPE, 0) & THUMBNAIL:
+                continue
+            pages += 1
+            first = layout if first is None else first
+            if layout != first:
+                found = f"page {len(seen)} with {_difference(layout, first)}"
+                _fail(path, f"expected pages of one size and type, found {found}; save the movie without it")
+    if not pages:
+        _fail(path, "expected a movie, found a TIFF without pages; export it again")
+    return pages
+
+
+def _dialect(path: Path, file: BinaryIO) -> tuple[_Dialect, int]:
+    """The file's dialect and the offset of its first page header."""
+    header = file.read(16)
+    sign, order = {b"II": ("<", "little"), b"MM": (">", "big")}.get(header[:2], ("", ""))
+    version = int.from_bytes(header[2:4], "big" if order == "big" else "little")
+    if not sign or version not in (42, 43):
+        _fail(path, f"expected a TIFF, found a file that begins with {header[:4]!r}; check its name")
+    big = version == 43
+    entries, entry, offset = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
+    dialect = _Dialect(order, *(struct.Struct(sign + form) for form in (entries, entry, offset)))
+    return dialect, dialect.offset.unpack(header[8:16] if big else header[4:8])[0]
+
+
+def _page_header(
+    path: Path, file: BinaryIO, dialect: _Dialect, offset: int, page: int
+) -> tuple[dict[int, int], int]:
+    """The layout of the page with its header at offset, and the next header's offset, 0 after the last."""
+    file.seek(offset)
+    count = file.read(dialect.entries.size)
+    tags = dialect.entries.unpack(count)[0] if len(count) == dialect.entries.size else 0
+    block = file.read(tags * dialect.entry.size) if tags <= MOST_TAGS else b""
+    following = file.read(dialect.offset.size)
+    if not block or len(following) < dialect.offset.size:
+        _fail(path, f"expected page {page} at byte {offset}, found none: cut off or damaged; copy it again")
+    layout = {}
+    for code, kind, number, value in dialect.entry.iter_unpack(block):
+        if (code in LAYOUT or code == SUBFILE_TYPE) and number == 1 and kind in INTEGER_BYTES:
+            layout[code] = int.from_bytes(value[: INTEGER_BYTES[kind]], dialect.order)  # type: ignore[arg-type]
+            if code in LAYOUT and layout[code] == LAYOUT[code][1]:
+                del layout[code]
+    return layout, dialect.offset.unpack(following)[0]
+
+
+def _difference(layout: dict[int, int], first: dict[int, int]) -> str:
+    """In what a page is not like the first."""
+    code = next(code for code in LAYOUT if layout.get(code) != first.get(code))
+    name, default = LAYOUT[code]
+    return f"{name} {layout.get(code, default)} after {first.get(code, default)}"
+
+
+# ---- TIFF: the movie ---------------------------------------------------------------------------------------
+
+
+def _open_tiff(path: Path) -> Movie:
+    _hush_tifffile()
+    pages = _count_pages(path)
+    with ExitStack() as stack:
+        tif = _tifffile(stack, path, pages)
+        series = _only_series(path, tif)
+        axes, sizes = series.get_axes(squeeze=False), series.get_shape(squeeze=False)
+        shape = _movie_shape(path, axes, sizes, _names_one_frame(tif, series))
+        dtype = _check_frames(path, shape, series.dtype)
+        _check_storage(path, tif, series, shape, pages)
+        info = MovieInfo(path, shape, dtype, series.axes, *_tiff_calibration(tif))
+        source = _tiff_source(path, tif, series, shape)
+        if isinstance(source, _TiffPages):
+            stack.pop_all()  # source keeps tif open
+        return Movie(info, source)
+
+
+def _hush_tifffile() -> None:
+    """Keep tifffile's remarks off stderr unless somebody listens to them; what matters is checked here."""
+    logger = logging.getLogger("tifffile")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+        logger.propagate = False
+
+
+def _tifffile(stack: ExitStack, path: Path, pages: int) -> tifffile.TiffFile:
+    """Open by tifffile, without other files that an OME-TIFF may name: each file is a movie of its own."""
+    tif = stack.enter_context(tifffile.TiffFile(path, _multifile=False))
+    described = _shaped_metadata(tif)
+    frames = math.prod(described.get("shape", [])) // max(math.prod(tif.pages.first.shape), 1)
+    if described and frames < pages and not described.get("truncated"):
+        # Each TiffWriter.write(frame) describes its frame alone, and tifffile would read as many images.
+        tif.close()
+        tif = stack.enter_context(tifffile.TiffFile(path, _multifile=False, is_shaped=False))
+    return tif
+
+
+def _shaped_metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
+    """The JSON that tifffile, and so MovieWriter, puts into the first page's description; else {}."""
+    description = tif.pages.first.shaped_description or ""
+    return json.loads(description) if description.startswith("{") else {}
+
+
+def _only_series(path: Path, tif: tifffile.TiffFile) -> tifffile.TiffPageSeries:
+    """The one image stack in the file."""
+    series = tif.series
+    if len(series) != 1:
+        found = ", ".join(f"{one.axes} {' x '.join(map(str, one.shape))}" for one in series[:4])
+        _fail(path, f"expected one movie, found {len(series)} images ({found}); save each as its own file")
+    return series[0]
+
+
+def _names_one_frame(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> bool:
+    """Whether the file itself says that it has a time axis, however short."""
+    return series.kind in ("shaped", "ome") or "frames" in (tif.imagej_metadata or {})
+
+
+def _check_storage(
+    path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, shape: Shape, pages: int
+) -> None:
+    """Every frame lies in this file as intensities, each in a page or all in one block."""
+    page, frames = series.keyframe, shape[0]
+    if page.shape != shape[1:]:
+        _fail(path, f"expected pages of one frame {shape[1:]}, found {page.shape}; save it as a plain stack")
+    if pages not in (1, frames) or (pages < frames and series.dataoffset is None):
+        _fail(path, f"expected {frames} frames by its description, found {pages} pages; export it again")
+    if any(one is None or one.parent is not tif for one in series):
+        _fail(path, "expected all frames in this file, found some in others or missing; save it as one file")
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not tif.is_imagej:  # which saves a LUT so
+        _fail(path, "expected intensities, found numbers of palette colours; convert it to grayscale")
+
+
+def _tiff_source(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, shape: Shape) -> Source:
+    """Straight from the file where voxels lie there as they are, else through tifffile's decoders."""
+    page, itemsize = series.keyframe, series.dtype.itemsize
+    frame = shape[1] * shape[2] * itemsize
+    plain = page.compression == 1 and page.predictor == 1 and page.fillorder == 1 and not page.is_tiled
+    if series.dataoffset is not None:
+        offsets, sizes = series.dataoffset + frame * np.arange(shape[0])[:, None], np.array([frame])
+    else:
+        offsets, sizes = _pieces(series)
+    if series.dataoffset is None and plain and page.bitspersample == 8 * itemsize:
+        rows = np.diff([*range(0, shape[1], page.rowsperstrip), shape[1]])
+        sizes = rows * shape[2] * itemsize  # (strips,) as they must be, whatever the tags claim
+    _check_offsets(path, shape[0], offsets, sizes)
+    if sizes.ndim == 1:
+        return _RawFrames(path, offsets, sizes, series.dtype.newbyteorder(tif.byteorder))
+    return _TiffPages(tif, series)
+
+
+def _pieces(series: tifffile.TiffPageSeries) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets and sizes (T, pieces) of the strips or tiles of all frames."""
+    pages = [page for page in series if page is not None]
+    offsets = np.array([page.dataoffsets for page in pages], np.int64)
+    return offsets, np.array([page.databytecounts for page in pages], np.int64)
+
+
+def _check_offsets(path: Path, frames: int, offsets: np.ndarray, sizes: np.ndarray) -> None:
+    """All pieces of all frames lie within the file: offsets (T, pieces), sizes (T, pieces) or (pieces,)."""
+    if offsets.shape != (frames, sizes.shape[-1]):
+        expected = (frames, sizes.shape[-1])
+        _fail(path, f"expected (frames, pieces) {expected}, found {offsets.shape}: damaged; export it again")
+    inside = (offsets > 0) & (sizes > 0) & (offsets + sizes <= path.stat().st_size)
+    if not inside.all():
+        frame = int(np.argmin(inside.all(axis=1)))
+        _fail(path, f"expected {frames} frames, found the first {frame} only: cut off; copy it again")
+
+
+class _RawFrames:
+    """Frames that lie in a file as they are, each in one or more pieces."""
+
+    def __init__(self, path: Path, offsets: np.ndarray, sizes: np.ndarray, dtype: np.dtype) -> None:
+        self._offsets = offsets  # (T, pieces) bytes
+        self._sizes = sizes  # (pieces,) bytes
+        self._dtype = dtype  # in the file's byte order
+        self._file = path.open("rb")
+
+    def frames(self, start: int, stop: int) -> np.ndarray:
+        data = np.empty((stop - start) * int(self._sizes.sum()), np.uint8)
+        rest = data.data
+        for offset, size in self._runs(start, stop):
+            self._file.seek(offset)
+            if self._file.readinto(rest[:size]) != size:
+                raise EOFError(f"expected {size} bytes at byte {offset}, found the end of the file")
+            rest = rest[size:]
+        frames, native = data.view(self._dtype), self._dtype.newbyteorder("=")
+        return frames if self._dtype == native else frames.byteswap(inplace=True).view(native)
+
+    def _runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """(offset, size) of what is read in one go: neighbouring pieces together."""
+        offsets = self._offsets[start:stop].ravel()
+        sizes = np.tile(self._sizes, stop - start)
+        begins = np.r_[True, offsets[1:] != offsets[:-1] + sizes[:-1]]
+        sizes = np.add.reduceat(sizes, np.flatnonzero(begins))
+        return zip(offsets[begins].tolist(), sizes.tolist(), strict=True)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _TiffPages:
+    """Pages that must be decoded: compressed, tiled or packed."""
+
+    def __init__(self, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> None:
+        self._tif = tif
+        self._series = series
+
+    def frames(self, start: int, stop: int) -> np.ndarray:
+        return self._tif.asarray(key=slice(start, stop), series=self._series)
+
+    def close(self) -> None:
+        self._tif.close()
+
+
+# ---- TIFF: pixel size and frame interval -------------------------------------------------------------------
+
+
+def _tiff_calibration(tif: tifffile.TiffFile) -> tuple[tuple[float, float] | None, float | None]:
+    """(pixel size, frame interval) as OME, ImageJ or tifffile's JSON tell, else the resolution tags."""
+    told: Mapping[str, Any] = _ome_pixels(tif) or tif.imagej_metadata or _shaped_metadata(tif)
+    return _tiff_pixel_size(tif.pages.first, told), _tiff_interval(told)
+
+
+def _ome_pixels(tif: tifffile.TiffFile) -> Mapping[str, Any]:
+    """Attributes of the first Pixels element, such as PhysicalSizeX and TimeIncrement."""
+    if not tif.ome_metadata:
+        return {}
+    pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")  # noqa: S314 (parsed before)
+    return {} if pixels is None else pixels.attrib
+
+
+def _tiff_pixel_size(page: tifffile.TiffPage, told: Mapping[str, Any]) -> tuple[float, float] | None:
+    if "PhysicalSizeX" in told:  # null in our own files of unknown pixel size: their resolution is nominal
+        lengths = [_measure(told, f"PhysicalSize{axis}", MICROMETRES, "um") for axis in "YX"]
+        return _believed((lengths[0], lengths[1]))
+    unit = RESOLUTION_UNITS.get(page.resolutionunit, "")
+    per_x, per_y = page.resolution
+    if "XResolution" not in page.tags or min(per_x, per_y) <= 0:
+        return None
+    if unit == "inch" and {per_x, per_y} <= PRINTER_DPI:
+        return None
+    micrometres = MICROMETRES.get(str(told.get("unit", unit)).lower(), math.nan)
+    return _believed((micrometres / per_y, micrometres / per_x))
+
+
+def _tiff_interval(told: Mapping[str, Any]) -> float | None:
+    """TimeIncrement (OME), else finterval, else fps (ImageJ)."""
+    if "TimeIncrement" in told:
+        return _interval(_measure(told, "TimeIncrement", SECONDS, "s"))
+    interval = _interval(_measure(told, "finterval", SECONDS, "s", "tunit"))
+    rate = _number(told.get("fps"))
+    return interval or (_interval(1 / rate) if rate else None)
+
+
+def _measure(
+    told: Mapping[str, Any], name: str, units: Mapping[str, float], usual: str, unit: str | None = None
+) -> float:
+    """A length in micrometres or a time in seconds; NaN if missing, no number, or of an unknown unit."""
+    factor = units.get(str(told.get(unit or f"{name}Unit", usual)).lower(), math.nan)
+    return _number(told.get(name)) * factor
+
+
+def _number(value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return math.nan
+
+
+# ---- MetaImage, NRRD, NIfTI --------------------------------------------------------------------------------
+
+DATA_FILE = re.compile(rb"^(?:ElementDataFile[ \t]*=|data ?file:)[ \t]*(.*?)[ \t\r]*$", re.I | re.M)
+BINARY = re.compile(rb"^BinaryData[ \t]*=[ \t]*True", re.I | re.M)
+COMPRESSED = re.compile(rb"^CompressedData[ \t]*=[ \t]*True", re.I | re.M)
+
+
+def _open_itk(path: Path) -> Movie:
+    data_file, raw = _itk_storage(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    with _silence():
+        reader.ReadImageInformation()
+    sizes = reader.GetSize()[::-1]  # (..., Y, X)
+    axes = "QTZYX"[-len(sizes) :]
+    if reader.GetNumberOfComponents() > 1:
+        axes, sizes = axes + "S", (*sizes, reader.GetNumberOfComponents())
+    shape = _movie_shape(path, axes, sizes, one_frame=len(sizes) > 2)
+    dtype = _check_frames(path, shape, _itk_dtype(reader.GetPixelID()))
+    _check_itk_size(path, data_file.stat().st_size, raw, reader)
+    info = MovieInfo(path, shape, dtype, axes, *_itk_calibration(reader))
+    return Movie(info, _ItkRanges(reader) if raw else _ItkWhole(reader))
+
+
+def _itk_storage(path: Path) -> tuple[Path, bool]:
+    """The file with the voxels, and whether they lie there as they are, to be read by ranges.
+
+    Raises MovieError for voxels anywhere but in this file or one beside it.
+    """
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        return path, name.endswith(".nii")
+    with path.open("rb") as file:
+        head = file.read(2**16)
+    if name.endswith(".nrrd"):
+        head = re.split(rb"\r?\n\r?\n", head)[0]
+    raw = BINARY.search(head) is not None and not COMPRESSED.search(head)  # never so for NRRD
+    match = DATA_FILE.search(head)
+    data = os.fsdecode(match[1]) if match else "LOCAL"
+    if data == "LOCAL":
+        return path, raw
+    if data.startswith("LIST") or re.search(r"[/\\%]", data) or data in ("", ".", ".."):
+        _fail(path, f"expected voxels in one file beside it, found {data!r}; convert it to one file, as .mha")
+    return path.with_name(data), raw
+
+
+def _check_itk_size(path: Path, size: int, raw: bool, reader: sitk.ImageFileReader) -> None:
+    """The file is large enough for what its header promises, before memory is asked for it."""
+    itemsize = _itk_dtype(reader.GetPixelID()).itemsize
+    if reader.HasMetaDataKey("bitpix"):  # NIfTI may store integers to be scaled to floating point
+        itemsize = int(reader.GetMetaData("bitpix")) // 8
+    needed, most = math.prod(reader.GetSize()) * itemsize, size if raw else size * DEFLATE_RATIO
+    if needed > most:
+        _fail(path, f"expected {needed} bytes of voxels, found at most {most}: cut off; copy it again")
+
+
+def _itk_dtype(pixel: int) -> np.dtype:
+    """The dtype of SimpleITK's pixel type, void if it is a stranger one than these."""
+    names = {
+        sitk.sitkUInt8: "uint8",
+        sitk.sitkInt8: "int8",
+        sitk.sitkUInt16: "uint16",
+        sitk.sitkInt16: "int16",
+        sitk.sitkUInt32: "uint32",
+        sitk.sitkInt32: "int32",
+        sitk.sitkUInt64: "uint64",
+        sitk.sitkInt64: "int64",
+        sitk.sitkFloat32: "float32",
+        sitk.sitkFloat64: "float64",
+        sitk.sitkComplexFloat32: "complex64",
+        sitk.sitkComplexFloat64: "complex128",
+    }
+    return np.dtype(names.get(pixel, "void"))
+
+
+def _itk_calibration(reader: sitk.ImageFileReader) -> tuple[tuple[float, float] | None, float | None]:
+    """Spacing is millimetres along X and Y and seconds along the frames; 1 in files that know neither."""
+    spacing = [float(f"{value:.7g}") for value in reader.GetSpacing()]  # NIfTI's are float32
+    x, y, frames = spacing[0], spacing[1], spacing[_itk_frame_axis(reader)]
+    pixel_size = None if x == y == 1 else _believed((y * 1e3, x * 1e3))
+    return pixel_size, None if frames == 1 else _interval(frames)
+
+
+def _itk_frame_axis(reader: sitk.ImageFileReader) -> int:
+    """SimpleITK's axis (X, Y, ...) that counts the frames."""
+    sizes = reader.GetSize()
+    return next((axis for axis in range(2, len(sizes)) if sizes[axis] > 1), len(sizes) - 1)
+
+
+class _ItkRanges:
+    """Frames of an uncompressed file, read range by range."""
+
+    def __init__(self, reader: sitk.ImageFileReader) -> None:
+        self._reader = reader
+
+    def frames(self, start: int, stop: int) -> np.ndarray:
+        size, axis = list(self._reader.GetSize()), _itk_frame_axis(self._reader)
+        index = [0] * len(size)
+        index[axis], size[axis] = start, stop - start
+        self._reader.SetExtractIndex(index)
+        self._reader.SetExtractSize(size)
+        with _silence():
+            return sitk.GetArrayFromImage(self._reader.Execute())
+
+    def close(self) -> None:
+        """Nothing to close: SimpleITK opens the file for each range."""
+
+
+class _ItkWhole:
+    """Frames of a compressed file, which can only be decoded at once."""
+
+    def __init__(self, reader: sitk.ImageFileReader) -> None:
+        self._reader = reader
+        self._image: sitk.Image | None = None
+
+    def frames(self, start: int, stop: int) -> np.ndarray:
+        if self._image is None:
+            with _silence():
+                self._image = self._reader.Execute()
+        voxels = sitk.GetArrayViewFromImage(self._image)
+        return voxels.reshape(-1, *voxels.shape[-2:])[start:stop].copy()  # (n, Y, X)
+
+    def close(self) -> None:
+        self._image = None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Point file descriptor 2 elsewhere: ITK's libraries print there what their exception says as well."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+# ---- writing -----------------------------------------------------------------------------------------------
+
+
+class MovieWriter:
+    """Write a movie (T, Y, X) as a TIFF, frames in order; a context manager.
+
+    The Grand Challenge platform imports the file and SimpleITK reads it exactly: one gray page a frame,
+    uncompressed, resolution per centimetre, BigTIFF if large. pixel_size, (y, x) in micrometres, and
+    frame_interval, in seconds, also stand in the description (JSON, OME's names): they come back exactly.
+    Without a pixel size the resolution is a nominal 1 micrometre, which the platform demands; the description
+    then says null, and open_movie None.
+
+    Frames go to a hidden file in the same folder, `.<name>.<random>.part`, which gets its name when all T
+    frames are written and synced. After an exception inside the with block, or with frames missing, nothing
+    remains. SimpleITK counts pages in 16 bits (of 100,000 it sees 34,464); other readers see them all.
+
+    Raises ValueError for a shape, dtype, pixel size, interval or frames that cannot be written, MovieError
+    when the disk fails or frames are missing.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shape: Shape,
+        dtype: np.typing.DTypeLike,
+        pixel_size: tuple[float, float] | None = None,
+        frame_interval: float | None = None,
+    ) -> None:
+        self._path = Path(path)
+        self._shape = tuple(map(int, shape))
+        self._dtype = np.dtype(dtype)
+        self._pixel_size = pixel_size
+        self._interval = frame_interval
+        self._check()
+        self._part = self._path.with_name(f".{self._path.name[:60]}.{uuid.uuid4().hex[:8]}.part")
+        self._written = 0
+        self._file: BinaryIO | None = None
+
+    def _check(self) -> None:
+        if len(self._shape) != 3 or min(self._shape) < 1:
+            raise ValueError(f"shape {self._shape} must be (T, Y, X), each at least 1")
+        if self._dtype.name not in WRITABLE:
+            raise ValueError(f"dtype {self._dtype} must be one of {', '.join(WRITABLE)}")
+        if self._pixel_size is not None and _believed(self._pixel_size) is None:
+            raise ValueError(f"pixel size {self._pixel_size} must lie within {PIXEL_SIZES} micrometres")
+        if self._interval is not None and _interval(self._interval) is None:
+            raise ValueError(f"frame interval {self._interval} must be a positive number of seconds")
+
+    def __enter__(self) -> MovieWriter:
+        with self._cleanly("the file cannot be created"):
+            if self._path.is_dir():
+                _fail(self._path, "expected a free name to write to, found a folder; move it away")
+            start = self._write_headers()
+            self._file = self._part.open("r+b")
+            self._file.seek(start)
+        return self
+
+    def _write_headers(self) -> int:
+        """Write all but the voxels; the offset where they go. Until then the file has a hole there."""
+        size = math.prod(self._shape) * self._dtype.itemsize + self._shape[0] * PAGE_BYTES
+        per_y, per_x = (MICROMETRES["cm"] / length for length in self._pixel_size or NOMINAL)
+        with tifffile.TiffWriter(self._part, bigtiff=size > CLASSIC_BYTES) as tif:
+            place = tif.write(
+                shape=self._shape,
+                dtype=self._dtype,
+                photometric="minisblack",  # else 3 or 4 frames or columns would be colours
+                resolution=(per_x, per_y),
+                resolutionunit="CENTIMETER",
+                description=self._description(),
+                metadata=None,  # with its own, tifffile makes one page of a movie that is one pixel wide
+                returnoffset=True,
+            )
+        return place[0]  # type: ignore[index]
+
+    def _description(self) -> str:
+        """What tifffile's JSON says about axes, with OME's names for the rest."""
+        y, x = self._pixel_size or (None, None)
+        told: dict[str, Any] = {"shape": self._shape, "axes": "TYX"}
+        told |= {"PhysicalSizeX": x, "PhysicalSizeXUnit": "um", "PhysicalSizeY": y, "PhysicalSizeYUnit": "um"}
+        told |= {"TimeIncrement": self._interval, "TimeIncrementUnit": "s"}
+        return json.dumps(told)
+
+    def append(self, frames: np.ndarray) -> None:
+        """Write the next frames (n, Y, X), of the writer's dtype."""
+        if self._file is None:
+            raise ValueError(f"{self._path}: frames are written inside the with block")
+        if frames.ndim != 3 or frames.shape[1:] != self._shape[1:]:
+            raise ValueError(f"frames {frames.shape} must be (n, {self._shape[1]}, {self._shape[2]})")
+        if frames.dtype != self._dtype:
+            raise ValueError(f"frames of {frames.dtype} must be {self._dtype}")
+        if self._written + len(frames) > self._shape[0]:
+            raise ValueError(f"{self._written} + {len(frames)} frames must be at most {self._shape[0]}")
+        with _errors_of(self._path, "the file cannot be written"):
+            self._file.write(np.ascontiguousarray(frames).data)
+        self._written += len(frames)
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None:
+            self._discard()
+            return
+        with self._cleanly("the file cannot be written"):
+            if self._written < self._shape[0]:
+                missing = f"expected {self._shape[0]} frames to write, found {self._written}"
+                _fail(self._path, f"{missing}; nothing was kept: run it again")
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._file is None:
+            return
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._part.replace(self._path)
+        _sync_folder(self._path.parent)
+
+    @contextmanager
+    def _cleanly(self, what: str) -> Iterator[None]:
+        """Leave nothing behind on any exception, KeyboardInterrupt included."""
+        try:
+            with _errors_of(self._path, what):
+                yield
+        except BaseException:
+            self._discard()
+            raise
+
+    def _discard(self) -> None:
+        with suppress(OSError):  # a full disk refuses the buffer's rest, which nobody wants
+            if self._file is not None:
+                self._file.close()
+        with suppress(OSError):
+            self._part.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name last where the system can; the voxels themselves are on disk already."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network folders refuse
+            os.fsync(handle)
+    finally:
+        os.close(handle)
