@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from scipy.fft import dct, idct
 from scipy.ndimage import gaussian_filter, uniform_filter1d
 
 TRUNCATE = 3.0  # standard deviations at which a Gaussian kernel is cut
@@ -50,29 +51,46 @@ def mean_plus_gaussian(
 
 
 def local_pca(
-    movie: np.ndarray, static: float = 0.7, noise: tuple[float, float] | None = None, block: int = 16
+    movie: np.ndarray,
+    static: float = 0.7,
+    band: float = 1.0,
+    noise: tuple[float, float] | None = None,
+    block: int = 16,
 ) -> np.ndarray:
     """Low-rank movie in each block of block x block pixels, blocks overlapping by half and blended.
 
     The mean image, smoothed by `static` pixels, is set apart. The rest is divided by the noise's standard
-    deviation, which makes the noise white, and in each block the singular values are shrunk as is best for
-    the mean squared error in white noise. noise: (gain, read variance) if known; estimated otherwise.
+    deviation, which makes the noise white; of its temporal frequencies (DCT) the lowest fraction, `band`, is
+    kept; and in each block the singular values are shrunk as is best for the squared error in white noise.
+    noise: (gain, read variance) if known; estimated otherwise.
     """
     mean = movie.mean(axis=0, dtype=np.float64).astype(np.float32)  # (Y, X)
     smooth = gaussian_filter(mean, static, truncate=TRUNCATE)
     gain, read_variance = noise or estimate_noise(movie)
-    deviation = np.sqrt(np.maximum(gain * smooth + read_variance, 1e-6 * (1 + abs(gain * smooth).max())))
-    white = (movie - mean) / deviation  # (T, Y, X)
+    variance = gain * smooth + read_variance
+    deviation = np.sqrt(np.maximum(variance, 1e-6 * (1 + abs(variance).max())))
+    spectrum = dct((movie - mean) / deviation, axis=0, norm="ortho")  # (T, Y, X), the noise still white
+    kept = max(1, round(band * len(movie)))
+    spectrum[:kept] = _low_rank(spectrum[:kept], block)
+    spectrum[kept:] = 0
+    rest: np.ndarray = idct(spectrum, axis=0, norm="ortho", overwrite_x=True)
+    return smooth + deviation * rest
+
+
+def _low_rank(white: np.ndarray, block: int) -> np.ndarray:
+    """Shrink the singular values of every block x block patch of (K, Y, X), noise variance 1, and blend."""
     window = np.minimum(np.arange(1, block + 1), np.arange(block, 0, -1)).astype(np.float32)
-    total, weight = np.zeros_like(white), np.zeros(movie.shape[1:], np.float32)
-    for y in _starts(movie.shape[1], block):
-        for x in _starts(movie.shape[2], block):
-            patch = white[:, y : y + block, x : x + block]
+    total, weight = np.zeros_like(white), np.zeros(white.shape[1:], np.float32)
+    for y in _starts(white.shape[1], block):
+        for x in _starts(white.shape[2], block):
+            place = (slice(y, y + block), slice(x, x + block))
+            patch = white[(slice(None), *place)]
             fade = np.outer(window[: patch.shape[1]], window[: patch.shape[2]])
-            low_rank = shrink_singular_values(patch.reshape(len(patch), -1)).reshape(patch.shape)
-            total[:, y : y + block, x : x + block] += fade * low_rank
-            weight[y : y + block, x : x + block] += fade
-    return smooth + total * (deviation / weight)
+            total[(slice(None), *place)] += fade * shrink_singular_values(
+                patch.reshape(len(patch), -1)
+            ).reshape(patch.shape)
+            weight[place] += fade
+    return total / weight
 
 
 def _starts(size: int, block: int) -> list[int]:
@@ -118,7 +136,8 @@ LADDERS: Mapping[str, Sequence[float]] = {
     "columns": (0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1, 1.2, 1.5, 1.9, 2.4, 3, 4),
     "pixels": (0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1, 1.2, 1.5, 1.9, 2.4, 3, 4),
     "static": (0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1, 1.2, 1.5, 1.9, 2.4, 3, 4),
-    "weight": (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
+    "weight": (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2),
+    "band": (0.01, 0.014, 0.02, 0.03, 0.04, 0.06, 0.085, 0.12, 0.17, 0.25, 0.35, 0.5, 0.7, 1),
 }
 
 

@@ -12,6 +12,8 @@ R = P97 - P3 of the whole clean movie. As y is not centred, an offset or gain th
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 FRAMES_AT_ONCE = 16  # float64 copies of this many frames are held, never of the movie
@@ -58,6 +60,24 @@ def score(clean: np.ndarray, output: np.ndarray) -> dict[str, float]:
     return values
 
 
+def linearity(clean: np.ndarray, output: np.ndarray) -> dict[str, float]:
+    """Whether brightness was kept, (T, Y, X) each: `bias` of the mean, relative; `slope` of output on truth.
+
+    The slope is that of the least-squares line through all voxels; nan for a truth without contrast.
+    """
+    sums = np.zeros(4)  # of y, x, y^2, x y, relative to the mean truth
+    centre = float(clean.mean(dtype=np.float64))
+    for start in range(0, len(clean), FRAMES_AT_ONCE):
+        truth, value = (
+            m[start : start + FRAMES_AT_ONCE].astype(np.float64) - centre for m in (clean, output)
+        )
+        sums += truth.sum(), value.sum(), (truth * truth).sum(), (truth * value).sum()
+    mean_truth, mean_value, square, product = sums / clean.size
+    variance = square - mean_truth**2
+    slope = (product - mean_truth * mean_value) / variance if variance > 0 else math.nan
+    return {"bias": float((mean_value - mean_truth) / centre) if centre else math.nan, "slope": float(slope)}
+
+
 def _power(clean: np.ndarray, output: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Sums of y^2 and (y - x)^2 for each frame, (T,), and for each pixel, (Y, X), in float64."""
     frame_signal, frame_error = np.zeros(len(clean)), np.zeros(len(clean))  # (T,)
@@ -76,7 +96,7 @@ def _power(clean: np.ndarray, output: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _mean_decibel(signal: np.ndarray, error: np.ndarray) -> tuple[float, float]:
     """Mean and standard deviation of 10 log10(signal / error); nan where there is nothing to average."""
     if not signal.size:
-        return float("nan"), float("nan")
+        return math.nan, math.nan
     with np.errstate(divide="ignore", invalid="ignore"):
         decibel = 10 * np.log10(signal / error)
         return float(decibel.mean()), float(decibel.std())

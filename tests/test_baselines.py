@@ -69,13 +69,23 @@ def test_local_pca_finds_a_rank_one_movie_in_noise() -> None:
     noisy = rng.normal(clean, 30).astype(np.float32)
     before = score(clean, noisy)["stsnr"]
     assert score(clean, baselines.local_pca(noisy, 0.1))["stsnr"] > before + 15
-    assert score(clean, baselines.local_pca(noisy, 0.1, (0.0, 900.0)))["stsnr"] > before + 15
+    assert score(clean, baselines.local_pca(noisy, 0.1, noise=(0.0, 900.0)))["stsnr"] > before + 15
+
+
+def test_a_slow_movie_gains_by_the_band_and_a_fast_one_is_lost_with_it() -> None:
+    rng = np.random.default_rng(7)
+    slow = rank_one(rng)
+    fast = slow[np.argsort(np.arange(len(slow)) % 7)]  # the same frames, shuffled
+    for clean, helps in ((slow, True), (fast, False)):
+        noisy = rng.normal(clean, 30).astype(np.float32)
+        whole, low = (score(clean, baselines.local_pca(noisy, 0.1, band))["stsnr"] for band in (1.0, 0.12))
+        assert (low > whole) is helps
 
 
 def test_blocks_of_local_pca_leave_no_seam() -> None:
     """Without noise to shrink, every block returns its pixels, and blending them changes nothing."""
     clean = rank_one(np.random.default_rng(3))
-    np.testing.assert_allclose(baselines.local_pca(clean, 0.1, (0.0, 1e-6)), clean, rtol=1e-4)
+    np.testing.assert_allclose(baselines.local_pca(clean, 0.1, noise=(0.0, 1e-6)), clean, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(40, 256), (256, 40)])
