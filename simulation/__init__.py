@@ -1,4 +1,4 @@
-"""Synthetic two-photon calcium movies with known truth: scenes (scene.py) and noise (noise.py); numpy and scipy only."""
+"""Synthetic two-photon calcium movies with known truth: scenes, noise, recordings; numpy and scipy only."""
 
 from simulation.noise import LEVELS, digitize, drop_rows, noisy, random_recording
 from simulation.scene import (

@@ -59,14 +59,14 @@ def slow_noise(rng: np.random.Generator, count: int, frames: int, memory: float)
 
 
 def bleaching(rng: np.random.Generator, frames: int, loss: float, flicker: float) -> Traces:
-    """Brightness of the whole field, (frames,): 1 at first, down to 1 - loss, laser flicker of that deviation."""
+    """Brightness of the whole field, (frames,): from 1 down to 1 - loss, with flicker of that deviation."""
     fall = np.exp(-np.arange(frames) / (rng.uniform(0.2, 1.5) * frames))
     steady = 1 - loss * (1 - fall) / max(1 - float(fall[-1]), 1e-6)
     return (steady * (1 + flicker * rng.standard_normal(frames)).clip(0.5, 1.5)).astype(np.float32)
 
 
 def wander(rng: np.random.Generator, frames: int, jitter: float, drift: float) -> NDArray[np.float64]:
-    """Rigid motion (frames, 2) in pixels (y, x): fast jitter with rare jumps, on a slow drift, from (0, 0)."""
+    """Rigid motion (frames, 2) in pixels (y, x): fast jitter with rare bouts, on a slow drift from 0."""
     fast = slow_noise(rng, 2, frames, 3.0) * jitter
     fast *= 1 + 2 * (slow_noise(rng, 1, frames, 8.0) > 2)  # bouts of running or licking
     slow = slow_noise(rng, 2, frames, 300.0) * drift

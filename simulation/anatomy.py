@@ -1,19 +1,20 @@
 """What a field of view holds: somata, processes, neuropil and vessels as images, one per independent source.
 
-Everything is drawn at random from a Generator on a canvas of shape (Y, X), in pixels, with non-negative float32
-brightness. Sources: textbook cortex as two-photon microscopes show it (dark nuclei, thin bright processes, dark
-vessels); no recording is copied.
+Everything is drawn at random from a Generator on a canvas of shape (Y, X), in pixels, with non-negative
+float32 brightness: cortex as two-photon microscopes show it, with dark nuclei, thin bright processes and dark
+vessels. No recording is copied.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 from scipy.signal import lfilter
 
 Image = NDArray[np.float32]
 Shape = tuple[int, int]
+MOST_AXONS = 120  # in a large field an axon branches and comes back: bounds time and memory
 
 
 def smooth_field(rng: np.random.Generator, shape: Shape, scale: float) -> Image:
@@ -34,7 +35,7 @@ def _bumps(rng: np.random.Generator, length: int, scale: float) -> Image:
 def curves(
     rng: np.random.Generator, starts: np.ndarray, angles: np.ndarray, steps: int, bend: float
 ) -> np.ndarray:
-    """Random smooth paths of half-pixel steps: (N, steps, 2) positions (y, x) from starts (N, 2), angles (N,)."""
+    """Smooth random paths in half-pixel steps, (N, steps, 2) as (y, x), from starts (N, 2), angles (N,)."""
     kicks = rng.normal(0, bend * 0.006, (len(starts), steps))
     turn = lfilter([1.0], [1.0, -0.97], kicks, axis=1)  # curvature that forgets within 30 steps: no spirals
     heading = angles[:, None] + np.cumsum(turn, axis=1)
@@ -43,7 +44,7 @@ def curves(
 
 
 def paint(paths: np.ndarray, weights: np.ndarray, owners: np.ndarray, count: int, shape: Shape) -> Image:
-    """Drop weights (N, S) at paths (N, S, 2) into `count` images; path n goes to image owners[n]: (count, Y, X)."""
+    """Drop weights (N, S) at paths (N, S, 2) into images (count, Y, X); path n goes to image owners[n]."""
     y, x = np.rint(paths[..., 0]).astype(int), np.rint(paths[..., 1]).astype(int)
     inside = (y >= 0) & (y < shape[0]) & (x >= 0) & (x < shape[1])
     flat = (owners[:, None] * shape[0] + y) * shape[1] + x
@@ -63,7 +64,7 @@ def _soft_step(inside: np.ndarray) -> np.ndarray:
 def soma(
     rng: np.random.Generator, shape: Shape, centre: np.ndarray, radius: float, edge: float
 ) -> tuple[Image, Image]:
-    """One cell body cut by the focal plane: its brightness (bright ring, dark nucleus) and its filled outline.
+    """One cell body cut by the focal plane: its brightness (bright ring, dark nucleus), its filled outline.
 
     edge: blur of the outline in pixels. Both images are (Y, X), 0 to about 1.
     """
@@ -105,14 +106,14 @@ def somata(
 
 def scatter(rng: np.random.Generator, shape: Shape, count: int, spacing: float) -> np.ndarray:
     """Centres (N, 2) at random, N <= count, no two closer than `spacing` pixels; some lie just outside."""
-    border = spacing / 2
-    centres: list[np.ndarray] = []
-    for candidate in rng.uniform(-border, np.array(shape) + border, (6 * count, 2)):
-        if all(np.hypot(*(candidate - other)) >= spacing for other in centres):
-            centres.append(candidate)
-        if len(centres) == count:
-            break
-    return np.array(centres).reshape(-1, 2)
+    candidates = rng.uniform(-spacing / 2, np.array(shape) + spacing / 2, (6 * count, 2))
+    centres = np.full((count, 2), np.inf)
+    found = 0
+    for candidate in candidates:
+        if found < count and np.all(np.hypot(*(candidate - centres[:found]).T) >= spacing):
+            centres[found] = candidate
+            found += 1
+    return centres[:found]
 
 
 def dendrites(rng: np.random.Generator, shape: Shape, centres: np.ndarray, radius: float) -> Image:
@@ -129,7 +130,7 @@ def dendrites(rng: np.random.Generator, shape: Shape, centres: np.ndarray, radiu
 
 
 def axons(rng: np.random.Generator, shape: Shape, count: int, boutons: float, bundle: float) -> Image:
-    """Thin long processes with bright boutons, unblurred: (count, Y, X).
+    """`count` thin long processes with bright boutons, unblurred: (K, Y, X), K = min(count, MOST_AXONS).
 
     boutons: their brightness over the shaft's; bundle: 0 for any direction, 1 for one common direction.
     """
@@ -139,43 +140,46 @@ def axons(rng: np.random.Generator, shape: Shape, count: int, boutons: float, bu
     middle = rng.uniform(0, 1, (count, 2)) * shape
     starts = middle - 0.25 * steps * np.stack([np.sin(angles), np.cos(angles)], 1)
     paths = curves(rng, starts, angles, steps, bend=0.5)
-    weights = np.exp(0.3 * np.cumsum(rng.normal(0, 0.15, (count, steps)), axis=1).clip(-4, 4))
+    ends = np.minimum(
+        1, np.minimum(np.arange(steps), np.arange(steps)[::-1]) / 30
+    )  # they leave the plane slowly
+    weights = ends * np.exp(0.3 * np.cumsum(rng.normal(0, 0.15, (count, steps)), axis=1).clip(-4, 4))
     swelling = rng.random((count, steps)) < rng.uniform(0.02, 0.08)  # a bouton every 6 to 25 pixels
     swelling = gaussian_filter(swelling.astype(np.float32), (0, 1.6)) * 4
-    return paint(paths, weights * (0.4 + boutons * swelling), np.arange(count), count, shape)
+    images = min(count, MOST_AXONS)
+    return paint(
+        paths, weights * (0.4 + boutons * swelling), np.arange(count) % max(images, 1), images, shape
+    )
 
 
-def mesh(rng: np.random.Generator, shape: Shape, psf: Sequence[float]) -> Image:
-    """The static texture of neuropil, (Y, X), mean about 1: a felt of unresolved fibres over cloudy density."""
+def mesh(rng: np.random.Generator, shape: Shape, psf: Sequence[float], fibres: float) -> Image:
+    """Neuropil at rest, (Y, X), mean about 1: thin fibres (this share of the light) over cloudy density."""
     count = max(4, int(np.prod(shape) / 12))
     starts = rng.uniform(-10, 10, (count, 2)) + rng.uniform(0, 1, (count, 2)) * shape
     paths = curves(rng, starts, rng.uniform(0, 2 * np.pi, count), 40, bend=1.5)
     weights = np.repeat(rng.lognormal(0, 0.9, (count, 1)), 40, axis=1)
     felt = blur(paint(paths, weights, np.zeros(count, int), 1, shape), psf)[0]
     clouds = np.exp(0.15 * smooth_field(rng, shape, 5.0) + 0.2 * smooth_field(rng, shape, 20.0))
-    return (0.4 + 0.6 * felt / max(float(felt.mean()), 1e-6)) * clouds
+    return (1 - fibres + fibres * felt / max(float(felt.mean()), 1e-6)) * clouds
 
 
 def vessels(rng: np.random.Generator, shape: Shape, count: int, width: float) -> Image:
-    """Transmission (Y, X), 0 to 1: `count` dark, curved vessels of about `width` pixels, some out of focus."""
+    """Transmission (Y, X), 0 to 1: `count` dark, curved vessels of about `width` pixels, some blurred."""
     light = np.ones(shape, np.float32)
-    yy, xx = np.indices(shape, dtype=np.float32)
+    steps = 4 * max(shape) + 2  # half-pixel steps: from anywhere to beyond the border
     for _ in range(count):
-        start = rng.uniform(0, 1, (1, 2)) * shape
-        heading = rng.uniform(0, 2 * np.pi, 1)
-        long = int(0.7 * max(shape)) + 2
-        ways = [curves(rng, start, heading + turn, 2 * long, bend=0.25)[0, ::4] for turn in (0, np.pi)]
-        way = np.concatenate(ways)  # (N, 2)
-        distance = np.full(shape, np.inf, np.float32)
-        for y, x in way:
-            np.minimum(distance, (yy - y) ** 2 + (xx - x) ** 2, out=distance)
+        start = rng.uniform(0, 1, (2,)) * shape
+        angles = rng.uniform(0, 2 * np.pi) + np.array([0, np.pi])
+        ways = curves(rng, np.stack([start, start]), angles, steps, bend=0.25)  # (2, steps, 2)
+        core = paint(ways, np.ones(ways.shape[:2]), np.zeros(2, int), 1, shape)[0] > 0
+        distance = distance_transform_edt(~core)
         radius, edge = width * rng.uniform(0.3, 0.8), rng.uniform(0.7, 2.5)
-        light *= 1 - rng.uniform(0.7, 0.99) * _soft_step((radius - np.sqrt(distance)) / edge)
+        light *= 1 - rng.uniform(0.7, 0.99) * _soft_step((radius - distance) / edge)
     return light
 
 
 def vignette(rng: np.random.Generator, shape: Shape, strength: float) -> Image:
-    """Uneven illumination (Y, X): 1 at a bright spot near the centre, about 1 - strength in the far corners."""
+    """Uneven illumination (Y, X): 1 at a spot near the centre, about 1 - strength in the far corners."""
     centre = (0.5 + rng.uniform(-0.2, 0.2, 2)) * shape
     yy, xx = np.indices(shape, dtype=np.float32)
     distance = np.hypot((yy - centre[0]) / shape[0], (xx - centre[1]) / shape[1]) / 0.7
