@@ -133,7 +133,10 @@ def _free_name(name: str, taken: set[str]) -> str:
     return free
 
 
-def _plan_file(source: Path, path: Path, output: Path) -> Plan:
+def _plan_file(source: Path, root: Path, output: Path) -> Plan:
+    path = (
+        source if _is_movie_name(source.name) else root
+    )  # a link is a movie by its own name, or by its target's
     if not _is_movie_name(path.name):
         raise LayoutError(
             f"{source}: expected a movie ({', '.join(SUFFIXES)}), found another suffix; "
@@ -179,7 +182,7 @@ def _plan_challenge(source: Path, root: Path, output: Path) -> Plan:
         raise LayoutError(
             f"{place}: expected one movie, as the challenge takes one output, found {len(movies)}: "
             f"{_list(path.name for path in movies)}; "
-            "leave one there, or give that folder itself as --input to denoise all"
+            f"leave one there, or give a folder without inputs.json and images/{INPUT_SOCKET} to denoise all"
         )
     name = _name(movies[0], root)
     if place != _socket_folder(root):

@@ -194,6 +194,14 @@ def test_input_may_be_a_link_or_one_file(source: Path, output: Path, tmp_path: P
         plan_movies(source / "c.txt", output)
 
 
+def test_one_file_may_be_a_link_whatever_its_name(source: Path, output: Path) -> None:
+    touch(source, "a.tif", "0c1d2e3f")
+    (source / "link.tif").symlink_to("0c1d2e3f")
+    (source / "input").symlink_to("a.tif")
+    assert targets(plan_movies(source / "link.tif", output), output) == {"link.tif": "link.tif"}
+    assert targets(plan_movies(source / "input", output), output) == {"a.tif": "a.tif"}
+
+
 # ---- names of outputs
 
 NAME_PARTS = st.sampled_from(
@@ -318,7 +326,7 @@ def test_more_than_one_image_is_an_error_that_names_them(source: Path, output: P
     touch(source, f"{SOCKET_FOLDER}/b.tif", f"{SOCKET_FOLDER}/a.mha")
     with pytest.raises(LayoutError, match=r"expected one movie.* found 2: a\.mha, b\.tif; leave one"):
         plan_movies(source, output)
-    plan = plan_movies(source / SOCKET_FOLDER, output)  # what the message advises
+    plan = plan_movies(source / SOCKET_FOLDER, output)  # as the message advises
     assert len(plan.jobs) == 2
 
 

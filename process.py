@@ -1,0 +1,613 @@
+"""Denoise the calcium-imaging movies of a folder: the command line, and the story of one movie.
+
+    options -> which movies, where to -> device, weights -> each movie: open, denoise, write -> metadata.json
+
+Exit status: 0 if every movie found was written, 1 if not, 2 for a wrong command line, 128 + n after signal n.
+Progress and warnings go to stdout; errors to stderr, one line each: the platform shows its user the last one.
+"""
+
+from __future__ import annotations  # and no torch or numpy up here: --help and a wrong option answer at once
+
+import argparse
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from denoise import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    import torch
+
+    from denoise.layout import Job, Plan
+    from denoise.movies import Movie, MovieWriter
+    from model import UNet3D
+
+NAME = "calcium-denoiser"
+UPLOADED_WEIGHTS = Path("/opt/ml/model/best_model_n2v.pth")  # where the platform puts an uploaded model
+SHIPPED_WEIGHTS = Path(__file__).resolve().parent / UPLOADED_WEIGHTS.name
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+NAMES_SHOWN = 5  # in the closing line: the platform drops over-long lines
+
+
+class Refusal(Exception):
+    """The run cannot start or end as asked; one line: what was expected, what was found, what to do."""
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived. Not an Exception, so that nothing takes it for a movie that fails."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    input: Path
+    output: Path
+    weights: Path | None
+    device: str
+    dtype: str  # of the output: "float32", or "input" for the movie's own
+    percentiles: tuple[float, float]
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the movies of a run share, and a record of each for the metadata."""
+
+    options: Options
+    plan: Plan
+    device: torch.device
+    model: UNet3D
+    weights: dict[str, str]  # path and SHA-256
+    signals: list[int]  # those that arrived
+    started: datetime
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+
+def main() -> int:
+    """Do what the command line says; returns the exit status."""
+    options = parse_options()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # any file name can be told
+    try:
+        signals = catch_signals()
+        return denoise_all(prepare(options, signals))
+    except Refusal as refusal:
+        complain(str(refusal))
+        return 1
+    except Stopped as stopped:
+        complain(f"stopped by {stopped}: the movies reported as done are complete, no other was written")
+        return 128 + stopped.number
+    except Exception as error:  # noqa: BLE001 - the last line on stderr has to make sense whatever happens
+        traceback.print_exc()
+        complain(unexpected(error))
+        return 1
+
+
+# ---- the command line
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a wrong command line in one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {one_line(message)}; see --help\n")
+
+
+def parse_options() -> Options:
+    about = (__doc__ or "").splitlines()[0]
+    parser = Parser(prog="process.py", description=about, allow_abbrev=False)
+    add = parser.add_argument
+    add(
+        "--input",
+        type=a_path,
+        default=Path("/input"),
+        help="folder of movies, or one movie (default: /input)",
+    )
+    add("--output", type=a_path, default=Path("/output"), help="folder for the results (default: /output)")
+    add(
+        "--weights",
+        type=a_path,
+        help=f"checkpoint (default: {UPLOADED_WEIGHTS}, else the one beside process.py)",
+    )
+    add("--device", type=a_device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--dtype", choices=("float32", "input"), default="float32", help="of the output (default: float32)")
+    add("--percentiles", type=float, nargs=2, metavar=("LOW", "HIGH"), default=(3.0, 97.0),
+        help="of the movie's intensities, for its normalization (default: 3 97)")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace outputs that exist")
+    add("--version", action="version", version=f"{NAME} {__version__}")
+    options = parser.parse_args()
+    low, high = options.percentiles
+    if not 0 <= low < high <= 100:
+        parser.error(f"argument --percentiles: expected 0 <= LOW < HIGH <= 100, found {low:g} {high:g}")
+    return Options(**{**vars(options), "percentiles": (low, high)})
+
+
+def a_path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, found an empty text")
+    return Path(text)
+
+
+def a_device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda or cuda:N, found {text!r}")
+    return text
+
+
+# ---- before the first movie: all that can be refused early
+
+
+def prepare(options: Options, signals: list[int]) -> Run:
+    """Find movies, weights and device. Raises Refusal before any work if the run cannot succeed."""
+    started = datetime.now(timezone.utc)
+    plan = make_plan(options)
+    check_writable(options.output)
+    say(f"{NAME} {__version__}: {len(plan.jobs)} movie(s) in {options.input}, {plan.layout} layout")
+    for warning in plan.warnings:
+        say(f"WARNING: {warning}")
+    device = choose_device(options.device)
+    limit_threads()
+    model, weights = load_weights(options.weights, device)
+    return Run(options, plan, device, model, weights, signals, started)
+
+
+def make_plan(options: Options) -> Plan:
+    from denoise.layout import LayoutError, plan_movies, refuse_existing
+
+    try:
+        plan = plan_movies(options.input, options.output)
+        refuse_existing(plan, options.overwrite)
+    except LayoutError as error:
+        raise Refusal(str(error)) from error
+    return plan
+
+
+def check_writable(folder: Path) -> None:
+    """Make the output folder and try to write in it: os.access cannot tell of a read-only file system."""
+    probe = temporary_beside(folder / "metadata.json")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"\n")
+        probe.unlink()
+    except OSError as error:
+        raise Refusal(
+            f"{folder}: expected a folder that can be written, found: {error.strerror}; "
+            "let this user write there, or choose another --output"
+        ) from error
+
+
+def choose_device(name: str) -> torch.device:
+    """The device asked for; only "auto" may end on the CPU without having named it."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto" and count == 0:
+        say("no GPU found: running on the CPU")
+    device = torch.device(("cuda" if count else "cpu") if name == "auto" else name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise Refusal(
+            f"--device {name}: expected it, found {count or 'no'} GPU usable by torch {torch.__version__}; "
+            "give the container one (docker run --gpus all), or choose --device cpu"
+        )
+    say(f"device: {device} ({hardware_name(device)})")
+    return device
+
+
+def load_weights(given: Path | None, device: torch.device) -> tuple[UNet3D, dict[str, str]]:
+    """The network, and the path and SHA-256 of its weights."""
+    from model import ModelError, load_model, sha256
+
+    path = given or (UPLOADED_WEIGHTS if UPLOADED_WEIGHTS.is_file() else SHIPPED_WEIGHTS)
+    try:
+        model = load_model(path, device)
+        weights = {"path": str(path), "sha256": sha256(path)}
+    except ModelError as error:
+        raise Refusal(str(error)) from error
+    say(f"weights: {path} (SHA-256 {weights['sha256']})")
+    return model, weights
+
+
+def limit_threads() -> None:
+    """No more threads than processors that this process may use: torch counts those of the whole machine."""
+    import torch
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    torch.set_num_threads(max(1, math.ceil(min(torch.get_num_threads(), allowed, quota))))
+
+
+def cpu_quota(membership: Path, mount: Path) -> float:
+    """Processors that the control groups of this process, and those above them, grant; infinite if no limit.
+
+    Source: the kernel's cgroup-v2 (cpu.max: "quota period") and cgroup-v1 (cpu.cfs_quota_us) documents.
+    """
+    quotas = [math.inf]
+    for line in read_text(membership).splitlines():
+        _, controllers, group = line.split(
+            ":", 2
+        )  # "0::/group" in version 2, "4:cpu,cpuacct:/group" in version 1
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = mount / "cpu" if controllers else mount
+        leaf = top / group.lstrip("/")
+        for folder in (leaf, *(parent for parent in leaf.parents if parent.is_relative_to(top))):
+            old = [read_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+            quota, period = read_text(folder / "cpu.max").split() or old
+            if quota.isdigit() and period.isdigit():  # not "max", -1, or no such file
+                quotas.append(int(quota) / int(period))
+    return min(quotas)
+
+
+# ---- the movies
+
+
+def denoise_all(run: Run) -> int:
+    """Denoise every movie and write the metadata, whatever happens; returns the exit status."""
+    jobs = run.plan.jobs
+    run.records.extend(
+        {"input": job.name, "output": output_name(job, run), "status": "not started"} for job in jobs
+    )
+    try:
+        for number, (job, record) in enumerate(zip(jobs, run.records, strict=True), 1):
+            if run.signals:  # raised where it could not pass, such as in a callback from C
+                raise Stopped(run.signals[0])
+            attempt(run, job, record, Progress(f"[{number}/{len(jobs)}] {job.name}", run.signals))
+        for name, reason in run.plan.unusable.items():
+            run.records.append(
+                {"input": name, "output": None, "status": "failed", "error": {"message": reason}}
+            )
+            complain(f"{name}: {reason}")
+    finally:
+        ignore_signals()
+        write_metadata(run)
+    return conclude(run)
+
+
+def attempt(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:
+    """Denoise one movie into its record; a failure is told and recorded, and the next movie's turn comes."""
+    start = time.monotonic()
+    record["status"] = "stopped"  # unless it gets to its end
+    try:
+        denoise_one(run, job, record, progress)
+        record["status"] = "ok"
+    except Exception as error:  # noqa: BLE001 - one bad movie must not cost the others
+        message = explain(error, job)
+        details = "".join(traceback.format_exception(error))
+        record.update(
+            status="failed", error={"message": message, "type": type(error).__name__, "traceback": details}
+        )
+        complain(message)
+    finally:
+        progress.close()
+        record.update(seconds=time.monotonic() - start, **peak_memory(run.device))
+
+
+def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:
+    """The story of one movie: open it, denoise it frame by frame into a new file, and note what was done."""
+    from denoise.inference import Settings, denoise_movie
+    from denoise.movies import MovieWriter, open_movie
+
+    start = time.monotonic()
+    with open_movie(job.source) as movie:
+        info, dtype = movie.info, output_dtype(movie, run.options)
+        record.update(describe(movie), output_dtype=str(dtype), warnings=dtype_warnings(movie, run.options))
+        frames, height, width = info.shape
+        progress.say(f"{frames} frames of {height} x {width}, {info.dtype} -> {record['output']}")
+        settings = Settings(percentiles=run.options.percentiles)
+        job.output.parent.mkdir(parents=True, exist_ok=True)
+        with MovieWriter(job.output, info.shape, dtype, info.pixel_size, info.frame_interval) as writer:
+            result = denoise_movie(movie, run.model, settings, writing(writer, dtype), progress)
+    speed = math.prod(info.shape) / (time.monotonic() - start)
+    record.update(percentiles=settings.percentiles, percentile_values=result.percentiles, tiles=result.tiles)
+    record.update(noise=result.noise, voxels_per_second=speed)
+    record["warnings"] += result.warnings
+    for warning in record["warnings"]:
+        progress.say(f"WARNING: {warning}")
+    progress.say(f"done, {speed / 1e6:.3g} million voxels a second")
+
+
+def output_dtype(movie: Movie, options: Options) -> np.dtype:
+    """float32, or on demand the movie's own type where the output can have it: not float64."""
+    import numpy as np
+
+    from denoise.movies import WRITABLE
+
+    own = options.dtype == "input" and movie.info.dtype.name in WRITABLE
+    return movie.info.dtype if own else np.dtype(np.float32)
+
+
+def dtype_warnings(movie: Movie, options: Options) -> list[str]:
+    wanted, chosen = movie.info.dtype, output_dtype(movie, options)
+    if options.dtype != "input" or chosen == wanted:
+        return []
+    return [f"--dtype input: expected a type that every TIFF reader takes, found {wanted}; wrote {chosen}"]
+
+
+def writing(writer: MovieWriter, dtype: np.dtype) -> Callable[[np.ndarray], None]:
+    """Appends float32 frames (n, Y, X) to the writer, in the output's dtype."""
+    from denoise.movies import rounded
+
+    return lambda frames: writer.append(rounded(frames, dtype))
+
+
+def conclude(run: Run) -> int:
+    """Tell how the run ended, a failure in a last line on stderr that says all; returns the exit status."""
+    failed = [record for record in run.records if record["status"] != "ok"]
+    total = len(run.records)
+    if not failed:
+        say(f"done: {total} movie(s) written to {run.options.output}")
+        return 0
+    if total > 1:
+        others = [record["input"] for record in failed[1:]]
+        more = f"; also failed: {', '.join(others[:NAMES_SHOWN])}" if others else ""
+        more += f" and {len(others) - NAMES_SHOWN} more" if len(others) > NAMES_SHOWN else ""
+        complain(f"{len(failed)} of {total} movies not written: {failed[0]['error']['message']}{more}")
+    return 1
+
+
+def explain(error: Exception, job: Job) -> str:
+    """One line about a movie's failure that names the movie."""
+    import torch
+
+    from denoise.movies import MovieError
+
+    if isinstance(error, MovieError):
+        return str(error) if job.name in str(error) else f"{job.name}: {error}"
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        text = f"expected enough memory, found too little ({error}); give it more, or a device with more"
+    elif isinstance(error, OSError):
+        found = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+        text = f"expected to read it and write {job.output}, found: {found}; check space and permissions"
+    else:
+        text = unexpected(error)
+    return f"{job.name}: {text}"
+
+
+def unexpected(error: Exception) -> str:
+    found = f"{type(error).__name__}: {error}"
+    return f"expected to finish, found an error of the program ({found}); please report it"
+
+
+# ---- what is told on the way
+
+
+class Progress:
+    """Tells how far a movie is: a bar on a terminal, elsewhere a line for each stage and each tenth of it."""
+
+    def __init__(self, label: str, signals: list[int]) -> None:
+        self.label = label
+        self.signals = signals
+        self.stage = ""
+        self.tenth = 0
+        self.start = 0.0
+        self.bar: Any = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` frames of the stage "reading" or "denoising" are through."""
+        if self.signals:
+            raise Stopped(self.signals[0])
+        if stage != self.stage:
+            self._begin(stage, total)
+        if self.bar is not None:
+            self.bar.update(done - self.bar.n)
+        elif 10 * done // total > self.tenth:
+            self.tenth = 10 * done // total
+            seconds = (time.monotonic() - self.start) * (total - done) / done
+            self.say(f"{stage} {10 * self.tenth}% ({done}/{total} frames), {duration(seconds)} left")
+
+    def _begin(self, stage: str, total: int) -> None:
+        self.close()
+        self.stage, self.tenth, self.start = stage, 0, time.monotonic()
+        if sys.stdout.isatty():
+            from tqdm import tqdm
+
+            label = one_line(f"{self.label}: {stage}")
+            width, height = shutil.get_terminal_size()  # 80 x 24 where a terminal says 0, which hides a bar
+            self.bar = tqdm(total=total, desc=label, unit="frame", file=sys.stdout, ncols=width, nrows=height)
+        else:
+            self.say(stage)
+
+    def say(self, text: str) -> None:
+        """A line of its own about the movie."""
+        self.close()
+        say(f"{self.label}: {text}")
+
+    def close(self) -> None:
+        """End the bar, if there is one."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def say(text: str) -> None:
+    """One line on stdout; a reader that went away (a closed pipe) does not stop the work."""
+    try:
+        print(one_line(text), flush=True)
+    except BrokenPipeError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def complain(text: str) -> None:
+    """One line on stderr, which by itself says what is wrong."""
+    print(one_line(text), file=sys.stderr, flush=True)
+
+
+def one_line(text: str) -> str:
+    """The text with all that could break or bend a line, such as a newline in a file's name, made visible."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
+def duration(seconds: float) -> str:
+    """As people say it: 8 s, 3 min 20 s, 2 h 5 min."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+# ---- signals
+
+
+def catch_signals() -> list[int]:
+    """From now on SIGINT and SIGTERM raise Stopped, and join the list that is returned."""
+    arrived: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        arrived.append(number)
+        ignore_signals()  # a second one would break the tidying up
+        raise Stopped(number)
+
+    for number in SIGNALS:
+        signal.signal(number, stop)
+    return arrived
+
+
+def ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+# ---- the metadata
+
+
+def write_metadata(run: Run) -> None:
+    """Write metadata.json, complete or not at all."""
+    path = run.options.output / "metadata.json"
+    text = json.dumps(strict(metadata(run)), indent=2, allow_nan=False)
+    try:
+        write_atomically(path, text + "\n")
+    except OSError as error:
+        found = f"found: {error.strerror}; the movies reported as done are complete"
+        raise Refusal(f"{path}: expected to write the metadata, {found}") from error
+
+
+def metadata(run: Run) -> dict[str, Any]:
+    """All that is known of the run, as the README documents it."""
+    import torch
+
+    ended = "ok" if all(record["status"] == "ok" for record in run.records) else "failed"
+    return {
+        "program": {"name": NAME, "version": __version__},
+        "versions": versions(),
+        "status": "stopped" if run.signals else ended,
+        "started": run.started.isoformat(timespec="seconds"),
+        "seconds": (datetime.now(timezone.utc) - run.started).total_seconds(),
+        "device": str(run.device),
+        "hardware": hardware_name(run.device),
+        "cpu_threads": torch.get_num_threads(),
+        "weights": run.weights,
+        "settings": vars(run.options),
+        "layout": run.plan.layout,
+        "warnings": run.plan.warnings,
+        "movies": run.records,
+    }
+
+
+def describe(movie: Movie) -> dict[str, Any]:
+    """What the input file says of its movie; pixel_size (y, x) in micrometres, frame_interval in seconds."""
+    info = movie.info
+    return {
+        "shape": list(info.shape),
+        "axes": info.axes,
+        "input_dtype": str(info.dtype),
+        "pixel_size": info.pixel_size,
+        "frame_interval": info.frame_interval,
+    }
+
+
+def output_name(job: Job, run: Run) -> str:
+    return job.output.relative_to(run.options.output).as_posix()
+
+
+def versions() -> dict[str, str]:
+    import numpy
+    import tifffile
+    import torch
+
+    modules = {"torch": torch, "numpy": numpy, "tifffile": tifffile}
+    return {"python": platform.python_version()} | {name: str(m.__version__) for name, m in modules.items()}
+
+
+def hardware_name(device: torch.device) -> str:
+    """The GPU's or the processor's name."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = re.search(r"^model name\s*:\s*(.+)$", read_text(Path("/proc/cpuinfo")), re.MULTILINE)
+    return model[1] if model else platform.processor() or platform.machine()
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """The highest memory use of this process until now, in bytes: resident, and on the GPU."""
+    import resource
+
+    import torch
+
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    peak = {"peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    return peak | (
+        {"peak_gpu_memory": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
+    )
+
+
+def strict(value: Any) -> Any:
+    """The value in what JSON knows: NaN and infinity become null, a path text, a name's odd bytes escapes."""
+    if isinstance(value, dict):
+        return {str(key): strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(item) for item in value]
+    if isinstance(value, (str, Path)):
+        return str(value).encode("utf-8", "backslashreplace").decode()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the file when all of the text is on the disk; on an error leave it as it was."""
+    temporary = temporary_beside(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A hidden name in the same folder that no other process uses."""
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
+
+
+def read_text(path: Path) -> str:
+    """The file's text; empty if there is no such file, as on other systems than Linux."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

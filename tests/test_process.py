@@ -1,0 +1,632 @@
+"""process.py from the command line to files and exit status.
+
+Both layouts, signals and --help run it as a user does, in a process of its own. The many small cases run in
+this process (`program`), since each would take seconds to import torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import pty
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tifffile
+import torch
+
+import denoise.inference
+from denoise import __version__
+from denoise.inference import Result
+from denoise.movies import open_movie
+from model import UNet3D, UNetConfig, save_model
+
+PROCESS = Path(__file__).parents[1] / "process.py"
+INPUT_SOCKET = "images/stacked-neuron-images-with-noise"
+OUTPUT_SOCKET = "images/stacked-neuron-images-with-reduced-noise"
+
+
+class Ended(NamedTuple):
+    """How a run ended, and what it said."""
+
+    status: int
+    out: list[str]
+    err: list[str]  # non-empty lines
+
+
+def ended(status: int, out: str, err: str) -> Ended:
+    return Ended(status, out.splitlines(), [line for line in err.splitlines() if line.strip()])
+
+
+def start(*arguments: object, stdout: int = subprocess.PIPE, **options: Any) -> subprocess.Popen[str]:
+    """Start process.py in a process of its own."""
+    options |= {"stdout": stdout, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, str(PROCESS), *map(str, arguments)], **options)  # noqa: S603
+
+
+def run(*arguments: object, **options: Any) -> Ended:
+    """Run process.py in a process of its own, to its end."""
+    with start(*arguments, **options) as process:
+        out, err = process.communicate(timeout=120)
+    return ended(process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny untrained network: its output is the temporal mean of the movie."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
+    save_model(path, UNet3D(UNetConfig(channels=(8, 8), context_channels=(8, 8), time_strides=(2, 2))), {})
+    return path
+
+
+@pytest.fixture
+def program(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Ended]]:
+    """Runs process.py in this process: tmp_path/in to tmp_path/out, tiny network, CPU, unless told other."""
+    threads = torch.get_num_threads()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run_here(*arguments: object) -> Ended:
+        folders = ["--input", tmp_path / "in", "--output", tmp_path / "out"]
+        own = [
+            PROCESS,
+            *folders,
+            "--weights",
+            weights,
+            "--device",
+            "cpu",
+            *arguments,
+        ]  # argparse: the last wins
+        monkeypatch.setattr(sys, "argv", [str(argument) for argument in own])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(PROCESS), run_name="__main__")
+        return ended(caught.value.code, *capsys.readouterr())  # type: ignore[arg-type]
+
+    yield run_here
+    torch.set_num_threads(threads)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def names() -> dict[str, Any]:
+    """The functions of process.py, for the few that are worth a test of their own."""
+    return runpy.run_path(str(PROCESS), run_name="process")
+
+
+def movie(shape: tuple[int, int, int] = (6, 9, 10), dtype: str = "uint16", seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).poisson(100, shape).astype(dtype)
+
+
+def write(path: Path, frames: np.ndarray, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".mha":
+        sitk.WriteImage(sitk.GetImageFromArray(frames), str(path))
+    else:
+        tifffile.imwrite(path, frames, photometric="minisblack", **options)
+
+
+def metadata(output: Path) -> Any:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads((output / "metadata.json").read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def files(folder: Path) -> set[str]:
+    """All files below a folder, hidden ones too."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+
+
+# ---- a plain folder, as a user runs it
+
+
+class FolderRun(NamedTuple):
+    """A run over a folder with good, odd and bad movies."""
+
+    ended: Ended
+    inputs: dict[str, np.ndarray]
+    output: Path
+    metadata: Any
+
+    def record(self, name: str) -> Any:
+        return next(record for record in self.metadata["movies"] if record["input"] == name)
+
+
+@pytest.fixture(scope="module")
+def folder_run(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> FolderRun:
+    folder = tmp_path_factory.mktemp("folder")
+    holes = movie(dtype="float32")
+    holes[2, 3, 4], holes[0, 0, 0], holes[5, 8] = np.nan, np.inf, np.nan
+    inputs = {
+        "a.mha": movie((4, 8, 8), "int16"),
+        "a.tif": movie((12, 16, 20)),
+        "big.tif": movie((5, 12, 12)),
+        "constant.tif": np.full((5, 9, 7), 300, np.uint16),
+        "deep/odd sizes.tif": movie((7, 5, 3)),
+        "deep/one pixel wide.mha": movie((9, 11, 1)),
+        "holes.tif": holes,
+        "one frame.tif": movie((1, 9, 9), "uint8"),
+        "two\nlines.tif": movie((2, 6, 6)),
+    }
+    for name, frames in inputs.items():
+        write(folder / "in" / name, frames, bigtiff=name == "big.tif")
+    (folder / "in/bad.tif").write_bytes(b"no TIFF")
+    (folder / "in/cut.tif").write_bytes((folder / "in/a.tif").read_bytes()[:1000])
+    done = run("--input", folder / "in", "--output", folder / "out", "--weights", weights)
+    return FolderRun(done, inputs, folder / "out", metadata(folder / "out"))
+
+
+def test_good_movies_are_written_and_bad_ones_fail_the_run(folder_run: FolderRun) -> None:
+    assert folder_run.ended.status == 1
+    assert files(folder_run.output) == {
+        "metadata.json", "a_mha.tif", "a_tif.tif", "big.tif", "constant.tif", "deep/odd sizes.tif",
+        "deep/one pixel wide.tif", "holes.tif", "one frame.tif", "two\nlines.tif",
+    }  # fmt: skip
+
+
+def test_stderr_has_one_line_for_each_failure_and_a_last_one_that_says_all(folder_run: FolderRun) -> None:
+    bad, cut, last = folder_run.ended.err
+    assert "bad.tif: expected" in bad
+    assert "found" in bad
+    assert "cut.tif: " in cut
+    assert last.startswith("2 of 11 movies not written: ")
+    assert "bad.tif: expected" in last
+    assert "cut.tif" in last
+    assert all("Traceback" not in line for line in folder_run.ended.err)
+
+
+def test_outputs_are_float32_of_the_input_shape_and_scale(folder_run: FolderRun) -> None:
+    for name, frames in folder_run.inputs.items():
+        with open_movie(folder_run.output / folder_run.record(name)["output"]) as written:
+            output = written.read(0, written.info.shape[0])
+        assert (output.shape, output.dtype.name) == (frames.shape, "float32"), name
+        finite = np.where(np.isfinite(frames), frames, np.nan)
+        still = np.broadcast_to(np.nanmean(finite, 0), frames.shape)
+        assert np.isfinite(output).all(), name
+        assert np.nanmean(np.abs(output - still)) <= 1e-3 * np.nanmean(still), name
+
+
+def test_constant_movie_comes_back_constant(folder_run: FolderRun) -> None:
+    with open_movie(folder_run.output / "constant.tif") as written:
+        np.testing.assert_allclose(written.read(0, 5), 300, rtol=1e-6)
+
+
+def test_metadata_of_the_run_is_complete(folder_run: FolderRun, weights: Path) -> None:
+    found = folder_run.metadata
+    assert found["program"] == {"name": "calcium-denoiser", "version": __version__}
+    assert found["versions"].keys() == {"python", "torch", "numpy", "tifffile"}
+    assert found["versions"]["torch"] == torch.__version__
+    assert (found["status"], found["layout"], found["warnings"]) == ("failed", "folder", [])
+    assert found["weights"] == {
+        "path": str(weights),
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+    }
+    assert found["settings"] | {"input": None, "output": None} == {
+        "input": None, "output": None, "weights": str(weights), "device": "auto", "dtype": "float32",
+        "percentiles": [3.0, 97.0], "overwrite": False,
+    }  # fmt: skip
+    assert found["hardware"]
+    assert found["cpu_threads"] >= 1
+    assert found["seconds"] > 0
+
+
+def test_metadata_of_a_movie_is_complete(folder_run: FolderRun) -> None:
+    record = folder_run.record("a.tif")
+    assert record["status"] == "ok"
+    assert record["output"] == "a_tif.tif"
+    assert record["shape"] == [12, 16, 20]
+    assert sorted(record["axes"][-2:]) == ["X", "Y"]
+    assert (record["input_dtype"], record["output_dtype"]) == ("uint16", "float32")
+    assert (record["pixel_size"], record["frame_interval"]) == (None, None)
+    assert record["percentiles"] == [3.0, 97.0]
+    np.testing.assert_allclose(
+        record["percentile_values"], np.percentile(folder_run.inputs["a.tif"], [3, 97])
+    )
+    assert record["tiles"] >= 1
+    assert record["noise"].keys() >= {"gain", "read_variance"}
+    assert record["warnings"] == []
+    assert record["voxels_per_second"] >= 12 * 16 * 20 / record["seconds"]
+    assert record["peak_memory"] > 50e6
+
+
+def test_metadata_tells_of_failures_and_oddities(folder_run: FolderRun) -> None:
+    bad = folder_run.record("bad.tif")
+    assert (bad["status"], bad["error"]["type"]) == ("failed", "MovieError")
+    assert "bad.tif: expected" in bad["error"]["message"]
+    assert bad["error"]["traceback"].startswith("Traceback")
+    assert any("NaN" in warning for warning in folder_run.record("holes.tif")["warnings"])
+    assert [record["input"] for record in folder_run.metadata["movies"]] == [
+        "a.mha", "a.tif", "bad.tif", "big.tif", "constant.tif", "cut.tif", "deep/odd sizes.tif",
+        "deep/one pixel wide.mha", "holes.tif", "one frame.tif", "two\nlines.tif",
+    ]  # fmt: skip
+
+
+def test_progress_is_lines_without_carriage_returns(folder_run: FolderRun, weights: Path) -> None:
+    text = "\n".join(folder_run.ended.out)
+    assert "\r" not in text
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() in text
+    assert "running on the CPU" in text or "device: cuda" in text
+    assert "[2/11] a.tif: 12 frames of 16 x 20, uint16 -> a_tif.tif" in folder_run.ended.out
+    assert "[2/11] a.tif: reading" in folder_run.ended.out
+    assert "[2/11] a.tif: denoising 100% (12/12 frames), 0 s left" in folder_run.ended.out
+    assert any(line.startswith("[11/11] two\\nlines.tif: done, ") for line in folder_run.ended.out)
+
+
+# ---- the challenge's layout, as the platform runs it
+
+
+def test_challenge_job_leaves_one_image_and_exit_status_0(tmp_path: Path, weights: Path) -> None:
+    frames = movie((10, 16, 16), "int16")
+    write(tmp_path / "real" / INPUT_SOCKET / "0a-1b.mha", frames)
+    socket = {"slug": Path(INPUT_SOCKET).name, "kind": "Image", "relative_path": INPUT_SOCKET}
+    entries = [{"file": None, "image": {"name": "x.tif"}, "value": None, "socket": socket}]
+    (tmp_path / "real/inputs.json").write_text(json.dumps(entries))
+    (tmp_path / "input").symlink_to("real")
+    one_cpu = {min(os.sched_getaffinity(0))}
+    done = run(
+        *("--input", tmp_path / "input", "--output", tmp_path / "out", "--weights", weights),
+        *("--device", "cpu", "--dtype", "input", "--percentiles", 5, 95),
+        preexec_fn=lambda: os.sched_setaffinity(0, one_cpu),
+    )
+    assert (done.status, done.err) == (0, [])
+    assert files(tmp_path / "out") == {"metadata.json", f"{OUTPUT_SOCKET}/0a-1b.tif"}
+    found = metadata(tmp_path / "out")
+    assert (found["status"], found["layout"], found["device"], found["cpu_threads"]) == (
+        "ok",
+        "challenge",
+        "cpu",
+        1,
+    )
+    record = found["movies"][0]
+    assert (record["output"], record["output_dtype"]) == (f"{OUTPUT_SOCKET}/0a-1b.tif", "int16")
+    np.testing.assert_allclose(record["percentile_values"], np.percentile(frames, [5, 95]))
+    output = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / record["output"])))
+    assert (output.shape, output.dtype.name) == (frames.shape, "int16")
+    assert np.abs(output - frames.mean(0)).max() <= 0.51  # the tiny network's mean, rounded
+    assert files(tmp_path / "real") == {"inputs.json", f"{INPUT_SOCKET}/0a-1b.mha"}
+
+
+# ---- signals
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "stage"), [(signal.SIGTERM, 143, "denoising"), (signal.SIGINT, 130, "reading")]
+)
+def test_a_signal_stops_the_run_and_leaves_nothing_half_written(
+    tmp_path: Path, weights: Path, number: signal.Signals, status: int, stage: str
+) -> None:
+    write(tmp_path / "in/a.tif", movie())
+    write(tmp_path / "in/b.tif", movie((1000, 128, 128)))
+    write(tmp_path / "in/c.tif", movie())
+    arguments = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--weights", weights)
+    with start(*arguments) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(f"[2/3] b.tif: {stage}"):
+                break
+        sent = time.monotonic()
+        process.send_signal(number)
+        done = ended(0, *process.communicate(timeout=30))
+        assert time.monotonic() - sent < 10  # seconds, on a busy machine
+    assert process.returncode == status
+    assert done.err[-1].startswith(f"stopped by {number.name}: ")
+    assert files(tmp_path / "out") == {"a.tif", "metadata.json"}
+    found = metadata(tmp_path / "out")
+    assert found["status"] == "stopped"
+    assert [record["status"] for record in found["movies"]] == ["ok", "stopped", "not started"]
+
+
+# ---- the command line
+
+
+def test_help_and_wrong_options_need_no_torch(tmp_path: Path) -> None:
+    for name in ("torch", "numpy", "SimpleITK", "tifffile"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported too early')")
+    shadowed = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    shown = run("--help", env=shadowed)
+    assert (shown.status, shown.err) == (0, [])
+    assert "--percentiles LOW HIGH" in "\n".join(shown.out)
+    assert run("--version", env=shadowed) == Ended(0, [f"calcium-denoiser {__version__}"], [])
+    assert run("--device", "gpu", env=shadowed).status == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--device", "gpu"], "argument --device: expected auto, cpu, cuda or cuda:N, found 'gpu'"),
+        (["--device", "cuda:x"], "argument --device: expected auto, cpu, cuda or cuda:N, found 'cuda:x'"),
+        (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        (["--percentiles", "97", "3"], "expected 0 <= LOW < HIGH <= 100, found 97 3"),
+        (["--percentiles", "nan", "97"], "expected 0 <= LOW < HIGH <= 100, found nan 97"),
+        (["--percentiles", "3"], "argument --percentiles: expected 2 arguments"),
+        (["--percentiles", "a", "b"], "argument --percentiles: invalid float value: 'a'"),
+        (["--input", ""], "argument --input: expected a path, found an empty text"),
+        (["--over"], "unrecognized arguments: --over"),
+        (["x\ny.tif"], r"unrecognized arguments: x\ny.tif"),
+    ],
+)
+def test_wrong_command_line_is_answered_in_one_line(
+    program: Callable[..., Ended], arguments: list[str], line: str
+) -> None:
+    done = program(*arguments)
+    assert (done.status, len(done.err), done.out) == (2, 1, [])
+    assert done.err[0].startswith("process.py: error: ")
+    assert line in done.err[0]
+
+
+# ---- refused before any work
+
+
+def test_what_cannot_succeed_is_refused_before_any_work(
+    program: Callable[..., Ended], tmp_path: Path
+) -> None:
+    def refused(*arguments: object) -> str:
+        done = program(*arguments)
+        assert (done.status, len(done.err)) == (1, 1)
+        return done.err[0]
+
+    assert "in: expected a folder of movies or one movie, found nothing" in refused()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/notes.txt").touch()
+    assert "in: expected a movie (.tif, " in refused()
+    assert not (tmp_path / "out").exists()
+    write(tmp_path / "in/a.tif", movie())
+    assert "nowhere.pth: " in refused("--weights", tmp_path / "nowhere.pth")
+    assert "notes.txt: " in refused("--weights", tmp_path / "in/notes.txt")
+    assert files(tmp_path / "out") == set()
+    assert "notes.txt/out: expected a folder that can be written, found: " in refused(
+        "--output", tmp_path / "in/notes.txt/out"
+    )
+    write(tmp_path / "out/a.tif", movie())
+    assert "out/a.tif: expected no output yet" in refused()
+    assert "in/a.tif: expected a new file as output" in refused("--output", tmp_path / "in", "--overwrite")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_not_there_is_an_error(
+    program: Callable[..., Ended], tmp_path: Path, device: str
+) -> None:
+    write(tmp_path / "in/a.tif", movie())
+    done = program("--device", device)
+    assert done.status == 1
+    assert done.err[-1].startswith(f"--device {device}: expected it, found no GPU")
+    assert files(tmp_path / "out") == set()
+
+
+def test_overwrite_replaces_outputs(program: Callable[..., Ended], tmp_path: Path) -> None:
+    write(tmp_path / "in/a.tif", movie())
+    write(tmp_path / "out/a.tif", movie((2, 2, 2)))
+    assert program("--overwrite").status == 0
+    assert tifffile.imread(tmp_path / "out/a.tif").shape == (6, 9, 10)
+
+
+def test_one_file_is_an_input_too(program: Callable[..., Ended], tmp_path: Path) -> None:
+    write(tmp_path / "in/a.tif", movie())
+    write(tmp_path / "in/b.tif", movie(dtype="float64"))
+    done = program("--input", tmp_path / "in/b.tif", "--dtype", "input")
+    assert (done.status, done.err) == (0, [])
+    assert files(tmp_path / "out") == {"b.tif", "metadata.json"}
+    assert any("found float64; wrote float32" in line for line in done.out)
+    record = metadata(tmp_path / "out")["movies"][0]
+    assert (record["output_dtype"], len(record["warnings"])) == ("float32", 1)
+
+
+def test_pixel_size_and_frame_interval_are_carried_over(
+    program: Callable[..., Ended], tmp_path: Path
+) -> None:
+    write(
+        tmp_path / "in/a.tif", movie(), imagej=True, resolution=(2.0, 4.0),
+        metadata={"axes": "TYX", "unit": "um", "finterval": 0.1},
+    )  # fmt: skip
+    assert program().status == 0
+    record = metadata(tmp_path / "out")["movies"][0]
+    np.testing.assert_allclose([*record["pixel_size"], record["frame_interval"]], [0.25, 0.5, 0.1])
+    with open_movie(tmp_path / "out/a.tif") as written:
+        assert written.info.pixel_size == pytest.approx((0.25, 0.5))
+        assert written.info.frame_interval == pytest.approx(0.1)
+
+
+# ---- what fails on the way
+
+
+def failing(errors: dict[str, Exception], noise: float) -> Callable[..., Result]:
+    """A stand-in for denoise_movie: raises a movie's error after one frame, else returns the movie."""
+
+    def denoise_movie(source: Any, _: object, __: object, put: Any, progress: Any) -> Result:
+        frames = source.read(0, source.info.shape[0]).astype(np.float32)
+        put(frames[:1])
+        progress("denoising", 1, len(frames))
+        if source.info.path.name in errors:
+            raise errors[source.info.path.name]
+        put(frames[1:])
+        return Result((0.0, 1.0), 1, {"gain": noise, "read_variance": 0.0}, [])
+
+    return denoise_movie
+
+
+def test_any_failure_costs_its_own_movie_only(
+    program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: dict[str, Exception] = {
+        "bug.tif": TypeError("no\nnumber"),
+        "disk.tif": OSError(errno.ENOSPC, "No space left on device"),
+        "memory.tif": torch.OutOfMemoryError("tried to allocate 2 GiB"),
+    }
+    for name in [*errors, "good.tif"]:
+        write(tmp_path / "in" / name, movie())
+    os.mkfifo(tmp_path / "in/pipe.tif")
+    monkeypatch.setattr(denoise.inference, "denoise_movie", failing(errors, math.nan))
+    done = program()
+    assert done.status == 1
+    assert files(tmp_path / "out") == {"good.tif", "metadata.json"}
+    assert len(done.err) == 5
+    expected = [
+        (r"bug.tif: ", r"error of the program (TypeError: no\nnumber)"),
+        (r"disk.tif: ", "No space left on device"),
+        (r"memory.tif: ", "expected enough memory, found too little"),
+        (r"pipe.tif: ", "expected a movie file, found no regular file"),
+        (r"4 of 5 movies not written: bug.tif: ", "also failed: disk.tif, memory.tif, pipe.tif"),
+    ]
+    for line, (start, text) in zip(done.err, expected, strict=True):
+        assert line.startswith(start)
+        assert text in line
+    records = {record["input"]: record for record in metadata(tmp_path / "out")["movies"]}
+    assert {name: record["status"] for name, record in records.items()} == {
+        **dict.fromkeys(("bug.tif", "disk.tif", "memory.tif", "pipe.tif"), "failed"),
+        "good.tif": "ok",
+    }
+    assert "TypeError: no\nnumber" in records["bug.tif"]["error"]["traceback"]
+    assert records["good.tif"]["noise"] == {"gain": None, "read_variance": 0.0}  # NaN is no JSON
+
+
+def test_metadata_that_cannot_be_written_is_told(
+    program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "in/a.tif", movie())
+    (tmp_path / "out/metadata.json").mkdir(parents=True)
+    monkeypatch.setattr(denoise.inference, "denoise_movie", failing({}, 1.0))
+    done = program()
+    assert done.status == 1
+    assert "out/metadata.json: expected to write the metadata, found: Is a directory" in done.err[-1]
+    assert files(tmp_path / "out") == {"a.tif"}
+
+
+def test_an_error_of_the_program_itself_ends_in_one_clear_line(
+    program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "in/a.tif", movie())
+    monkeypatch.setattr("model.sha256", lambda _: 1 / 0)
+    done = program()
+    assert done.status == 1
+    assert done.err[0].startswith("Traceback")
+    assert "error of the program (ZeroDivisionError: division by zero)" in done.err[-1]
+
+
+def test_a_swallowed_signal_stops_the_run_all_the_same(
+    program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deaf(source: Any, _: object, __: object, ___: object, progress: Any) -> None:
+        with contextlib.suppress(BaseException):  # as a callback from C does
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        progress("denoising", 1, source.info.shape[0])
+
+    write(tmp_path / "in/a.tif", movie())
+    write(tmp_path / "in/b.tif", movie())
+    monkeypatch.setattr(denoise.inference, "denoise_movie", deaf)
+    done = program()
+    assert (done.status, done.err[-1].split(":")[0]) == (143, "stopped by SIGTERM")
+    assert [record["status"] for record in metadata(tmp_path / "out")["movies"]] == ["stopped", "not started"]
+
+
+# ---- progress
+
+
+def test_a_terminal_gets_a_bar(tmp_path: Path, weights: Path) -> None:
+    write(tmp_path / "in/a.tif", movie())
+    leader, follower = pty.openpty()
+    arguments = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--weights", weights)
+    with start(*arguments, stdout=follower) as process:
+        os.close(follower)
+        shown = b""
+        with contextlib.suppress(OSError):  # a terminal ends with an error
+            while block := os.read(leader, 4096):
+                shown += block
+    os.close(leader)
+    assert process.returncode == 0
+    assert b"\r" in shown
+    assert b"[1/1] a.tif: denoising: 100%" in shown
+    assert b"6/6" in shown
+
+
+def test_a_reader_that_goes_away_does_not_stop_the_work(tmp_path: Path, weights: Path) -> None:
+    write(tmp_path / "in/a.tif", movie())
+    arguments = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--weights", weights)
+    with start(*arguments) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(60) == 0
+    assert files(tmp_path / "out") == {"a.tif", "metadata.json"}
+
+
+def test_a_line_for_each_tenth(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    progress = names["Progress"]("[1/1] a.tif", [])
+    for done in range(0, 201, 3):
+        progress("reading", min(done, 200), 200)
+    for done in (3, 3, 7):
+        progress("denoising", done, 7)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "[1/1] a.tif: reading"
+    assert [line.split(" (")[0].split()[-1] for line in lines[1:10]] == [f"{n}0%" for n in range(1, 10)]
+    assert lines[10:12] == ["[1/1] a.tif: denoising", lines[11]]
+    assert [line.split(" (")[1].split(" ")[0] for line in lines[11:]] == ["3/7", "7/7"]
+
+
+# ---- small functions
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0, "0 s"), (7.2, "8 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
+def test_duration(names: dict[str, Any], seconds: float, text: str) -> None:
+    assert names["duration"](seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("membership", "quotas", "processors"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, math.inf),
+        ("0::/a/b\n", {"a/cpu.max": "200000 100000\n", "a/b/cpu.max": "max 100000\n"}, 2.0),
+        ("0::/a/b\n", {"a/cpu.max": "200000 100000\n", "a/b/cpu.max": "50000 100000\n"}, 0.5),
+        (
+            "5:cpu,cpuacct:/docker/1\n4:memory:/docker/1\n",
+            {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            3.0,
+        ),
+        ("5:cpu:/\n0::/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
+        ("", {}, math.inf),
+    ],
+)
+def test_cpu_quota(
+    names: dict[str, Any], tmp_path: Path, membership: str, quotas: dict[str, str], processors: float
+) -> None:
+    (tmp_path / "self").write_text(membership)
+    for name, text in quotas.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert names["cpu_quota"](tmp_path / "self", tmp_path / "cgroup") == processors
+
+
+def test_uploaded_weights_come_before_the_shipped_ones(
+    names: dict[str, Any], tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    for name in ("uploaded", "shipped"):
+        (tmp_path / f"{name}.pth").write_bytes(weights.read_bytes())
+        monkeypatch.setitem(
+            names["load_weights"].__globals__, f"{name.upper()}_WEIGHTS", tmp_path / f"{name}.pth"
+        )
+    chosen = [names["load_weights"](given, cpu)[1]["path"] for given in (weights, None)]
+    (tmp_path / "uploaded.pth").unlink()
+    (tmp_path / "uploaded.pth").mkdir()  # the platform makes the folder whether or not there is a model
+    chosen.append(names["load_weights"](None, cpu)[1]["path"])
+    assert chosen == [str(weights), str(tmp_path / "uploaded.pth"), str(tmp_path / "shipped.pth")]
