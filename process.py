@@ -241,9 +241,7 @@ def cpu_quota(membership: Path, mount: Path) -> float:
     """
     quotas = [math.inf]
     for line in read_text(membership).splitlines():
-        _, controllers, group = line.split(
-            ":", 2
-        )  # "0::/group" in version 2, "4:cpu,cpuacct:/group" in version 1
+        _, controllers, group = line.split(":", 2)  # version 2: "0::/group"; 1: "4:cpu,cpuacct:/group"
         if controllers and "cpu" not in controllers.split(","):
             continue
         top = mount / "cpu" if controllers else mount
@@ -262,19 +260,18 @@ def cpu_quota(membership: Path, mount: Path) -> float:
 def denoise_all(run: Run) -> int:
     """Denoise every movie and write the metadata, whatever happens; returns the exit status."""
     jobs = run.plan.jobs
-    run.records.extend(
-        {"input": job.name, "output": output_name(job, run), "status": "not started"} for job in jobs
-    )
+    run.records.extend({"input": job.name, "output": output_name(job, run)} for job in jobs)
+    for record in run.records:
+        record["status"] = "not started"
     try:
         for number, (job, record) in enumerate(zip(jobs, run.records, strict=True), 1):
-            if run.signals:  # raised where it could not pass, such as in a callback from C
-                raise Stopped(run.signals[0])
             attempt(run, job, record, Progress(f"[{number}/{len(jobs)}] {job.name}", run.signals))
+            if run.signals:  # Stopped was raised where it could not pass, such as in a callback from C
+                raise Stopped(run.signals[0])
         for name, reason in run.plan.unusable.items():
-            run.records.append(
-                {"input": name, "output": None, "status": "failed", "error": {"message": reason}}
-            )
-            complain(f"{name}: {reason}")
+            message = f"{name}: {reason}"
+            run.records.append({"input": name, "status": "failed", "error": {"message": message}})
+            complain(message)
     finally:
         ignore_signals()
         write_metadata(run)
@@ -291,9 +288,8 @@ def attempt(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> N
     except Exception as error:  # noqa: BLE001 - one bad movie must not cost the others
         message = explain(error, job)
         details = "".join(traceback.format_exception(error))
-        record.update(
-            status="failed", error={"message": message, "type": type(error).__name__, "traceback": details}
-        )
+        told = {"message": message, "type": type(error).__name__, "traceback": details}
+        record.update(status="failed", error=told)
         complain(message)
     finally:
         progress.close()
@@ -397,7 +393,7 @@ class Progress:
         self.signals = signals
         self.stage = ""
         self.tenth = 0
-        self.start = 0.0
+        self.start = self.last = time.monotonic()  # of the stage, and of what was last told
         self.bar: Any = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -412,10 +408,11 @@ class Progress:
             self.tenth = 10 * done // total
             seconds = (time.monotonic() - self.start) * (total - done) / done
             self.say(f"{stage} {10 * self.tenth}% ({done}/{total} frames), {duration(seconds)} left")
+        self.last = time.monotonic()
 
     def _begin(self, stage: str, total: int) -> None:
         self.close()
-        self.stage, self.tenth, self.start = stage, 0, time.monotonic()
+        self.stage, self.tenth, self.start = stage, 0, self.last
         if sys.stdout.isatty():
             from tqdm import tqdm
 

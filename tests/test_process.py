@@ -519,21 +519,24 @@ def test_an_error_of_the_program_itself_ends_in_one_clear_line(
     assert "error of the program (ZeroDivisionError: division by zero)" in done.err[-1]
 
 
+@pytest.mark.parametrize(("goes_on", "status"), [(True, "stopped"), (False, "failed")])
 def test_a_swallowed_signal_stops_the_run_all_the_same(
-    program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goes_on: bool, status: str
 ) -> None:
     def deaf(source: Any, _: object, __: object, ___: object, progress: Any) -> None:
         with contextlib.suppress(BaseException):  # as a callback from C does
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
-        progress("denoising", 1, source.info.shape[0])
+        if goes_on:
+            progress("denoising", 1, source.info.shape[0])
+        raise ValueError
 
     write(tmp_path / "in/a.tif", movie())
     write(tmp_path / "in/b.tif", movie())
     monkeypatch.setattr(denoise.inference, "denoise_movie", deaf)
     done = program()
     assert (done.status, done.err[-1].split(":")[0]) == (143, "stopped by SIGTERM")
-    assert [record["status"] for record in metadata(tmp_path / "out")["movies"]] == ["stopped", "not started"]
+    assert [record["status"] for record in metadata(tmp_path / "out")["movies"]] == [status, "not started"]
 
 
 # ---- progress
