@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import tifffile
 
-from evaluation import cells
+from evaluation import cells, demo
 from evaluation import score as score_command
+from evaluation.baselines import temporal_mean
 from evaluation.metrics import linearity
+from simulation import FIRST_EVALUATION_SEED, LEVELS, Scene, challenge_scene, noisy
 
 
 def pulse(peak: int, frames: int = 120, decay: float = 10.0, height: float = 50.0) -> np.ndarray:
@@ -110,3 +112,39 @@ def test_score_command_names_what_is_wrong(tmp_path: Path, capsys: pytest.Captur
     error = capsys.readouterr().err
     assert "(5, 6, 7) and (4, 6, 7)" in error
     assert error.count("\n") == 1
+
+
+class TestDemo:
+    """The demo's report, on a tiny scene; the whole demo is `make demo`."""
+
+    @pytest.fixture
+    def example(self) -> tuple[Scene, np.ndarray]:
+        scene = challenge_scene(FIRST_EVALUATION_SEED + 100, 30, 64)
+        return scene, noisy(scene.clean(), *LEVELS[2], np.random.default_rng(0))
+
+    def test_shows_scores_and_picture(
+        self, example: tuple[Scene, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        scene, recording = example
+        assert demo.report(tmp_path / "new" / "proof.png", scene, recording, temporal_mean(recording)) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines if line][:4] == ["dB", "noisy", "63-frame", "denoised"]
+        assert (tmp_path / "new" / "proof.png").stat().st_size > 50_000
+
+    def test_fails_when_denoising_did_not_help(
+        self, example: tuple[Scene, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        scene, recording = example
+        assert demo.report(tmp_path / "proof.png", scene, recording, recording) == 1
+        assert "expected more than the noisy" in capsys.readouterr().err
+
+    def test_passes_on_the_exit_status_of_process(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        program = tmp_path / "process.py"
+        program.write_text("import sys; sys.exit(3)")
+        monkeypatch.setattr(demo, "ROOT", tmp_path)
+        monkeypatch.setattr(demo, "FRAMES", 3)
+        assert demo.main(["--output", str(tmp_path / "out")]) == 3
+        assert "exit status 3" in capsys.readouterr().err
+        assert tifffile.imread(tmp_path / "out" / "demo" / "input" / "example.tif").shape == (3, 128, 128)
