@@ -1,4 +1,4 @@
-"""What every test gets: a check that no file stays open, real recordings where they lie, a Hypothesis profile."""
+"""What every test gets: a check that no file stays open, the real recordings, a Hypothesis profile."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ settings.load_profile("default")
 
 @pytest.fixture(autouse=True)
 def no_file_left_open(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that leaves a file of its tmp_path open: such leaks end a long run by "too many open files"."""
+    """Fail a test that leaves a file of its tmp_path open: such leaks add up over a long run."""
     folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
     yield
     if folder is not None and OPEN_FILES.is_dir():
@@ -40,7 +40,7 @@ def open_files() -> set[str]:
 
 @pytest.fixture
 def data() -> Path:
-    """Folder of real recordings. They are no part of the repository: a test of them is skipped where they lack."""
+    """Folder of real recordings, which are no part of the repository: skip where it is not there."""
     if not DATA.is_dir():
         pytest.skip(f"no real recordings at {DATA}")
     return DATA
