@@ -35,9 +35,9 @@ class UNetConfig:
     """Size of the network; saved inside the checkpoint, so that no other size can be built from it."""
 
     images: int = 5  # static context images, see denoise.context.IMAGES
-    channels: tuple[int, ...] = (32, 64, 128)  # of the 3-D U-Net, level by level
+    channels: tuple[int, ...] = (64, 128, 192)  # of the 3-D U-Net, level by level
     context_channels: tuple[int, ...] = (64, 96, 128)  # of the 2-D U-Net, level by level
-    time_strides: tuple[int, ...] = (2, 2, 4)  # frames merged on entering each level
+    time_strides: tuple[int, ...] = (4, 2, 2)  # frames merged on entering each level
     bottom_blocks: int = 2  # residual blocks at the coarsest level
 
     @property
@@ -199,8 +199,11 @@ def pad_to_grid(x: Tensor, grid: Sequence[int], mode: str) -> Tensor:
 
 
 def save_model(path: Path, model: UNet3D, record: dict[str, Any]) -> None:
-    """Write a checkpoint: config, weights (float32) and the training record (plain values)."""
-    weights = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
+    """Write a checkpoint: config, weights and the training record (plain values).
+
+    The weights are rounded to float16, eleven bits: the network computes in bfloat16 (eight) or float16 itself.
+    """
+    weights = {name: value.detach().half().cpu().contiguous() for name, value in model.state_dict().items()}
     torch.save({"config": asdict(model.config), "model": weights, "record": record}, path)
 
 

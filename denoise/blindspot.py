@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from denoise.context import Context, ContextSums, dropped_rows
+from denoise.context import Context, ContextSums
 
 DENSITY = 0.04  # share of the patch's voxels that are hidden
 REACH = (2, 2, 2)  # (T, Y, X) a replacement comes from at most this far
@@ -24,14 +24,14 @@ CORRELATED = 0.08  # lag-1 correlation of the noise from which an axis counts as
 
 
 @dataclass
-class Sample:
-    """One training sample: what the network sees and what it has to predict, in units of the noise."""
+class Samples:
+    """A batch of training samples: what the network sees and what it has to predict, in units of the noise."""
 
-    residual: Tensor  # (1, T, Y, X) of the patch, masked
-    images: Tensor  # (K, Y, X) of the masked movie
-    standard_error: Tensor  # (1, Y, X)
-    target: Tensor  # (1, T, Y, X) of the patch as recorded
-    scored: Tensor  # (1, T, Y, X) bool: hidden voxels that count
+    residual: Tensor  # (B, 1, T, Y, X) of the patches, masked
+    images: Tensor  # (B, K, Y, X) of the masked movies
+    standard_error: Tensor  # (B, 1, Y, X)
+    target: Tensor  # (B, 1, T, Y, X) of the patches as recorded
+    scored: Tensor  # (B, 1, T, Y, X) bool: hidden voxels that count
 
 
 def correlated_axes(frames: Tensor) -> tuple[bool, bool]:
@@ -58,67 +58,68 @@ def neighbour_offsets(shape: tuple[int, ...], correlated: tuple[bool, bool], dev
 
 
 def blind(
-    patch: Tensor, correlated: tuple[bool, bool], generator: torch.Generator
+    patches: Tensor, correlated: tuple[bool, bool], generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Hide voxels of a patch (T, Y, X): the masked patch, what is hidden and what of it is scored (both bool).
+    """Hide voxels of patches (B, T, Y, X): the masked patches, what is hidden and what of it is scored (both bool).
 
     Each hidden voxel takes the value of a neighbour (wrapping around the patch at its border), drawn uniformly.
     """
-    offsets = neighbour_offsets(tuple(patch.shape), correlated, patch.device)
+    offsets = neighbour_offsets(tuple(patches.shape[1:]), correlated, patches.device)
     if not len(offsets):
-        nothing = torch.zeros_like(patch, dtype=torch.bool)
-        return patch, nothing, nothing
-    run = [1, *(RUN if shared else 1 for shared in correlated)]
-    density = DENSITY * 3 / (run[1] + run[2] + 1)  # runs hide more voxels for each one that is scored
-    centres = torch.rand(patch.shape, device=patch.device, generator=generator) < density
-    hidden = centres
-    for axis, length in zip((1, 2), run[1:]):
-        if length > 1:
-            hidden = hidden | dilate(centres, axis, length)
-    where = hidden.nonzero()  # (M, 3)
-    choice = torch.randint(len(offsets), (len(where),), device=patch.device, generator=generator)
-    size = torch.tensor(patch.shape, device=patch.device)
-    t, y, x = ((where + offsets[choice]) % size).unbind(-1)
-    masked = patch.clone()
-    masked[hidden] = patch[t, y, x]
+        nothing = torch.zeros_like(patches, dtype=torch.bool)
+        return patches, nothing, nothing
+    run = [RUN if shared else 1 for shared in correlated]
+    density = DENSITY * 3 / (sum(run) + 1)  # runs hide more voxels for each one that is scored
+    centres = torch.rand(patches.shape, device=patches.device, generator=generator) < density
+    hidden = dilate(centres, run)
+    batch, *where = hidden.nonzero().unbind(-1)
+    choice = torch.randint(len(offsets), (len(batch),), device=patches.device, generator=generator)
+    source = [(at + step) % size for at, step, size in zip(where, offsets[choice].unbind(-1), patches.shape[1:])]
+    masked = patches.clone()
+    masked[batch, where[0], where[1], where[2]] = patches[batch, source[0], source[1], source[2]]
     return masked, hidden, centres
 
 
-def dilate(mask: Tensor, axis: int, length: int) -> Tensor:
-    """Grow a mask (T, Y, X) along one axis to runs of odd length."""
-    kernel = [1, 1, 1]
-    kernel[axis] = length
-    return F.max_pool3d(mask[None, None].float(), kernel, 1, [k // 2 for k in kernel])[0, 0] > 0
+def dilate(mask: Tensor, run: list[int]) -> Tensor:
+    """Grow a mask (B, T, Y, X) along Y and along X to runs of odd lengths."""
+    grown = mask
+    for kernel in ((1, run[0], 1), (1, 1, run[1])):
+        if max(kernel) > 1:
+            grown = grown | (F.max_pool3d(mask.float(), kernel, 1, [k // 2 for k in kernel]) > 0)
+    return grown
 
 
-def make_sample(
-    movie: Tensor, start: int, frames: int, correlated: tuple[bool, bool], generator: torch.Generator
-) -> Sample:
-    """Hide voxels in frames [start, start + frames) of a movie (T, Y, X) float32 and compute its context without them."""
-    movie = torch.where(dropped_rows(movie)[..., None], torch.nan, movie)
-    patch = movie[start : start + frames]
-    masked, hidden, centres = blind(patch, correlated, generator)
-    known = torch.isfinite(patch)
-    # the context leaves hidden voxels out, except in a pixel that has no other frame: there the replacement stands
-    left_out = hidden & (hidden.sum(0) < len(movie))
-    seen = torch.where(left_out, torch.nan, masked)
-    context = context_of(torch.cat([movie[:start], seen, movie[start + frames :]]))
-    return Sample(
-        residual=context.whiten(masked)[None],
+def make_samples(
+    movies: Tensor, start: int, frames: int, correlated: tuple[bool, bool], generator: torch.Generator
+) -> Samples:
+    """Hide voxels in frames [start, start + frames) of movies (B, T, Y, X) float32, and compute their context without.
+
+    Missing voxels are NaN. The context leaves hidden voxels out, except in a pixel that has no other frame: there the
+    replacement stands.
+    """
+    patches = movies[:, start : start + frames]
+    masked, hidden, centres = blind(patches, correlated, generator)
+    left_out = hidden & (hidden.sum(1, keepdim=True) < movies.shape[1])
+    seen = movies.clone()
+    seen[:, start : start + frames] = torch.where(left_out, torch.nan, masked)
+    context = context_of(seen)
+    return Samples(
+        residual=context.whiten(masked)[:, None],
         images=context.images,
         standard_error=context.standard_error,
-        target=context.whiten(patch)[None],
-        scored=(centres & known)[None],
+        target=context.whiten(patches)[:, None],
+        scored=(centres & torch.isfinite(patches))[:, None],
     )
 
 
 def context_of(movie: Tensor) -> Context:
-    """The context of a movie (T, Y, X) that is at hand as a whole."""
-    sums = ContextSums(torch.nan_to_num(movie.nanmean(0)))
+    """The context of a movie (..., T, Y, X) that is at hand as a whole."""
+    sums = ContextSums(torch.nan_to_num(movie.nanmean(-3)))
     sums.update(movie)
     return sums.context()
 
 
-def loss_of(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
-    """Mean squared error over the hidden voxels alone, in units of the noise variance. All (B, 1, T, Y, X)."""
-    return ((prediction - target).square() * scored).sum() / scored.sum().clamp(min=1)
+def blind_errors(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
+    """Mean squared error of each sample (B,) over its hidden voxels alone, in noise variances; all (B, 1, T, Y, X)."""
+    error = ((prediction - target).square() * scored).sum((1, 2, 3, 4))
+    return error / scored.sum((1, 2, 3, 4)).clamp(min=1)

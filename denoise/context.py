@@ -113,11 +113,9 @@ class ContextSums:
 
     def _noise_model(self, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Gain and read variance (...), from differences in time, or in space where there is one frame only."""
-        in_time = self.difference / (2 * self.steps.clamp(min=1))
-        if bool((self.steps.amax((-2, -1)) > 0).all()):
-            return photon_transfer(mean, in_time.float())
-        variance = spatial_noise_variance(mean)
-        return torch.zeros_like(variance), variance
+        gain, read_variance = photon_transfer(mean, (self.difference / (2 * self.steps.clamp(min=1))).float())
+        in_time = self.steps.amax((-2, -1)) > 0
+        return torch.where(in_time, gain, 0), torch.where(in_time, read_variance, spatial_noise_variance(mean))
 
 
 def covariance(product: Tensor, shift: Tensor, axis: int) -> Tensor:

@@ -24,12 +24,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from denoise.blindspot import Sample, correlated_axes, loss_of, make_sample
+from denoise.blindspot import Samples, blind_errors, correlated_axes, make_samples
+from denoise.context import dropped_rows
 from model import UNet3D, UNetConfig, load_model, save_model
 from training.recordings import FileRecordings, SimulatedRecordings
 
-# (frames, side) of a patch and how often it is drawn: long ones teach dynamics, short ones the movies of few frames
-PATCHES = (((128, 64), 0.62), ((64, 96), 0.2), ((16, 96), 0.08), ((4, 96), 0.05), ((2, 96), 0.02), ((1, 128), 0.03))
+# (frames, side) of a patch and how often it is drawn: long ones teach dynamics, short ones are whole short movies
+PATCHES = (
+    *(((128, 64), 0.68), ((64, 96), 0.14), ((32, 96), 0.05), ((16, 96), 0.04)),
+    *(((8, 96), 0.03), ((4, 96), 0.02), ((2, 96), 0.02), ((1, 128), 0.02)),
+)
+WHOLE = 32  # frames up to which a patch is the whole of its movie
 WARM_UP = 300  # steps
 AVERAGING = 0.999  # decay of the moving average of the weights
 CLIP = 1.0  # norm of the gradient
@@ -43,7 +48,7 @@ class Plan:
     steps: int | None = None  # either of steps and minutes ends the training
     minutes: float | None = None
     batch: int = 8  # patches of 128 x 64 x 64, or as many voxels in others
-    rate: float = 1e-3
+    rate: float = 1.5e-3
     pool: int = 24  # recordings held at a time
     refresh: int = 4  # steps between two new recordings
     network: UNetConfig = field(default_factory=UNetConfig)
@@ -61,6 +66,7 @@ class Pool:
 
     def refresh(self, size: int | None = None) -> None:
         movie = next(self.stream).to(self.device)
+        movie[dropped_rows(movie)] = torch.nan
         axes = correlated_axes(movie[:64].float())
         if size is None:
             self.movies.append(movie)
@@ -70,51 +76,57 @@ class Pool:
         self.next = (self.next + 1) % size
 
 
-def crop(movie: Tensor, patch: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, int]:
-    """A random part of a recording, taken as a movie of its own, and where the patch starts in it.
+class Sampler:
+    """Draws batches of crops, each taken as a small movie of its own; all of a batch have one shape and one blind spot."""
 
-    movie (T, Y, X) -> (T', side, side) with T' from the patch's frames to T, flipped and turned at random.
-    """
-    frames, side = patch
-    draw = lambda n: int(torch.randint(max(1, n), (1,), generator=generator))  # noqa: E731
-    longest = movie.shape[0]
-    share = float(torch.rand(1, generator=generator))
-    length = longest if share < 0.5 else round(frames * (longest / frames) ** (2 * share - 1))
-    length = min(longest, max(frames, length))
-    first = draw(longest - length + 1)
-    y, x = (draw(size - side + 1) for size in movie.shape[1:])
-    part = movie[first : first + length, y : y + side, x : x + side].float()
-    flips = [axis for axis in range(3) if draw(2)]  # time too: the network may not rely on the arrow of time
-    part = part.flip(flips) if flips else part
-    return part, draw(length - frames + 1)
+    def __init__(self, pool: Pool, seed: int) -> None:
+        self.pool = pool
+        self.random = torch.Generator().manual_seed(seed)  # where and what to crop
+        self.noise = torch.Generator(pool.device).manual_seed(seed)  # what to hide
 
+    def draw(self, below: int) -> int:
+        return int(torch.randint(max(1, below), (1,), generator=self.random))
 
-def batch_of(pool: Pool, patch: tuple[int, int], count: int, generator: torch.Generator, noise: torch.Generator) -> Sample:
-    """Count samples, stacked: every field gains a leading batch axis."""
-    samples = []
-    for _ in range(count):
-        movie, axes = fitting(pool, patch, generator)
-        part, start = crop(movie, patch, generator)
-        if int(torch.randint(2, (1,), generator=generator)):
-            part, axes = part.transpose(1, 2), (axes[1], axes[0])
-        samples.append(make_sample(part, start, patch[0], axes, noise))
-    return Sample(*(torch.stack([getattr(s, name) for s in samples]) for name in Sample.__dataclass_fields__))
+    def samples(self, patch: tuple[int, int], count: int) -> Samples:
+        """A batch of `count` patches of (frames, side); each movie it is cut from has T' frames, T' >= frames."""
+        frames, side = patch
+        fitting = [(m, kind) for m, kind in zip(self.pool.movies, self.pool.correlated)
+                   if m.shape[0] >= frames and min(m.shape[1:]) >= side]  # fmt: skip
+        kind = fitting[self.draw(len(fitting))][1]
+        fitting = [(m, other) for m, other in fitting if other == kind]
+        chosen = [fitting[self.draw(len(fitting))][0] for _ in range(count)]
+        length = self.length(frames, min(m.shape[0] for m in chosen))
+        movies = torch.stack([self.crop(movie, length, side) for movie in chosen]).float()
+        if self.draw(2):
+            movies, kind = movies.transpose(2, 3), (kind[1], kind[0])
+        return make_samples(movies, self.draw(length - frames + 1), frames, kind, self.noise)
 
+    def length(self, frames: int, longest: int) -> int:
+        """T': every second time all there is, else anything down to the patch itself, evenly in the logarithm."""
+        if frames <= WHOLE:
+            return frames
+        share = float(torch.rand(1, generator=self.random))
+        return longest if share < 0.5 else min(longest, round(frames * (longest / frames) ** (2 * share - 1)))
 
-def fitting(pool: Pool, patch: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, tuple[bool, bool]]:
-    """A random recording that holds the patch."""
-    for index in torch.randperm(len(pool.movies), generator=generator).tolist():
-        movie = pool.movies[index]
-        if movie.shape[0] >= patch[0] and min(movie.shape[1:]) >= patch[1]:
-            return movie, pool.correlated[index]
-    raise ValueError(f"no recording holds a patch of {patch[0]} frames of {patch[1]} x {patch[1]} pixels")
+    def crop(self, movie: Tensor, length: int, side: int) -> Tensor:
+        """(T, Y, X) -> (length, side, side) from a random place, mirrored at random along every axis."""
+        first, y, x = (self.draw(size - part + 1) for size, part in zip(movie.shape, (length, side, side)))
+        part = movie[first : first + length, y : y + side, x : x + side]
+        return part.flip([axis for axis in range(3) if self.draw(2)])
 
 
 def usable_patches(pool: Pool) -> list[tuple[tuple[int, int], float]]:
-    """The patches that some recording of the pool can hold, smaller sides where the movies are small."""
-    side = max(min(m.shape[1:]) for m in pool.movies)
-    frames = max(m.shape[0] for m in pool.movies)
+    """The patches, cut down to what the largest recording of the pool holds."""
+    frames, side = max(((m.shape[0], min(m.shape[1:])) for m in pool.movies), key=lambda size: size[0] * size[1] ** 2)
     return [((min(t, frames), min(s, side)), share) for (t, s), share in PATCHES]
+
+
+def next_batch(sampler: Sampler, patches: list[tuple[tuple[int, int], float]], batch: int) -> Samples:
+    """A batch of one of the patches, about as many voxels whatever their shape."""
+    shares = torch.tensor([share for _, share in patches])
+    patch = patches[int(torch.multinomial(shares, 1, generator=sampler.random))][0]
+    voxels = max(16, patch[0]) * patch[1] ** 2  # the network pads to 16 frames
+    return sampler.samples(patch, max(1, min(4 * batch, batch * 128 * 64 * 64 // voxels)))
 
 
 class Trainer:
@@ -126,8 +138,6 @@ class Trainer:
         self.model = (start or UNet3D(plan.network)).to(device).train().requires_grad_(True)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), plan.rate, weight_decay=1e-4, betas=(0.9, 0.99))
-        self.generator = torch.Generator().manual_seed(plan.seed)
-        self.noise = torch.Generator(device).manual_seed(plan.seed)
         self.step, self.seconds = 0, 0.0
 
     def progress(self) -> float:
@@ -136,33 +146,31 @@ class Trainer:
         by_time = self.seconds / (60 * self.plan.minutes) if self.plan.minutes else 0.0
         return max(by_steps, by_time)
 
-    def train_step(self, pool: Pool, patches: list[tuple[tuple[int, int], float]]) -> Tensor:
-        """One step on a fresh batch; returns the loss (a scalar on the device)."""
-        shares = torch.tensor([share for _, share in patches])
-        patch = patches[int(torch.multinomial(shares, 1, generator=self.generator))][0]
-        count = max(1, min(4 * self.plan.batch, self.plan.batch * 128 * 64 * 64 // (max(16, patch[0]) * patch[1] ** 2)))
-        sample = batch_of(pool, patch, count, self.generator, self.noise)
+    def train_step(self, samples: Samples) -> Tensor:
+        """One step on a batch; returns the mean squared error (a scalar on the device).
+
+        Samples of high signal-to-noise ratio err by many noise variances; none may count more than one at the noise.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate * min(1, (self.step + 1) / WARM_UP) * schedule(self.progress())
         with torch.autocast(self.device.type, torch.bfloat16):
-            prediction = self.model(sample.residual, sample.images, sample.standard_error)
-        loss = loss_of(prediction, sample.target, sample.scored)
+            prediction = self.model(samples.residual, samples.images, samples.standard_error)
+        errors = blind_errors(prediction, samples.target, samples.scored)  # (B,)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self.optimizer.step()
+        (errors / errors.detach().clamp(min=1)).mean().backward()
+        if torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP).isfinite():
+            self.optimizer.step()
         decay = min(AVERAGING, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         self.step += 1
-        return loss.detach()
+        return errors.detach().mean()
 
     def state(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "generators": [self.generator.get_state(), self.noise.get_state()],
             "step": self.step,
             "seconds": self.seconds,
         }
@@ -171,8 +179,6 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for generator, saved in zip((self.generator, self.noise), state["generators"]):
-            generator.set_state(saved)
         self.step, self.seconds = state["step"], state["seconds"]
 
 
@@ -189,13 +195,14 @@ def train(trainer: Trainer, data: str | None, out: Path, workers: int) -> None:
         print(f"resumed at step {trainer.step}", flush=True)
     stop = catch_interrupts()
     pool = Pool(stream(plan, data, trainer.step, workers), plan.pool, trainer.device)
+    sampler = Sampler(pool, plan.seed + trainer.step)
     patches = usable_patches(pool)
     out.parent.mkdir(parents=True, exist_ok=True)
     losses, began, spent = [], time.monotonic(), trainer.seconds
     with open(out.with_suffix(".csv"), "a", newline="") as file:
         log = csv.writer(file)
         while trainer.progress() < 1 and not stop:
-            losses.append(trainer.train_step(pool, patches))
+            losses.append(trainer.train_step(next_batch(sampler, patches, plan.batch)))
             if trainer.step % plan.refresh == 0:
                 pool.refresh(plan.pool)
             trainer.seconds = spent + time.monotonic() - began
@@ -245,7 +252,7 @@ def save(trainer: Trainer, data: str | None, out: Path, state_path: Path) -> Non
         "seconds": round(trainer.seconds),
         "data": data or "simulation.random_recording",
         "device": torch.cuda.get_device_name() if trainer.device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "commit": git_commit(),
     }
     for path, write in ((out, lambda p: save_model(p, trainer.average, record)),
