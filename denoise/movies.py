@@ -19,6 +19,7 @@ import stat
 import struct
 import sys
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ import SimpleITK as sitk
 import tifffile
 
 TIFF_SUFFIXES = (".tif", ".tiff")
-ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nii", ".nii.gz")
-SUFFIXES: tuple[str, ...] = TIFF_SUFFIXES + ITK_SUFFIXES  # what open_movie reads, in upper or lower case
+ITK_READERS = {".mha": "Meta", ".mhd": "Meta", ".nrrd": "Nrrd", ".nii": "Nifti", ".nii.gz": "Nifti"}
+SUFFIXES: tuple[str, ...] = (*TIFF_SUFFIXES, *ITK_READERS)  # what open_movie reads, in upper or lower case
 
 READABLE = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 WRITABLE = READABLE[:-1]  # the platform imports float64, but its evaluation cannot read it
@@ -40,6 +41,7 @@ WRITABLE = READABLE[:-1]  # the platform imports float64, but its evaluation can
 FRAME_AXES = "TZIQ"  # that may count frames: time, planes (as ImageJ calls the pages of a stack), unnamed
 FRAME_BYTES = 2**30  # a larger frame (16,384 x 16,384 float32) is no frame but a broken header
 DEFLATE_RATIO = 1032  # no deflate stream holds more bytes than this for each byte of its own
+ZLIB_OR_GZIP = zlib.MAX_WBITS + 32  # zlib's code for a header of either
 CLASSIC_BYTES = 3_900_000_000  # a classic TIFF ends at 4 GiB
 PAGE_BYTES = 512  # room for one page header, generously
 
@@ -386,8 +388,8 @@ def _shaped_metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
 
 
 def _only_series(path: Path, tif: tifffile.TiffFile) -> tifffile.TiffPageSeries:
-    """The one image stack in the file."""
-    series = tif.series
+    """The one image stack in the file, beside thumbnails."""
+    series = [one for one in tif.series if not one.keyframe.is_reduced]
     if len(series) != 1:
         found = ", ".join(f"{one.axes} {' x '.join(map(str, one.shape))}" for one in series[:4])
         _fail(path, f"expected one movie, found {len(series)} images ({found}); save each as its own file")
@@ -408,7 +410,7 @@ def _check_storage(
         _fail(path, f"expected pages of one frame {shape[1:]}, found {page.shape}; save it as a plain stack")
     if pages not in (1, frames) or (pages < frames and series.dataoffset is None):
         _fail(path, f"expected {frames} frames by its description, found {pages} pages; export it again")
-    if any(one is None or one.parent is not tif for one in series):
+    if series.dataoffset is None and any(one is None or one.parent is not tif for one in series):
         _fail(path, "expected all frames in this file, found some in others or missing; save it as one file")
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not tif.is_imagej:  # which saves a LUT so
         _fail(path, "expected intensities, found numbers of palette colours; convert it to grayscale")
@@ -553,15 +555,26 @@ def _number(value: object) -> float:
 
 # ---- MetaImage, NRRD, NIfTI --------------------------------------------------------------------------------
 
-DATA_FILE = re.compile(rb"^(?:ElementDataFile[ \t]*=|data ?file:)[ \t]*(.*?)[ \t\r]*$", re.I | re.M)
+DATA_FILE = re.compile(rb"^(?:ElementDataFile[ \t]*=|data ?file:)[ \t]*([^\r\n]*?)[ \t]*\r?$\n?", re.I | re.M)
 BINARY = re.compile(rb"^BinaryData[ \t]*=[ \t]*True", re.I | re.M)
 COMPRESSED = re.compile(rb"^CompressedData[ \t]*=[ \t]*True", re.I | re.M)
 
 
+class _Voxels(NamedTuple):
+    """Where a file of SimpleITK's formats has its voxels."""
+
+    file: Path
+    start: int  # byte of the first voxel; of the file's first byte for NIfTI
+    raw: bool  # as they are, so that ranges can be read
+    deflated: bool  # in a zlib or gzip stream from start on
+
+
 def _open_itk(path: Path) -> Movie:
-    data_file, raw = _itk_storage(path)
+    voxels = _itk_voxels(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
+    kind = next(kind for suffix, kind in ITK_READERS.items() if path.name.lower().endswith(suffix))
+    reader.SetImageIO(f"{kind}ImageIO")  # left to itself it does not know .MHA
     with _silence():
         reader.ReadImageInformation()
     sizes = reader.GetSize()[::-1]  # (..., Y, X)
@@ -570,41 +583,44 @@ def _open_itk(path: Path) -> Movie:
         axes, sizes = axes + "S", (*sizes, reader.GetNumberOfComponents())
     shape = _movie_shape(path, axes, sizes, one_frame=len(sizes) > 2)
     dtype = _check_frames(path, shape, _itk_dtype(reader.GetPixelID()))
-    _check_itk_size(path, data_file.stat().st_size, raw, reader)
+    size = _check_itk_size(path, voxels, reader)
     info = MovieInfo(path, shape, dtype, axes, *_itk_calibration(reader))
-    return Movie(info, _ItkRanges(reader) if raw else _ItkWhole(reader))
+    return Movie(info, _ItkRanges(reader) if voxels.raw else _ItkWhole(reader, voxels, size))
 
 
-def _itk_storage(path: Path) -> tuple[Path, bool]:
-    """The file with the voxels, and whether they lie there as they are, to be read by ranges.
-
-    Raises MovieError for voxels anywhere but in this file or one beside it.
-    """
+def _itk_voxels(path: Path) -> _Voxels:
+    """Find the voxels; raises MovieError if they are anywhere but in this file or one beside it."""
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
-        return path, name.endswith(".nii")
+        return _Voxels(path, 0, raw=name.endswith(".nii"), deflated=name.endswith(".gz"))
     with path.open("rb") as file:
         head = file.read(2**16)
     if name.endswith(".nrrd"):
         head = re.split(rb"\r?\n\r?\n", head)[0]
-    raw = BINARY.search(head) is not None and not COMPRESSED.search(head)  # never so for NRRD
+    deflated = COMPRESSED.search(head) is not None  # never of NRRD, which SimpleITK reads at once and checks
+    raw = BINARY.search(head) is not None and not deflated
     match = DATA_FILE.search(head)
     data = os.fsdecode(match[1]) if match else "LOCAL"
     if data == "LOCAL":
-        return path, raw
+        return _Voxels(path, match.end() if match else 0, raw, deflated)
     if data.startswith("LIST") or re.search(r"[/\\%]", data) or data in ("", ".", ".."):
         _fail(path, f"expected voxels in one file beside it, found {data!r}; convert it to one file, as .mha")
-    return path.with_name(data), raw
+    return _Voxels(path.with_name(data), 0, raw, deflated)
 
 
-def _check_itk_size(path: Path, size: int, raw: bool, reader: sitk.ImageFileReader) -> None:
-    """The file is large enough for what its header promises, before memory is asked for it."""
-    itemsize = _itk_dtype(reader.GetPixelID()).itemsize
-    if reader.HasMetaDataKey("bitpix"):  # NIfTI may store integers to be scaled to floating point
-        itemsize = int(reader.GetMetaData("bitpix")) // 8
-    needed, most = math.prod(reader.GetSize()) * itemsize, size if raw else size * DEFLATE_RATIO
-    if needed > most:
-        _fail(path, f"expected {needed} bytes of voxels, found at most {most}: cut off; copy it again")
+def _check_itk_size(path: Path, voxels: _Voxels, reader: sitk.ImageFileReader) -> int:
+    """Bytes from voxels.start on, unpacked; before memory is asked for them the file must be large enough."""
+    itemsize, header = _itk_dtype(reader.GetPixelID()).itemsize, 0
+    if reader.HasMetaDataKey("bitpix"):  # NIfTI, which may store integers to be scaled to floating point
+        itemsize, header = (
+            int(reader.GetMetaData("bitpix")) // 8,
+            int(float(reader.GetMetaData("vox_offset"))),
+        )
+    needed = header + math.prod(reader.GetSize()) * itemsize
+    there = voxels.file.stat().st_size - voxels.start
+    if needed > there * (1 if voxels.raw else DEFLATE_RATIO):
+        _fail(path, f"expected {needed} bytes of voxels, found {there}: cut off; copy it again")
+    return needed
 
 
 def _itk_dtype(pixel: int) -> np.dtype:
@@ -662,12 +678,16 @@ class _ItkRanges:
 class _ItkWhole:
     """Frames of a compressed file, which can only be decoded at once."""
 
-    def __init__(self, reader: sitk.ImageFileReader) -> None:
+    def __init__(self, reader: sitk.ImageFileReader, voxels: _Voxels, size: int) -> None:
         self._reader = reader
+        self._voxels = voxels
+        self._size = size
         self._image: sitk.Image | None = None
 
     def frames(self, start: int, stop: int) -> np.ndarray:
         if self._image is None:
+            if self._voxels.deflated:
+                _check_deflated(self._voxels, self._size)
             with _silence():
                 self._image = self._reader.Execute()
         voxels = sitk.GetArrayViewFromImage(self._image)
@@ -675,6 +695,20 @@ class _ItkWhole:
 
     def close(self) -> None:
         self._image = None
+
+
+def _check_deflated(voxels: _Voxels, size: int) -> None:
+    """Unpack once to nowhere: of a stream cut off or damaged SimpleITK makes voxels up, and zlib notices."""
+    found, stream = 0, zlib.decompressobj(ZLIB_OR_GZIP)
+    with voxels.file.open("rb") as file:
+        file.seek(voxels.start)
+        while block := file.read(2**16):
+            while block:
+                stream = zlib.decompressobj(ZLIB_OR_GZIP) if stream.eof else stream
+                found += len(stream.decompress(block))
+                block = stream.unused_data.lstrip(b"\0")  # a gzip file may hold several streams, and padding
+    if not stream.eof or found < size:
+        raise EOFError(f"expected {size} bytes, found the end of the stream after {found}")
 
 
 @contextmanager
