@@ -25,7 +25,7 @@ $(READY): requirements.txt requirements-dev.txt
 	    if fits "$$python"; then break; fi; python=; \
 	done; \
 	if [ -z "$$python" ]; then \
-	    echo "make setup: expected Python 3.10 to 3.14, found $$(python3 --version 2>&1 || true); install one, or name it: make setup PYTHON=/path/to/python3" >&2; exit 1; \
+	    echo "make setup: expected Python 3.10 to 3.14, found $$($(or $(PYTHON),python3) --version 2>&1 || true); install one, or name it: make setup PYTHON=/path/to/python3" >&2; exit 1; \
 	fi; \
 	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 	    echo "make setup: $$python has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; \
