@@ -61,7 +61,6 @@ PRINTER_DPI = {72, 96, 100, 150, 200, 300, 600, 1200}  # what programs write tha
 PIXEL_SIZES = (1e-4, 1e5)  # micrometres that are believed; a resolution tag can hold them all
 NOMINAL = (1.0, 1.0)  # micrometres: the platform's importer refuses a TIFF without a resolution
 
-
 Shape = tuple[int, int, int]  # (T, Y, X)
 
 
@@ -422,6 +421,7 @@ def _tiff_source(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSe
     frame = shape[1] * shape[2] * itemsize
     plain = page.compression == 1 and page.predictor == 1 and page.fillorder == 1 and not page.is_tiled
     if series.dataoffset is not None:
+        _check_complete(path, shape[0], (path.stat().st_size - series.dataoffset) // frame)
         offsets, sizes = series.dataoffset + frame * np.arange(shape[0])[:, None], np.array([frame])
     else:
         offsets, sizes = _pieces(series)
@@ -446,10 +446,14 @@ def _check_offsets(path: Path, frames: int, offsets: np.ndarray, sizes: np.ndarr
     if offsets.shape != (frames, sizes.shape[-1]):
         expected = (frames, sizes.shape[-1])
         _fail(path, f"expected (frames, pieces) {expected}, found {offsets.shape}: damaged; export it again")
-    inside = (offsets > 0) & (sizes > 0) & (offsets + sizes <= path.stat().st_size)
-    if not inside.all():
-        frame = int(np.argmin(inside.all(axis=1)))
-        _fail(path, f"expected {frames} frames, found the first {frame} only: cut off; copy it again")
+    inside = (offsets > 0) & (sizes > 0) & (offsets <= path.stat().st_size - sizes)
+    complete = inside.all(axis=1)
+    _check_complete(path, frames, frames if complete.all() else int(np.argmin(complete)))
+
+
+def _check_complete(path: Path, frames: int, found: int) -> None:
+    if found < frames:
+        _fail(path, f"expected {frames} frames, found the first {found} only: cut off; copy it again")
 
 
 class _RawFrames:

@@ -84,7 +84,7 @@ def by_itk(path: Path, frames: np.ndarray, compressor: str = "") -> None:
 
 
 def by_hand(path: Path, frames: np.ndarray, order: str = ">", big: bool = False, rows: int = 6) -> None:
-    """A TIFF of frames (T, Y, X) by the book: scattered, uncompressed strips, each page header behind them."""
+    """A TIFF of frames (T, Y, X) by the book: scattered strips, uncompressed; page headers between frames."""
     height, width = frames.shape[1:]
     data = frames.astype(order + frames.dtype.str[1:])
     kind, size = ("Q", 8) if big else ("I", 4)
@@ -293,7 +293,14 @@ def test_each_file_of_an_ome_set_is_its_own_movie(tmp_path: Path) -> None:
 
 def test_packed_12_bits(tmp_path: Path) -> None:
     frames = movie_of("uint16") & 0xFFF
-    tifffile.imwrite(tmp_path / "a.tif", frames, photometric="minisblack", bitspersample=12)
+    bits = (frames[..., None] >> np.arange(11, -1, -1)) & 1  # most significant first
+    by_hand(tmp_path / "a.tif", np.packbits(bits.reshape(7, 20, -1).astype(bool), axis=-1))
+    content = (tmp_path / "a.tif").read_bytes()
+    for code, old, new in ((256, 27, 18), (258, 8, 12)):  # 27 bytes a row become 18 voxels
+        content = content.replace(
+            struct.pack(">HHII", code, 4, 1, old), struct.pack(">HHII", code, 4, 1, new)
+        )
+    (tmp_path / "a.tif").write_bytes(content)
     assert_reads(tmp_path / "a.tif", frames)
 
 
@@ -585,9 +592,9 @@ def test_a_chain_of_pages_that_leads_nowhere(tmp_path: Path) -> None:
 
 def test_headers_that_lie_about_the_size(tmp_path: Path) -> None:
     frames = movie_of("uint16")
-    note = json.dumps({"shape": [10**6, *SHAPE[1:]], "axes": "TYX"})
+    note = json.dumps({"shape": [10**12, *SHAPE[1:]], "axes": "TYX"})
     tifffile.imwrite(tmp_path / "a.tif", frames[:1], description=note, metadata=None)
-    assert "cut off" in error_of(tmp_path / "a.tif")
+    assert "expected 1000000000000 frames, found the first 1 only: cut off" in error_of(tmp_path / "a.tif")
     note = "ImageJ=1.53t\nimages=9\nframes=9\nhyperstack=true\n"
     tifffile.imwrite(tmp_path / "b.tif", frames, description=note, metadata=None, compression="zlib")
     assert "found 7 pages" in error_of(tmp_path / "b.tif")
