@@ -8,6 +8,7 @@ at the best it can give.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.fft import dct, idct
@@ -127,6 +128,31 @@ def estimate_noise(movie: np.ndarray) -> tuple[float, float]:
     gain = np.cov(mean, variance)[0, 1] / max(mean.var(), 1e-12)
     return float(gain), float(variance.mean() - gain * mean.mean())
 
+
+@dataclass(frozen=True)
+class Method:
+    """A denoiser; `start` holds the parameters to tune and where their tuning starts."""
+
+    name: str
+    run: Callable[..., np.ndarray]
+    start: Mapping[str, float] = field(default_factory=dict)
+    weights: str = ""  # first eight digits of their SHA-256
+
+
+BASELINES = (
+    Method("raw", raw),
+    Method("temporal mean", temporal_mean),
+    Method("63-frame average", moving_average),
+    Method("moving average, tuned", moving_average, {"width": 63}),
+    Method("Gaussian, tuned", gaussian, {"frames": 13, "rows": 0.7, "columns": 0.7}),
+    Method(
+        "mean + Gaussian, tuned",
+        mean_plus_gaussian,
+        {"frames": 13, "pixels": 1.5, "weight": 0.9, "static": 0.4},
+    ),
+    Method("local PCA, tuned", local_pca, {"static": 0.4}),
+    Method("local PCA, slow part, tuned", local_pca, {"static": 0.4, "band": 0.12}),
+)
 
 # What the tuning may choose from, from weak to strong.
 LADDERS: Mapping[str, Sequence[float]] = {

@@ -1,0 +1,247 @@
+"""The benchmark's rows as Markdown tables, and its movies as pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from evaluation import figures
+from evaluation.baselines import Method
+from evaluation.samples import FRAMES, LENGTHS, SCENES_OF_A_LENGTH, SIZE, Case, Sample
+from simulation import DIFFERENT_KINDS, LEVELS
+
+Row = Mapping[str, str]
+Column = tuple[str, Callable[[str], str]]  # heading, and the cell of a method
+MARKERS = ("<!-- benchmark: written by make benchmark from here -->", "<!-- benchmark: to here -->")
+LEVEL_COLUMNS = (
+    ("sSNR", "ssnr", "{:.2f}"),
+    ("tSNR", "tsnr", "{:.2f}"),
+    ("stSNR", "stsnr", "**{:.2f}**"),
+    ("stPSNR", "stpsnr", "{:.2f}"),
+    ("trace correlation", "trace_correlation", "{:.3f}"),
+    ("amplitude kept", "amplitude_kept", "{:.0%}"),
+    ("bias", "bias", "{:+.2%}"),
+    ("slope", "slope", "{:.3f}"),
+    ("false transients", "false_transients", "{:.0f}"),
+    ("seconds", "seconds", "{:.1f}"),
+)
+EXPLANATION = f"""\
+Movies are int16, {FRAMES} x {SIZE} x {SIZE} unless a length is given, of scenes that training never uses.
+"Tuned" methods get the parameters that score best on the middle of that very movie, found with the truth in
+hand, which no user could do; the network gets nothing. sSNR, tSNR, stSNR, stPSNR: the challenge's, in dB.
+
+- Trace correlation: with the true trace, mean over the true cells.
+- Amplitude kept: height of all isolated transients in the output over their true height, each in units of
+  its cell's resting level.
+- Bias: of the mean. Slope: of the least-squares line of output on truth through all voxels.
+- False transients: in a movie of noise on a constant, groups of voxels of its 5 x 5 pixels mean that stand
+  out by five robust standard deviations and 1%."""
+PANEL_METHODS = 3  # of the baselines, the best ones: their pictures stand beside the networks'
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """All tables that these rows can fill, and how far the networks are ahead."""
+    parts = [EXPLANATION]
+    for level in LEVELS:
+        scenes = {row["name"] for row in rows if row["group"] == "challenge"}
+        parts += [f"### Noise level {level}, mean of {len(scenes)} scenes like the challenge's"]
+        parts += [_table(rows, _level_columns(rows, level))]
+    parts += margins(rows)
+    groups = {row["group"] for row in rows}
+    if "different" in groups:
+        parts += [
+            "### Scenes of a different kind: stSNR at levels 1 / 2 / 3",
+            _table(rows, _kind_columns(rows)),
+        ]
+    if "length" in groups:
+        parts += [
+            f"### Short and long movies: stSNR at levels 1 / 2 / 3, mean of {SCENES_OF_A_LENGTH} scenes"
+        ]
+        parts += [_table(rows, _length_columns(rows))]
+    if "real" in groups:
+        parts += ["### Real recordings: mean squared error on held-out counts, lower is better"]
+        parts += [_table(rows, _real_columns(rows))]
+    return "\n\n".join(parts)
+
+
+def methods_of(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["method"] for row in rows))
+
+
+def _table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """A Markdown table with a line for each method."""
+    lines = [
+        "| method | " + " | ".join(heading for heading, _ in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for method in methods_of(rows):
+        lines.append(f"| {method} | " + " | ".join(cell(method) for _, cell in columns) + " |")
+    return "\n".join(lines)
+
+
+def mean(rows: Sequence[Row], column: str, method: str, level: int, names: Collection[str]) -> float:
+    """Of a column over the rows of one method and level with these names; nan where none has a number."""
+    values = [
+        float(row[column])
+        for row in rows
+        if row["method"] == method and row["level"] == str(level) and row["name"] in names and row.get(column)
+    ]
+    return float(np.nanmean(values)) if values and not np.isnan(values).all() else float("nan")
+
+
+def _text(form: str, value: float) -> str:
+    return form.format(value) if np.isfinite(value) else "-"
+
+
+def _level_columns(rows: Sequence[Row], level: int) -> list[Column]:
+    names = {row["name"] for row in rows if row["group"] in ("challenge", "noise")}
+
+    def column(heading: str, name: str, form: str) -> Column:
+        return heading, lambda method: _text(form, mean(rows, name, method, level, names))
+
+    return [column(*parts) for parts in LEVEL_COLUMNS]
+
+
+def _column(rows: Sequence[Row], heading: str, names: Collection[str]) -> Column:
+    """stSNR at the three levels, over the rows of these names."""
+
+    def cell(method: str) -> str:
+        return " / ".join(_text("{:.1f}", mean(rows, "stsnr", method, level, names)) for level in LEVELS)
+
+    return heading, cell
+
+
+def _kind_columns(rows: Sequence[Row]) -> list[Column]:
+    return [_column(rows, kind, {kind}) for kind in DIFFERENT_KINDS]
+
+
+def _length_columns(rows: Sequence[Row]) -> list[Column]:
+    scenes = [f"scene {number}" for number in range(SCENES_OF_A_LENGTH)]
+    names = {frames: {f"{frames} frames, {scene}" for scene in scenes} for frames in LENGTHS} | {
+        FRAMES: set(scenes)
+    }
+    return [_column(rows, f"{frames} frames", names[frames]) for frames in sorted(names)]
+
+
+def _real_columns(rows: Sequence[Row]) -> list[Column]:
+    def column(name: str) -> Column:
+        return name, lambda method: _text("{:,.1f}", mean(rows, "heldout_error", method, 0, {name}))
+
+    return [column(name) for name in dict.fromkeys(row["name"] for row in rows if row["group"] == "real")]
+
+
+def margins(rows: Sequence[Row]) -> list[str]:
+    """For each network, a sentence: by how much it beats the best baseline of each simulated movie."""
+    scored = [row for row in rows if row.get("stsnr")]
+    best: dict[tuple[str, str], float] = {}
+    for row in scored:
+        if not row["weights"]:
+            movie = (row["name"], row["level"])
+            best[movie] = max(best.get(movie, -np.inf), float(row["stsnr"]))
+    networks = dict.fromkeys(row["method"] for row in scored if row["weights"])
+    return [_margin([row for row in scored if row["method"] == network], best) for network in networks]
+
+
+def _margin(rows: Sequence[Row], best: Mapping[tuple[str, str], float]) -> str:
+    ahead = [float(row["stsnr"]) - best[row["name"], row["level"]] for row in rows]
+    means = []
+    for level in map(str, LEVELS):
+        alike = [d for d, row in zip(ahead, rows) if row["group"] == "challenge" and row["level"] == level]
+        means.append(f"{np.mean(alike):+.2f}")
+    least = int(np.argmin(ahead))
+    name, where = rows[least]["method"].capitalize(), f"{rows[least]['name']}, level {rows[least]['level']}"
+    return (
+        f"{name} against the best baseline of each movie: {' / '.join(means)} dB at levels 1 / 2 / 3; "
+        f"least of all simulated movies: {ahead[least]:+.2f} dB ({where})."
+    )
+
+
+# ---- files
+
+
+def publish(folder: Path, text: str, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Write quality.csv, and the text into quality.md between the markers; the rest of that file stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "quality.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    page = folder / "quality.md"
+    page.write_text(between_markers(page.read_text() if page.exists() else "# Quality\n", text))
+
+
+def between_markers(page: str, text: str) -> str:
+    """The page with `text` in place of what its markers enclose, or at its end where it has none."""
+    start, end = MARKERS
+    block = f"{start}\n\n{text}\n\n{end}"
+    before, found, rest = page.partition(start)
+    return before + block + rest.partition(end)[2] if found else f"{page.rstrip()}\n\n{block}\n"
+
+
+# ---- pictures
+
+
+def panels(folder: Path, todo: Sequence[Case], methods: Sequence[Method], rows: Sequence[Row]) -> None:
+    """Two pictures: the first scene at all levels; the kinds of scenes at level 2 and real recordings."""
+    first = [case for case in todo if case.group == "challenge" and case.name == "scene 0"]
+    others = [case for case in todo if case.group == "different" and case.level == 2]
+    others += [case for case in todo if case.name.endswith("hidden")]
+    shown = panel_methods(methods, rows)
+    panel(folder / "benchmark.png", first, shown, rows)
+    panel(folder / "benchmark_other.png", others, shown, rows)
+
+
+def panel_methods(methods: Sequence[Method], rows: Sequence[Row]) -> list[Method]:
+    """The baselines that score best over all rows, and the networks."""
+
+    def average(method: Method) -> float:
+        return float(
+            np.mean(
+                [float(row["stsnr"]) for row in rows if row["method"] == method.name and row.get("stsnr")]
+            )
+        )
+
+    best = sorted((method for method in methods if not method.weights), key=average)[-PANEL_METHODS:]
+    return [method for method in methods if method in best or method.weights]
+
+
+def panel(path: Path, todo: Sequence[Case], methods: Sequence[Method], rows: Sequence[Row]) -> None:
+    """A line of gray images for each case, on one scale: noisy, each method's output, clean."""
+    if not todo:
+        return
+    width = len(methods) + 2
+    figure = Figure(figsize=(2.6 * width, 2.85 * len(todo)), layout="constrained")
+    grid = figure.subplots(len(todo), width, squeeze=False)
+    for case, line in zip(todo, grid):
+        sample = case.make()
+        found = {
+            row["method"]: row for row in rows if (row["name"], row["level"]) == (case.name, str(case.level))
+        }
+        draw_line(line, case, sample, [(method, found[method.name]) for method in methods])
+    figures.save(figure, path)
+
+
+def draw_line(line: np.ndarray, case: Case, sample: Sample, methods: Sequence[tuple[Method, Row]]) -> None:
+    """One case: the frame in which most happens, noisy, by each method, and as it truly is."""
+    frame = liveliest_frame(sample)
+    truth = sample.movie.mean(axis=0) if sample.clean is None else sample.clean[frame]
+    limits = (min(0.0, float(truth.min())), float(np.percentile(truth, 99.5)))
+    name = f"{case.name}, level {case.level}" if case.level else case.name
+    figures.show(line[0], sample.movie[frame], f"{name}: noisy", limits)
+    for axes, (method, row) in zip(line[1:], methods):
+        output = method.run(sample.movie, **json.loads(row["parameters"]))
+        title = f"{float(row['stsnr']):.1f} dB" if row.get("stsnr") else f"{float(row['heldout_error']):,.0f}"
+        figures.show(axes, output[frame], f"{method.name.removesuffix(', tuned')}: {title}", limits)
+    figures.show(line[-1], truth, "mean of all frames" if sample.clean is None else "clean", limits)
+
+
+def liveliest_frame(sample: Sample) -> int:
+    """The frame that differs most from the mean of its movie, by what is known of it."""
+    movie = sample.movie if sample.clean is None else sample.clean
+    mean_image = movie.mean(axis=0)
+    return int(np.argmax([np.square(frame - mean_image).sum() for frame in movie]))
