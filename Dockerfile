@@ -23,6 +23,9 @@ RUN python -c 'import torch; print("torch==" + torch.__version__)' > /tmp/base.t
 # The weights change less often than the code.
 COPY best_model_n2v.pth ./
 
+# The movie of --demo, below 2 MB.
+COPY example/ example/
+
 COPY process.py model.py ./
 COPY denoise/ denoise/
 

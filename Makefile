@@ -9,7 +9,7 @@ PY := .venv/bin/python
 READY := .venv/ready
 PYTHON ?= # python for .venv, e.g. make setup PYTHON=python3.12; found by itself when empty
 
-.PHONY: help setup demo test lint train benchmark build container-test clean
+.PHONY: help setup demo test lint train example benchmark build container-test clean
 
 help: ## list the targets
 	@echo "usage: make TARGET"
@@ -49,6 +49,9 @@ lint: $(READY) ## check style, format and types
 train: $(READY) ## train the shipped weights again, from simulated recordings: runs/best_model_n2v.pth
 	mkdir -p runs
 	$(PY) -m training.train --simulate --seed 0 --steps 20000 --out runs/best_model_n2v.pth
+
+example: $(READY) ## make the movie of --demo again: example/example.tif
+	$(PY) -m simulation.example example/example.tif
 
 benchmark: $(READY) ## score the shipped weights against methods without a network
 	$(PY) -m evaluation.benchmark

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from denoise.diagnostics import Diagnostics
+    from denoise.inference import Result
     from denoise.layout import Job, Plan
     from denoise.movies import Movie, MovieWriter
     from model import UNet3D
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 NAME = "calcium-denoiser"
 UPLOADED_WEIGHTS = Path("/opt/ml/model/best_model_n2v.pth")  # where the platform puts an uploaded model
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent / UPLOADED_WEIGHTS.name
+EXAMPLE = Path(__file__).resolve().parent / "example"  # the folder with the movie of --demo
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NAMES_SHOWN = 5  # in the closing line: the platform drops over-long lines
 
@@ -66,6 +69,9 @@ class Options:
     dtype: str  # of the output: "float32", or "input" for the movie's own
     percentiles: tuple[float, float]
     overwrite: bool
+    report: bool = False
+    demo: bool = False
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,8 @@ def main() -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # any file name can be told
     try:
         signals = catch_signals()
-        return denoise_all(prepare(options, signals))
+        run = prepare(options, signals)
+        return tell_plan(run) if options.dry_run else denoise_all(run)
     except Refusal as refusal:
         complain(str(refusal))
         return 1
@@ -132,8 +139,14 @@ def parse_options() -> Options:
     add("--percentiles", type=float, nargs=2, metavar=("LOW", "HIGH"), default=(3.0, 97.0),
         help="of the movie's intensities, for its normalization (default: 3 97)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace outputs that exist")
+    add("--report", action="store_true",
+        help="write report/<movie>.html and .png: pictures, traces, and what was removed")  # fmt: skip
+    add("--demo", action="store_true", help="denoise the example movie that comes along, with a report")
+    add("--dry-run", action="store_true", help="list the movies, memory and time; denoise nothing")
     add("--version", action="version", version=f"{NAME} {__version__}")
     options = parser.parse_args()
+    if options.demo:
+        options.input, options.report, options.overwrite = EXAMPLE, True, True
     low, high = options.percentiles
     if not 0 <= low < high <= 100:
         parser.error(f"argument --percentiles: expected 0 <= LOW < HIGH <= 100, found {low:g} {high:g}")
@@ -159,7 +172,8 @@ def prepare(options: Options, signals: list[int]) -> Run:
     """Find movies, weights and device. Raises Refusal before any work if the run cannot succeed."""
     started = datetime.now(timezone.utc)
     plan = make_plan(options)
-    check_writable(options.output)
+    if not options.dry_run:
+        check_writable(options.output)
     say(f"{NAME} {__version__}: {len(plan.jobs)} movie(s) in {options.input}, {plan.layout} layout")
     for warning in plan.warnings:
         say(f"WARNING: {warning}")
@@ -298,6 +312,7 @@ def attempt(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> N
 
 def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:
     """The story of one movie: open it, denoise it frame by frame into a new file, and note what was done."""
+    from denoise.diagnostics import Diagnostics
     from denoise.inference import Settings, denoise_movie
     from denoise.movies import MovieWriter, open_movie
 
@@ -309,12 +324,19 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
         progress.say(f"{frames} frames of {height} x {width}, {info.dtype} -> {record['output']}")
         settings = Settings(percentiles=run.options.percentiles)
         job.output.parent.mkdir(parents=True, exist_ok=True)
+        diagnostics = Diagnostics(movie) if run.options.report else None
         with MovieWriter(job.output, info.shape, dtype, info.pixel_size, info.frame_interval) as writer:
-            result = denoise_movie(movie, run.model, settings, writing(writer, dtype), progress)
+            write = writing(writer, dtype, diagnostics)
+            result = denoise_movie(movie, run.model, settings, write, progress)
     speed = math.prod(info.shape) / (time.monotonic() - start)
     record.update(percentiles=settings.percentiles, percentile_values=result.percentiles, tiles=result.tiles)
     record.update(noise=result.noise, voxels_per_second=speed)
     record["warnings"] += result.warnings
+    if diagnostics:
+        write_report(run, job, record, diagnostics, result)
+        progress.say(
+            f"report: {run.options.output / record['report']['page']}: {record['report']['verdict']}"
+        )
     for warning in record["warnings"]:
         progress.say(f"WARNING: {warning}")
     progress.say(f"done, {speed / 1e6:.3g} million voxels a second")
@@ -337,11 +359,62 @@ def dtype_warnings(movie: Movie, options: Options) -> list[str]:
     return [f"--dtype input: expected a type that every TIFF reader takes, found {wanted}; wrote {chosen}"]
 
 
-def writing(writer: MovieWriter, dtype: np.dtype) -> Callable[[np.ndarray], None]:
-    """Appends float32 frames (n, Y, X) to the writer, in the output's dtype."""
+def writing(
+    writer: MovieWriter, dtype: np.dtype, diagnostics: Diagnostics | None
+) -> Callable[[np.ndarray], None]:
+    """Appends float32 frames (n, Y, X) to the writer, in the output's dtype, after the report has looked."""
     from denoise.movies import rounded
 
-    return lambda frames: writer.append(rounded(frames, dtype))
+    def write(frames: np.ndarray) -> None:
+        if diagnostics:
+            diagnostics.add(frames)
+        writer.append(rounded(frames, dtype))
+
+    return write
+
+
+def write_report(
+    run: Run, job: Job, record: dict[str, Any], diagnostics: Diagnostics, result: Result
+) -> None:
+    """Write the report's page and picture, and put its numbers into the record."""
+    from denoise import report
+
+    low, high = result.percentiles
+    findings = diagnostics.findings(result.noise, high - low)
+    name = job.output.name if run.plan.layout == "challenge" else output_name(job, run)
+    stem = (run.options.output / "report" / name).with_suffix("")
+    page, picture = report.write_report(findings, report_facts(run, job, record), stem)
+    record["report"] = {
+        "page": page.relative_to(run.options.output).as_posix(),
+        "picture": picture.relative_to(run.options.output).as_posix(),
+        "verdict": findings.verdict,
+        "level": findings.level,
+        "checks": {check.question: check.answer for check in findings.checks},
+        "numbers": findings.numbers,
+    }
+
+
+def report_facts(run: Run, job: Job, record: dict[str, Any]) -> dict[str, Any]:
+    """Settings and provenance, as the report tells them; the first three head its page."""
+    frames, height, width = record["shape"]
+    size, interval = record["pixel_size"], record["frame_interval"]
+    told = [f"{size[1]:.4g} x {size[0]:.4g} micrometres a pixel"] if size else []
+    told += [f"{1 / interval:.4g} frames a second"] if interval else []
+    return {
+        "title": job.name,
+        "shape": f"{frames} frames of {height} x {width} pixels, {record['input_dtype']}",
+        "calibration": ", ".join(told),
+        "output": f"{record['output']}, {record['output_dtype']}",
+        "program": f"{NAME} {__version__}, torch {versions()['torch']}",
+        "weights": f"{run.weights['path']}, SHA-256 {run.weights['sha256']}",
+        "device": f"{run.device} ({hardware_name(run.device)})",
+        "normalization": f"percentiles {run.options.percentiles[0]:g} and {run.options.percentiles[1]:g}, "
+        f"found at {record['percentile_values'][0]:.5g} and {record['percentile_values'][1]:.5g}",
+        "noise model": "gain {gain:.5g}, read variance {read_variance:.5g}".format(**record["noise"]),
+        "speed": f"{record['voxels_per_second'] / 1e6:.3g} million voxels a second",
+        "started": run.started.isoformat(timespec="seconds"),
+        "warnings": "; ".join(record["warnings"]) or "none",
+    }
 
 
 def conclude(run: Run) -> int:
@@ -380,6 +453,44 @@ def explain(error: Exception, job: Job) -> str:
 def unexpected(error: Exception) -> str:
     found = f"{type(error).__name__}: {error}"
     return f"expected to finish, found an error of the program ({found}); please report it"
+
+
+# ---- what would be done
+
+
+def tell_plan(run: Run) -> int:
+    """List the movies of --dry-run with memory and time; exit status 1 if one of them cannot be denoised."""
+    from denoise.estimate import slab_bytes, trial_speed
+
+    speed = trial_speed(run.model)
+    base = peak_memory(run.device)["peak_memory"]
+    problems, total = 0, 0.0
+    for job in run.plan.jobs:
+        try:
+            shape, told = look_at(job)
+        except Exception as error:  # noqa: BLE001 - as in attempt: the others are looked at too
+            problems += 1
+            complain(explain(error, job))
+            continue
+        seconds = math.prod(shape) / speed
+        total += seconds
+        memory = base + slab_bytes(shape, report=run.options.report)
+        say(f"{job.name}: {told} -> {output_name(job, run)}; {duration(seconds)}, {memory / 2**30:.1f} GB")
+    for name, reason in run.plan.unusable.items():
+        problems += 1
+        complain(f"{name}: {reason}")
+    say(f"dry run: {duration(total)} in all, at {speed / 1e6:.3g} million voxels a second as measured just now")
+    return 1 if problems else 0
+
+
+def look_at(job: Job) -> tuple[tuple[int, int, int], str]:
+    """A movie's shape, and what its header says in words."""
+    from denoise.movies import open_movie
+
+    with open_movie(job.source) as movie:
+        frames, height, width = movie.info.shape
+        movie.read(0, 1)
+        return movie.info.shape, f"{frames} frames of {height} x {width}, {movie.info.dtype}"
 
 
 # ---- what is told on the way

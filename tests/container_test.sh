@@ -28,6 +28,7 @@ main() {
     challenge_input
     plain_folder_as_another_user
     empty_folder
+    demo
     printf 'container test: %d passed, 0 failed\n' "$passed"
 }
 
@@ -82,7 +83,7 @@ check_image() {
     [ "$(inspect '{{.Size}}')" -lt "$LARGEST" ] || fail "$(inspect '{{.Size}}') bytes are more than the platform takes"
     ok "it is for linux/amd64 and small enough"
     files=$(inside find /app -not -path '*/__pycache__*' -type f -printf '%P\n' | sort)
-    allowed=$(cd "$REPOSITORY" && find process.py model.py best_model_n2v.pth requirements.txt denoise -type f -name '[!.]*' \
+    allowed=$(cd "$REPOSITORY" && find process.py model.py best_model_n2v.pth requirements.txt denoise example -type f -name '[!.]*' \
         -not -name '*.pyc' | sort)
     [ "$files" = "$allowed" ] || fail "/app differs from what belongs there: $(diff <(echo "$files") <(echo "$allowed") || true)"
     ok "it holds the program and its weights: no tests, training, simulation or evaluation"
@@ -209,6 +210,21 @@ empty_folder() {
     [[ $last == *"/input"* && $last == *movie* && $last != *Traceback* && ${#last} -lt 500 ]] ||
         fail "an empty folder: expected a last line that says what is missing in /input, found '$last'"
     ok "an empty folder is refused: $last"
+}
+
+demo() {
+    mkdir -p "$work/demo-run/out"
+    chmod 777 "$work/demo-run/out"
+    docker run "${STRICT[@]}" -v "$work/demo-run/out:/output" "$IMAGE" --demo >"$work/demo-run/stdout" 2>"$work/demo-run/stderr" || {
+        cat "$work/demo-run/stdout" "$work/demo-run/stderr" >&2
+        fail "--demo: expected exit status 0"
+    }
+    local name
+    for name in example.tif metadata.json report/example.html report/example.png; do
+        [ -s "$work/demo-run/out/$name" ] || fail "--demo: expected $name"
+    done
+    [ ! -s "$work/demo-run/stderr" ] || fail "--demo: expected a silent stderr, found $(cat "$work/demo-run/stderr")"
+    ok "--demo gives the example movie and its report: $(tail -n 1 "$work/demo-run/stdout")"
 }
 
 clean_up() {

@@ -1,0 +1,48 @@
+"""What a movie will cost before it is denoised: speed by a trial on this machine, memory by its shape."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+
+from denoise.inference import LONGEST_SLAB, SLAB_VOXELS, Settings, denoise_movie
+from denoise.movies import Movie, MovieInfo
+from model import UNet3D
+
+TRIAL = (96, 128, 128)  # frames, height, width of what is denoised to learn the speed
+SLAB_COPIES = 5  # float32 arrays of a slab's size at the same time, measured
+REPORT_BYTES = 200 << 20  # at most
+
+
+def trial_speed(model: UNet3D) -> float:
+    """Denoise noise for a moment, twice, for the first time also warms up: voxels a second."""
+    frames = np.random.default_rng(0).poisson(100, TRIAL).astype(np.uint16)
+    info = MovieInfo(Path("trial"), TRIAL, frames.dtype, "TYX", None, None)
+    seconds = []
+    for _ in range(2):
+        start = time.monotonic()
+        denoise_movie(Movie(info, ArraySource(frames)), model, Settings(), lambda _: None, lambda *_: None)
+        seconds.append(time.monotonic() - start)
+    return math.prod(TRIAL) / min(seconds)
+
+
+def slab_bytes(shape: tuple[int, int, int], report: bool) -> int:
+    """Memory in bytes for a movie (T, Y, X), beside the program's own; bounded, however long the movie."""
+    voxels = min(math.prod(shape), SLAB_VOXELS, LONGEST_SLAB * shape[1] * shape[2])
+    return SLAB_COPIES * 4 * voxels + (REPORT_BYTES if report else 0)
+
+
+class ArraySource:
+    """Frames (T, Y, X) that are in memory."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def frames(self, start: int, stop: int) -> np.ndarray:
+        return self.array[start:stop].copy()
+
+    def close(self) -> None:
+        """Nothing to close."""

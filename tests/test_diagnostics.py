@@ -1,0 +1,240 @@
+"""The figures about a residual: known movies must give known answers, at any size and in any blocks."""
+
+from __future__ import annotations
+
+import tracemalloc
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+
+from denoise.diagnostics import (
+    REACH,
+    Diagnostics,
+    Findings,
+    PixelSums,
+    Spectrum,
+    fill_missing,
+    runs,
+    sample_frames,
+)
+from simulation import noisy
+
+NOISE = {"gain": 0.0, "read_variance": 25.0}
+
+
+class Recording:
+    """A movie in memory that counts the frames read from it."""
+
+    def __init__(self, frames: np.ndarray) -> None:
+        self.array, self.frames_read = frames, 0
+        self.info = SimpleNamespace(shape=frames.shape, dtype=frames.dtype)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        self.frames_read += stop - start
+        return self.array[start:stop].copy()
+
+
+def examine(
+    raw: np.ndarray, denoised: np.ndarray, noise: dict[str, float] = NOISE, step: int = 37
+) -> Findings:
+    found = Diagnostics(Recording(raw))
+    for start in range(0, len(raw), step):
+        found.add(denoised[start : start + step])
+    return found.findings(noise, 100.0)
+
+
+def clean_movie(frames: int = 300, size: int = 40) -> np.ndarray:
+    """Four cells that fire by turns on a bright ground, (T, Y, X)."""
+    y, x = np.mgrid[:size, :size]
+    movie = np.full((frames, size, size), 100.0, np.float32)
+    for number, (cy, cx) in enumerate([(10, 10), (10, 30), (30, 10), (30, 30)]):
+        trace = np.zeros(frames)
+        trace[20 + 15 * number :: 70] = 60
+        decay = np.exp(-np.arange(60) / 10)
+        trace = np.convolve(trace, decay)[:frames]
+        cell = ((y - cy) ** 2 + (x - cx) ** 2 < 16).astype(float)
+        movie += (trace[:, None, None] * cell).astype(np.float32)
+    return movie
+
+
+def white(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 5, shape).astype(np.float32)
+
+
+def test_perfect_denoising_is_praised() -> None:
+    clean = clean_movie()
+    found = examine(clean + white(clean.shape), clean)
+    assert found.level == "good"
+    assert found.verdict.startswith("The residual looks like pure noise")
+    assert found.numbers["variance_ratio"] == pytest.approx(1, abs=0.03)
+    assert found.numbers["raw_on_denoised_slope"] == pytest.approx(1, abs=0.03)
+    assert abs(np.array(found.numbers["correlation_in_time"])).max() < 0.01
+    assert found.numbers["correlation_along_x"] == pytest.approx(0, abs=0.01)
+
+
+def test_transients_that_were_cut_to_two_thirds_are_reported() -> None:
+    clean = clean_movie()
+    cut = 100 + (clean - 100) * np.float32(2 / 3)
+    found = examine(clean + white(clean.shape), cut)
+    assert found.level == "bad"
+    assert found.numbers["raw_on_denoised_slope"] == pytest.approx(1.5, abs=0.05)
+    assert "33% too small" in found.verdict
+    cells = found.maps["correlation"][8:13, 8:13]
+    assert cells.mean() > 0.4
+
+
+def test_cells_that_were_removed_altogether_are_reported() -> None:
+    clean = clean_movie()
+    found = examine(clean + white(clean.shape), np.where(np.arange(40) < 20, clean, 100).astype(np.float32))
+    assert found.level != "good"
+    assert "structure was removed" in found.verdict
+
+
+def test_a_lost_offset_is_reported() -> None:
+    clean = clean_movie()
+    found = examine(clean + white(clean.shape), clean - 5)
+    assert found.numbers["offset"] == pytest.approx(0.05, abs=1e-3)
+    assert found.level == "bad"
+    assert "5.01% of the movie's range" in found.verdict
+
+
+def test_noise_left_in_shows_in_the_variance() -> None:
+    clean = clean_movie()
+    noise = white(clean.shape)
+    found = examine(clean + noise, clean + noise / 2)
+    assert found.numbers["variance_ratio"] == pytest.approx(0.25, abs=0.02)
+    assert "noise was left in" in found.verdict
+
+
+@pytest.mark.parametrize(("left_in", "level"), [(0.0, "good"), (0.6, "bad")])
+def test_row_correlated_noise_is_told_apart_removed_or_left_in(left_in: float, level: str) -> None:
+    clean = clean_movie()
+    noise = gaussian_filter(white(clean.shape), (0, 0, 0.6))
+    found = examine(
+        clean + noise, clean + np.float32(left_in) * noise, {"gain": 0, "read_variance": noise.var()}
+    )
+    check = next(check for check in found.checks if "independent" in check.question)
+    assert "row-correlated" in check.answer
+    assert check.level == level
+    assert found.numbers["correlated_noise_removed"] == pytest.approx((1 - left_in) ** 2, abs=0.02)
+
+
+def test_photon_transfer_finds_the_noise_model() -> None:
+    ramp = np.broadcast_to(np.linspace(50, 500, 64, dtype=np.float32), (200, 48, 64))
+    raw = noisy(ramp, 4.0, 100.0, np.random.default_rng(3))
+    found = examine(raw, ramp, {"gain": 4.0, "read_variance": 100.0})
+    read, gain = np.polynomial.Polynomial.fit(*np.array(found.transfer).T, 1).convert().coef
+    assert gain == pytest.approx(4, rel=0.05)
+    assert read == pytest.approx(100, abs=40)
+    assert found.numbers["variance_ratio"] == pytest.approx(1, abs=0.03)
+
+
+def test_spots_are_the_cells() -> None:
+    clean = clean_movie()
+    found = examine(clean + white(clean.shape), clean)
+    places = {(round(spot["y"] / 10), round(spot["x"] / 10)) for spot in found.spots[:4]}
+    assert places == {(1, 1), (1, 3), (3, 1), (3, 3)}
+    assert found.spots[0]["denoised"].shape == (300,)
+
+
+def test_pixel_sums_agree_with_numpy_in_any_blocks() -> None:
+    rng = np.random.default_rng(5)
+    raw, denoised = (rng.normal(1000, 3, (50, 6, 7)).astype(np.float32) for _ in range(2))
+    residual = (raw - denoised).astype(np.float64)
+    for step in (1, 7, 50):
+        sums = PixelSums(6, 7)
+        for start in range(0, 50, step):
+            sums.add(0, raw[start : start + step], denoised[start : start + step])
+        maps = sums.maps()
+        np.testing.assert_allclose(maps["denoised"], denoised.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(maps["residual_variance"], residual.var(0, ddof=1), rtol=1e-4)
+        covariance = [np.cov(residual[:, y, 2], denoised[:, y, 2])[0, 1] for y in range(6)]
+        np.testing.assert_allclose(maps["covariance"][:, 2], covariance, atol=1e-3)
+        np.testing.assert_allclose(
+            sums.lagged[2], (residual[3:] * residual[:-3]).sum(0), rtol=1e-4, atol=0.01
+        )
+        assert sums.steps["x"] == pytest.approx(np.square(np.diff(raw, axis=0)).sum(), rel=1e-4)
+
+
+def test_windows_that_do_not_touch_share_no_pairs() -> None:
+    sums, frames = PixelSums(2, 2), white((20, 2, 2))
+    sums.add(0, frames[:10], frames[:10] * 0)
+    sums.add(1, frames[10:], frames[10:] * 0)
+    np.testing.assert_array_equal(sums.pairs[:9], 2 * (10 - np.arange(1, 10)))
+
+
+def test_spectrum_equals_products_of_neighbours() -> None:
+    image = np.random.default_rng(1).normal(size=(9, 12))
+    spectrum = Spectrum(9, 12)
+    spectrum.add(image)
+    found = spectrum.autocovariance()
+    assert found[REACH, REACH] == pytest.approx((image**2).mean())
+    assert found[REACH, REACH + 1] == pytest.approx((image[:, 1:] * image[:, :-1]).mean())
+    assert found[REACH + 2, REACH - 1] == pytest.approx((image[2:, :-1] * image[:-2, 1:]).mean())
+
+
+def test_missing_voxels_leave_no_residual() -> None:
+    raw, denoised = white((3, 8, 30)) + 100, np.full((3, 8, 30), 100, np.float32)
+    raw[0, 0, 0], raw[1, 2] = np.nan, 0
+    fill_missing(raw, denoised)
+    assert raw[0, 0, 0] == 100
+    assert (raw[1, 2] == 100).all()
+    assert raw[2].std() > 1
+
+
+@settings(max_examples=12)
+@given(st.integers(1, 12), st.integers(1, 9), st.integers(1, 9), st.integers(1, 11))
+def test_any_size_gives_finite_figures(frames: int, height: int, width: int, step: int) -> None:
+    raw = white((frames, height, width), frames)
+    found = examine(raw, raw * 0, step=step)
+    numbers: list[Any] = [value for value in found.numbers.values() if isinstance(value, float)]
+    assert np.isfinite(numbers).all()
+    assert len(found.shown) == frames
+    assert len(found.levels) == frames
+
+
+def test_a_constant_movie_has_no_residual() -> None:
+    raw = np.full((20, 6, 6), 7, np.uint16)
+    found = examine(raw, raw.astype(np.float32), {"gain": 0.0, "read_variance": 0.0})
+    assert found.numbers["variance_ratio"] is None
+    assert found.numbers["correlation_along_x"] == 0
+
+
+@given(st.lists(st.booleans(), max_size=40), st.integers(1, 6))
+def test_runs_cover_exactly_the_wanted_frames(wanted: list[bool], longest: int) -> None:
+    found = list(runs(np.array(wanted, bool), longest))
+    assert [i for start, stop in found for i in range(start, stop)] == list(np.flatnonzero(wanted))
+    assert all(0 < stop - start <= longest for start, stop in found)
+
+
+@pytest.mark.parametrize("pixels", [64 * 64, 512 * 512, 4096 * 4096])
+def test_work_is_bounded_however_long_the_movie(pixels: int) -> None:
+    sample = sample_frames(100_000, pixels)
+    assert sample.shown.sum() == 60
+    assert sample.wanted.sum() * pixels < max(1 << 29, 700 * pixels)
+    assert sample.wanted[0]
+    assert sample.wanted[-1]
+
+
+def test_memory_stays_flat() -> None:
+    class Endless(Recording):
+        def __init__(self) -> None:
+            self.info = SimpleNamespace(shape=(3_000, 128, 128), dtype=np.dtype(np.uint16))
+
+        def read(self, start: int, stop: int) -> np.ndarray:
+            return np.full((stop - start, 128, 128), 100, np.uint16)
+
+    found = Diagnostics(Endless())
+    block = np.full((500, 128, 128), 100, np.float32)
+    tracemalloc.start()
+    for _ in range(0, 3_000, 500):
+        found.add(block)
+    found.findings(NOISE, 100.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150 << 20
