@@ -219,7 +219,7 @@ def test_metadata_of_the_run_is_complete(folder_run: FolderRun, weights: Path) -
     }
     assert found["settings"] | {"input": None, "output": None} == {
         "input": None, "output": None, "weights": str(weights), "device": "auto", "dtype": "float32",
-        "percentiles": [3.0, 97.0], "overwrite": False,
+        "percentiles": [3.0, 97.0], "overwrite": False, "resume": False,
     }  # fmt: skip
     assert found["hardware"]
     assert found["cpu_threads"] >= 1
@@ -323,7 +323,7 @@ def test_a_signal_stops_the_run_and_leaves_nothing_half_written(
         sent = time.monotonic()
         process.send_signal(number)
         done = ended(0, *process.communicate(timeout=30))
-        assert time.monotonic() - sent < 10  # seconds, on a busy machine
+        assert time.monotonic() - sent < 5  # seconds: two are promised, and a test machine may be busy
     assert process.returncode == status
     assert done.err[-1].startswith(f"stopped by {number.name}: ")
     assert files(tmp_path / "out") == {"a.tif", "metadata.json"}
@@ -570,7 +570,7 @@ def test_a_reader_that_goes_away_does_not_stop_the_work(tmp_path: Path, weights:
 
 
 def test_a_line_for_each_tenth(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    progress = names["Progress"]("[1/1] a.tif", [])
+    progress = names["Progress"]("[1/1] a.tif", names["StopSignals"]())
     for done in range(0, 201, 3):
         progress("reading", min(done, 200), 200)
     for done in (3, 3, 7):
