@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,9 @@ def depth_to_space(x: Tensor, strides: Sequence[int]) -> Tensor:
 
 def conv2(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
     padding = kernel // 2
-    return nn.Conv2d(inputs, outputs, kernel, padding=padding, padding_mode="replicate" if padding else "zeros", bias=False)
+    return nn.Conv2d(
+        inputs, outputs, kernel, padding=padding, padding_mode="replicate" if padding else "zeros", bias=False
+    )
 
 
 def conv3(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv3d:
@@ -96,7 +99,7 @@ class ContextNet(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         widths = config.context_channels
-        below = list(zip(widths[:-1], widths[1:]))
+        below = list(pairwise(widths))
         self.stem = conv2(4 * config.images, widths[0])
         self.encoder = nn.ModuleList(Block(conv2, c) for c in widths)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in below)
@@ -130,9 +133,13 @@ class MovieNet(nn.Module):
         self.stride = (times[0], 2, 2)
         self.stem = conv3(4 * times[0], widths[0])
         self.encoder = nn.ModuleList(Block(conv3, c) for c in widths[:-1])
-        self.down = nn.ModuleList(nn.Conv3d(a, b, (t, 2, 2), stride=(t, 2, 2), bias=False) for a, b, t in steps)
+        self.down = nn.ModuleList(
+            nn.Conv3d(a, b, (t, 2, 2), stride=(t, 2, 2), bias=False) for a, b, t in steps
+        )
         self.bottom = nn.ModuleList(Block(conv3, widths[-1]) for _ in range(config.bottom_blocks))
-        self.up = nn.ModuleList(nn.ConvTranspose3d(b, a, (t, 2, 2), stride=(t, 2, 2), bias=False) for a, b, t in steps)
+        self.up = nn.ModuleList(
+            nn.ConvTranspose3d(b, a, (t, 2, 2), stride=(t, 2, 2), bias=False) for a, b, t in steps
+        )
         self.decoder = nn.ModuleList(Block(conv3, c) for c in widths[:-1])
         self.head = conv3(widths[0], 4 * times[0], 1)
 
@@ -211,13 +218,14 @@ def load_model(path: Path, device: torch.device) -> UNet3D:
     """The network of a checkpoint, ready to predict. Raises ModelError; never runs code from the file."""
     checkpoint = read_checkpoint(path)
     try:
-        config = UNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in checkpoint["config"].items()})
-        model = UNet3D(config)
+        model = UNet3D(UNetConfig(**checkpoint["config"]))
         model.load_state_dict(checkpoint["model"], strict=True)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{path}: expected a checkpoint of this network, found another ({reason}); "
-                         "use weights made by training.train of this version") from error
+        raise ModelError(
+            f"{path}: expected a checkpoint of this network, found another ({reason}); "
+            "use weights made by training.train of this version"
+        ) from error
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -228,14 +236,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such weights file; give one by --weights") from error
     except OSError as error:
-        raise ModelError(f"{path}: cannot read the weights ({error.strerror}); check the file and its permissions") from error
+        raise ModelError(
+            f"{path}: cannot read the weights ({error.strerror}); check the file and its permissions"
+        ) from error
     except Exception as error:  # the unpickler raises whatever a damaged or hostile file makes it raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ModelError(f"{path}: not a safe, complete checkpoint ({reason}); it was refused and nothing unsafe was "
-                         "tried instead: download or train the weights again") from error
+        raise ModelError(
+            f"{path}: not a safe, complete checkpoint ({reason}); it was refused and nothing unsafe was "
+            "tried instead: download or train the weights again"
+        ) from error
     if not isinstance(checkpoint, dict) or not {"config", "model"} <= checkpoint.keys():
-        raise ModelError(f"{path}: expected a checkpoint with 'config' and 'model', found {type(checkpoint).__name__} "
-                         "without them; use weights made by training.train")
+        raise ModelError(
+            f"{path}: expected a checkpoint with 'config' and 'model', found {type(checkpoint).__name__} "
+            "without them; use weights made by training.train"
+        )
     return checkpoint
 
 

@@ -2,6 +2,8 @@
 
     options -> which movies, where to -> device, weights -> each movie: open, denoise, write -> metadata.json
 
+What keeps recordings safe stands in denoise.atomic (files, locks), .stopping (signals) and .records (resume).
+
 Exit status: 0 if every movie found was written, 1 if not, 2 for a wrong command line, 128 + n after signal n.
 Progress and warnings go to stdout; errors to stderr, one line each: the platform shows its user the last one.
 """
@@ -9,25 +11,25 @@ Progress and warnings go to stdout; errors to stderr, one line each: the platfor
 from __future__ import annotations  # and no torch or numpy up here: --help and a wrong option answer at once
 
 import argparse
-import json
 import math
 import os
 import platform
 import re
 import shutil
-import signal
 import sys
 import time
 import traceback
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from denoise import __version__
+from denoise.stopping import Stopped, StopSignals, ignore_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import numpy as np
     import torch
@@ -42,20 +44,24 @@ NAME = "calcium-denoiser"
 UPLOADED_WEIGHTS = Path("/opt/ml/model/best_model_n2v.pth")  # where the platform puts an uploaded model
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent / UPLOADED_WEIGHTS.name
 EXAMPLE = Path(__file__).resolve().parent / "example"  # the folder with the movie of --demo
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NAMES_SHOWN = 5  # in the closing line: the platform drops over-long lines
+SAVED_EVERY = 5.0  # seconds, at least, between two writings of the metadata while the run goes on
+SAVING_SHARE = 0.05  # of the run's time at most, when there are many movies
+NOT_IN_RESULT = (
+    "input",
+    "output",
+    "weights",
+    "device",
+    "overwrite",
+    "resume",
+    "report",
+    "demo",
+    "dry_run",
+)  # options that change no voxel
 
 
 class Refusal(Exception):
     """The run cannot start or end as asked; one line: what was expected, what was found, what to do."""
-
-
-class Stopped(BaseException):
-    """SIGINT or SIGTERM arrived. Not an Exception, so that nothing takes it for a movie that fails."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 @dataclass(frozen=True)
@@ -69,9 +75,10 @@ class Options:
     dtype: str  # of the output: "float32", or "input" for the movie's own
     percentiles: tuple[float, float]
     overwrite: bool
-    report: bool = False
-    demo: bool = False
-    dry_run: bool = False
+    resume: bool
+    report: bool
+    demo: bool
+    dry_run: bool
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,8 @@ class Run:
     device: torch.device
     model: UNet3D
     weights: dict[str, str]  # path and SHA-256
-    signals: list[int]  # those that arrived
+    signals: StopSignals
+    earlier: dict[str, dict[str, Any]]  # records of movies that earlier runs finished, by output name
     started: datetime
     records: list[dict[str, Any]] = field(default_factory=list)
 
@@ -93,14 +101,17 @@ def main() -> int:
     options = parse_options()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # any file name can be told
     try:
-        signals = catch_signals()
-        run = prepare(options, signals)
-        return tell_plan(run) if options.dry_run else denoise_all(run)
+        with StopSignals() as signals:
+            plan = make_plan(options)
+            if options.dry_run:
+                return tell_plan(prepare(options, plan, signals))
+            with own_output(options, plan):
+                return denoise_all(prepare(options, plan, signals))
     except Refusal as refusal:
         complain(str(refusal))
         return 1
     except Stopped as stopped:
-        complain(f"stopped by {stopped}: the movies reported as done are complete, no other was written")
+        complain(farewell(stopped))
         return 128 + stopped.number
     except Exception as error:  # noqa: BLE001 - the last line on stderr has to make sense whatever happens
         traceback.print_exc()
@@ -138,7 +149,10 @@ def parse_options() -> Options:
     add("--dtype", choices=("float32", "input"), default="float32", help="of the output (default: float32)")
     add("--percentiles", type=float, nargs=2, metavar=("LOW", "HIGH"), default=(3.0, 97.0),
         help="of the movie's intensities, for its normalization (default: 3 97)")  # fmt: skip
-    add("--overwrite", action="store_true", help="replace outputs that exist")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    existing.add_argument("--resume", action="store_true",
+        help="keep outputs that are complete for the same movie, weights and settings; do all others")  # fmt: skip
     add("--report", action="store_true",
         help="write report/<movie>.html and .png: pictures, traces, and what was removed")  # fmt: skip
     add("--demo", action="store_true", help="denoise the example movie that comes along, with a report")
@@ -168,44 +182,67 @@ def a_device(text: str) -> str:
 # ---- before the first movie: all that can be refused early
 
 
-def prepare(options: Options, signals: list[int]) -> Run:
-    """Find movies, weights and device. Raises Refusal before any work if the run cannot succeed."""
+def make_plan(options: Options) -> Plan:
+    from denoise.layout import LayoutError, plan_movies
+
+    try:
+        return plan_movies(options.input, options.output)
+    except LayoutError as error:
+        raise Refusal(str(error)) from error
+
+
+@contextmanager
+def own_output(options: Options, plan: Plan) -> Iterator[None]:
+    """Hold the output folder: made, writable, free of dead runs' leftovers and of other runs. Raises Refusal."""
+    from denoise.atomic import remove_leftovers, sole_use
+    from denoise.layout import LayoutError, refuse_existing
+
+    check_writable(options.output)
+    try:
+        with sole_use(options.output) as locked:
+            if not locked:
+                say(
+                    f"WARNING: {options.output} takes no locks: let no other run write there at the same time"
+                )
+            refuse_existing(plan, options.overwrite or options.resume)
+            for path in remove_leftovers({options.output, *(job.output.parent for job in plan.jobs)}):
+                say(f"removed what a run that was killed left: {path}")
+            yield
+    except BlockingIOError as error:
+        raise Refusal(
+            f"{options.output}: expected no other run to write there, found one at work; "
+            "wait until it ends, or choose another --output"
+        ) from error
+    except LayoutError as error:
+        raise Refusal(str(error)) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Make the output folder and try to write in it: os.access cannot tell of a read-only file system."""
+    from denoise.atomic import PartFile
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        PartFile(folder / "probe").discard()
+    except OSError as error:
+        raise Refusal(
+            f"{folder}: expected a folder that can be written, found: {error.strerror}; "
+            "let this user write there, or choose another --output"
+        ) from error
+
+
+def prepare(options: Options, plan: Plan, signals: StopSignals) -> Run:
+    """Find weights, device and what earlier runs did. Raises Refusal before any work if the run cannot succeed."""
+    from denoise.records import read_records
+
     started = datetime.now(timezone.utc)
-    plan = make_plan(options)
-    if not options.dry_run:
-        check_writable(options.output)
     say(f"{NAME} {__version__}: {len(plan.jobs)} movie(s) in {options.input}, {plan.layout} layout")
     for warning in plan.warnings:
         say(f"WARNING: {warning}")
     device = choose_device(options.device)
     limit_threads()
     model, weights = load_weights(options.weights, device)
-    return Run(options, plan, device, model, weights, signals, started)
-
-
-def make_plan(options: Options) -> Plan:
-    from denoise.layout import LayoutError, plan_movies, refuse_existing
-
-    try:
-        plan = plan_movies(options.input, options.output)
-        refuse_existing(plan, options.overwrite)
-    except LayoutError as error:
-        raise Refusal(str(error)) from error
-    return plan
-
-
-def check_writable(folder: Path) -> None:
-    """Make the output folder and try to write in it: os.access cannot tell of a read-only file system."""
-    probe = temporary_beside(folder / "metadata.json")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"\n")
-        probe.unlink()
-    except OSError as error:
-        raise Refusal(
-            f"{folder}: expected a folder that can be written, found: {error.strerror}; "
-            "let this user write there, or choose another --output"
-        ) from error
+    return Run(options, plan, device, model, weights, signals, read_records(options.output), started)
 
 
 def choose_device(name: str) -> torch.device:
@@ -277,18 +314,20 @@ def denoise_all(run: Run) -> int:
     run.records.extend({"input": job.name, "output": output_name(job, run)} for job in jobs)
     for record in run.records:
         record["status"] = "not started"
+    run.signals.last_words = lambda: last_words(run)
+    saved = Saved()
     try:
         for number, (job, record) in enumerate(zip(jobs, run.records, strict=True), 1):
             attempt(run, job, record, Progress(f"[{number}/{len(jobs)}] {job.name}", run.signals))
-            if run.signals:  # Stopped was raised where it could not pass, such as in a callback from C
-                raise Stopped(run.signals[0])
+            run.signals.check()
+            saved.now_and_then(run)
         for name, reason in run.plan.unusable.items():
             message = f"{name}: {reason}"
             run.records.append({"input": name, "status": "failed", "error": {"message": message}})
             complain(message)
     finally:
         ignore_signals()
-        write_metadata(run)
+        save_metadata(run, "stopped" if run.signals.arrived else ending(run))
     return conclude(run)
 
 
@@ -297,6 +336,9 @@ def attempt(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> N
     start = time.monotonic()
     record["status"] = "stopped"  # unless it gets to its end
     try:
+        if run.options.resume and take_over(run, job, record):
+            progress.say(f"complete since an earlier run: {record['output']}")
+            return
         denoise_one(run, job, record, progress)
         record["status"] = "ok"
     except Exception as error:  # noqa: BLE001 - one bad movie must not cost the others
@@ -307,17 +349,36 @@ def attempt(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> N
         complain(message)
     finally:
         progress.close()
-        record.update(seconds=time.monotonic() - start, **peak_memory(run.device))
+        record.setdefault("seconds", time.monotonic() - start)
+        record.update({k: v for k, v in peak_memory(run.device).items() if k not in record})
+
+
+def take_over(run: Run, job: Job, record: dict[str, Any]) -> bool:
+    """Whether an earlier run finished this very movie; its record then counts for this run too."""
+    from denoise.movies import movie_files
+    from denoise.records import is_complete, strict
+
+    earlier = run.earlier.get(strict(record["output"]), {})
+    if run.options.report and "report" not in earlier:
+        return False
+    if not is_complete(earlier, movie_files(job.source), made_with(run), job.output):
+        return False
+    record.update(earlier, kept=True)
+    return True
 
 
 def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:
     """The story of one movie: open it, denoise it frame by frame into a new file, and note what was done."""
     from denoise.diagnostics import Diagnostics
     from denoise.inference import Settings, denoise_movie
-    from denoise.movies import MovieWriter, open_movie
+    from denoise.movies import MovieError, MovieWriter, movie_files, open_movie
+    from denoise.records import fingerprint
 
     start = time.monotonic()
     with open_movie(job.source) as movie:
+        inputs = movie_files(job.source)
+        state = [changes(path) for path in inputs]
+        record.update(made_with=made_with(run), input_files=list(map(fingerprint, inputs)))
         info, dtype = movie.info, output_dtype(movie, run.options)
         record.update(describe(movie), output_dtype=str(dtype), warnings=dtype_warnings(movie, run.options))
         frames, height, width = info.shape
@@ -328,6 +389,12 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
         with MovieWriter(job.output, info.shape, dtype, info.pixel_size, info.frame_interval) as writer:
             write = writing(writer, dtype, diagnostics)
             result = denoise_movie(movie, run.model, settings, write, progress)
+            if state != [changes(path) for path in inputs]:
+                raise MovieError(
+                    f"{job.name}: expected a movie that is complete, found it changed while it was read; "
+                    "nothing was kept: run it again when it is"
+                )
+    record["output_file"] = fingerprint(job.output)
     speed = math.prod(info.shape) / (time.monotonic() - start)
     record.update(percentiles=settings.percentiles, percentile_values=result.percentiles, tiles=result.tiles)
     record.update(noise=result.noise, voxels_per_second=speed)
@@ -340,6 +407,12 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
     for warning in record["warnings"]:
         progress.say(f"WARNING: {warning}")
     progress.say(f"done, {speed / 1e6:.3g} million voxels a second")
+
+
+def changes(path: Path) -> tuple[int, int]:
+    """What tells that somebody wrote to a file."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def output_dtype(movie: Movie, options: Options) -> np.dtype:
@@ -479,7 +552,8 @@ def tell_plan(run: Run) -> int:
     for name, reason in run.plan.unusable.items():
         problems += 1
         complain(f"{name}: {reason}")
-    say(f"dry run: {duration(total)} in all, at {speed / 1e6:.3g} million voxels a second as measured just now")
+    pace = f"{speed / 1e6:.3g} million voxels a second as measured just now"
+    say(f"dry run: {duration(total)} in all, at {pace}")
     return 1 if problems else 0
 
 
@@ -499,7 +573,7 @@ def look_at(job: Job) -> tuple[tuple[int, int, int], str]:
 class Progress:
     """Tells how far a movie is: a bar on a terminal, elsewhere a line for each stage and each tenth of it."""
 
-    def __init__(self, label: str, signals: list[int]) -> None:
+    def __init__(self, label: str, signals: StopSignals) -> None:
         self.label = label
         self.signals = signals
         self.stage = ""
@@ -509,8 +583,7 @@ class Progress:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """`done` of `total` frames of the stage "reading" or "denoising" are through."""
-        if self.signals:
-            raise Stopped(self.signals[0])
+        self.signals.check()
         if stage != self.stage:
             self._begin(stage, total)
         if self.bar is not None:
@@ -574,51 +647,70 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-# ---- signals
-
-
-def catch_signals() -> list[int]:
-    """From now on SIGINT and SIGTERM raise Stopped, and join the list that is returned."""
-    arrived: list[int] = []
-
-    def stop(number: int, _: object) -> None:
-        arrived.append(number)
-        ignore_signals()  # a second one would break the tidying up
-        raise Stopped(number)
-
-    for number in SIGNALS:
-        signal.signal(number, stop)
-    return arrived
-
-
-def ignore_signals() -> None:
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 # ---- the metadata
 
 
-def write_metadata(run: Run) -> None:
+class Saved:
+    """Writes the metadata while the run goes on, so that a run that is killed can be resumed."""
+
+    def __init__(self) -> None:
+        self.next = time.monotonic() + SAVED_EVERY
+
+    def now_and_then(self, run: Run) -> None:
+        start = time.monotonic()
+        if start < self.next:
+            return
+        try:
+            save_metadata(run, "running")
+        except Refusal as refusal:  # at the end of the run it is an error; until then it may mend
+            say(f"WARNING: {refusal}")
+        end = time.monotonic()
+        self.next = end + max(SAVED_EVERY, (end - start) / SAVING_SHARE)
+
+
+def save_metadata(run: Run, status: str) -> None:
     """Write metadata.json, complete or not at all."""
-    path = run.options.output / "metadata.json"
-    text = json.dumps(strict(metadata(run)), indent=2, allow_nan=False)
+    from denoise.records import METADATA, write_metadata
+
     try:
-        write_atomically(path, text + "\n")
+        write_metadata(run.options.output, metadata(run, status))
     except OSError as error:
         found = f"found: {error.strerror}; the movies reported as done are complete"
-        raise Refusal(f"{path}: expected to write the metadata, {found}") from error
+        raise Refusal(f"{run.options.output / METADATA}: expected to write the metadata, {found}") from error
 
 
-def metadata(run: Run) -> dict[str, Any]:
+def last_words(run: Run) -> None:
+    """When a signal finds the main thread in a long computation: what it would have tidied up and said."""
+    from denoise.atomic import discard_all
+
+    discard_all()
+    save_metadata(run, "stopped")
+    complain(farewell(Stopped(run.signals.arrived[0])))
+
+
+def farewell(stopped: Stopped) -> str:
+    return f"stopped by {stopped}: the movies reported as done are complete, no other was written"
+
+
+def ending(run: Run) -> str:
+    return "ok" if all(record["status"] == "ok" for record in run.records) else "failed"
+
+
+def made_with(run: Run) -> dict[str, Any]:
+    """All that decides what a movie becomes."""
+    settings = {name: value for name, value in vars(run.options).items() if name not in NOT_IN_RESULT}
+    return {"version": __version__, "weights": run.weights["sha256"], "settings": settings}
+
+
+def metadata(run: Run, status: str) -> dict[str, Any]:
     """All that is known of the run, as the README documents it."""
     import torch
 
-    ended = "ok" if all(record["status"] == "ok" for record in run.records) else "failed"
+    outputs = {record.get("output") for record in run.records}
     return {
         "program": {"name": NAME, "version": __version__},
         "versions": versions(),
-        "status": "stopped" if run.signals else ended,
+        "status": status,
         "started": run.started.isoformat(timespec="seconds"),
         "seconds": (datetime.now(timezone.utc) - run.started).total_seconds(),
         "device": str(run.device),
@@ -629,6 +721,7 @@ def metadata(run: Run) -> dict[str, Any]:
         "layout": run.plan.layout,
         "warnings": run.plan.warnings,
         "movies": run.records,
+        "earlier": [record for name, record in run.earlier.items() if name not in outputs],
     }
 
 
@@ -678,35 +771,6 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     return peak | (
         {"peak_gpu_memory": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
     )
-
-
-def strict(value: Any) -> Any:
-    """The value in what JSON knows: NaN and infinity become null, a path text, a name's odd bytes escapes."""
-    if isinstance(value, dict):
-        return {str(key): strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict(item) for item in value]
-    if isinstance(value, (str, Path)):
-        return str(value).encode("utf-8", "backslashreplace").decode()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file when all of the text is on the disk; on an error leave it as it was."""
-    temporary = temporary_beside(path)
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def temporary_beside(path: Path) -> Path:
-    """A hidden name in the same folder that no other process uses."""
-    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
 
 
 def read_text(path: Path) -> str:

@@ -74,7 +74,9 @@ def blind(
     hidden = dilate(centres, run)
     batch, *where = hidden.nonzero().unbind(-1)
     choice = torch.randint(len(offsets), (len(batch),), device=patches.device, generator=generator)
-    source = [(at + step) % size for at, step, size in zip(where, offsets[choice].unbind(-1), patches.shape[1:])]
+    source = [
+        (at + step) % size for at, step, size in zip(where, offsets[choice].unbind(-1), patches.shape[1:])
+    ]
     masked = patches.clone()
     masked[batch, where[0], where[1], where[2]] = patches[batch, source[0], source[1], source[2]]
     return masked, hidden, centres

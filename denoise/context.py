@@ -21,7 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IMAGES = ("mean", "activity", "covariance along x", "covariance along y", "standard error")
-NOISE_SMOOTHING = 5  # pixels; the noise map follows the mean of this neighbourhood, not each pixel's own noise
+NOISE_SMOOTHING = (
+    5  # pixels; the noise map follows the mean of this neighbourhood, not each pixel's own noise
+)
 BINS = 32  # of equal pixel counts, for the photon transfer fit
 DARKEST = 0.03  # quantile of the mean image taken as black
 CERTAIN_DROP = 1e-6  # a constant row less probable than this by chance was dropped
@@ -115,7 +117,9 @@ class ContextSums:
         """Gain and read variance (...), from differences in time, or in space where there is one frame only."""
         gain, read_variance = photon_transfer(mean, (self.difference / (2 * self.steps.clamp(min=1))).float())
         in_time = self.steps.amax((-2, -1)) > 0
-        return torch.where(in_time, gain, 0), torch.where(in_time, read_variance, spatial_noise_variance(mean))
+        return torch.where(in_time, gain, 0), torch.where(
+            in_time, read_variance, spatial_noise_variance(mean)
+        )
 
 
 def covariance(product: Tensor, shift: Tensor, axis: int) -> Tensor:

@@ -12,7 +12,7 @@ from denoise.inference import LONGEST_SLAB, SLAB_VOXELS, Settings, denoise_movie
 from denoise.movies import Movie, MovieInfo
 from model import UNet3D
 
-TRIAL = (96, 128, 128)  # frames, height, width of what is denoised to learn the speed
+TRIAL = (64, 128, 128)  # frames, height, width of what is denoised to learn the speed
 SLAB_COPIES = 5  # float32 arrays of a slab's size at the same time, measured
 REPORT_BYTES = 200 << 20  # at most
 

@@ -27,21 +27,23 @@ LONGEST_SLAB = 512  # frames
 OVERLAP = (32, 16, 16)  # (T, Y, X) voxels that neighbouring tiles share
 
 
-class Readable(Protocol):
-    """What is asked of a movie: its info (shape, dtype) and frames [start, stop) on demand; denoise.movies.Movie."""
-
-    @property
-    def info(self) -> "HasShape": ...
-
-    def read(self, start: int, stop: int) -> np.ndarray: ...
-
-
 class HasShape(Protocol):
+    """What is asked of a movie's info: (T, Y, X) and the dtype of its voxels."""
+
     @property
     def shape(self) -> tuple[int, int, int]: ...
 
     @property
     def dtype(self) -> np.dtype: ...
+
+
+class Readable(Protocol):
+    """What is asked of a movie: its info, and frames [start, stop) on demand; see denoise.movies.Movie."""
+
+    @property
+    def info(self) -> HasShape: ...
+
+    def read(self, start: int, stop: int) -> np.ndarray: ...
 
 
 Progress = Callable[[str, int, int], None]
@@ -75,7 +77,11 @@ class Survey:
 
 
 def denoise_movie(
-    movie: Readable, model: UNet3D, settings: Settings, write: Callable[[np.ndarray], None], progress: Progress
+    movie: Readable,
+    model: UNet3D,
+    settings: Settings,
+    write: Callable[[np.ndarray], None],
+    progress: Progress,
 ) -> Result:
     """Denoise a movie (T, Y, X): `write` gets float32 frames (n, Y, X) in the input's units, in order.
 
@@ -174,7 +180,9 @@ def survey_movie(movie: Readable, percentiles: tuple[float, float], progress: Pr
     not_finite = dropped = 0
     for start, block in blocks(movie):
         found.update(block)
-        if sums is None:  # the exact percentiles are known at the end only; those of the first block centre the sums
+        if (
+            sums is None
+        ):  # the exact percentiles are known at the end only; those of the first block centre the sums
             first = Percentiles(block.dtype, block.size)
             first.update(block)
             provisional = first.result(percentiles)
@@ -229,11 +237,18 @@ def residual_slabs(movie: Readable, survey: Survey, slabs: list[Span]) -> Iterat
 def result_of(survey: Survey, tiles: int) -> Result:
     """Figures in the input's units, and a warning for everything that was missing."""
     n = survey.normalization
-    gain, read_variance = float(survey.context.gain) * n.scale, float(survey.context.read_variance) * n.scale**2
+    gain, read_variance = (
+        float(survey.context.gain) * n.scale,
+        float(survey.context.read_variance) * n.scale**2,
+    )
     warnings = []
     if survey.not_finite:
-        warnings.append(f"{survey.not_finite} voxels were NaN or infinite; they were filled from their neighbours")
+        warnings.append(
+            f"{survey.not_finite} voxels were NaN or infinite; they were filled from their neighbours"
+        )
     if survey.dropped:
-        warnings.append(f"{survey.dropped} rows hold one single value (dropped by the microscope); they were filled")
+        warnings.append(
+            f"{survey.dropped} rows hold one single value (dropped by the microscope); they were filled"
+        )
     noise = {"gain": gain, "read_variance": read_variance - gain * n.low}
     return Result((n.low, n.low + n.scale), tiles, noise, warnings)

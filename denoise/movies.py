@@ -15,13 +15,13 @@ import logging
 import math
 import os
 import re
+import shutil
 import stat
 import struct
 import sys
-import uuid
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn, Protocol
@@ -30,6 +30,8 @@ from xml.etree import ElementTree
 import numpy as np
 import SimpleITK as sitk
 import tifffile
+
+from denoise.atomic import PartFile
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 ITK_READERS = {".mha": "Meta", ".mhd": "Meta", ".nrrd": "Nrrd", ".nii": "Nifti", ".nii.gz": "Nifti"}
@@ -43,6 +45,8 @@ FRAME_BYTES = 2**30  # a larger frame (16,384 x 16,384 float32) is no frame but 
 DEFLATE_RATIO = 1032  # no deflate stream holds more bytes than this for each byte of its own
 ZLIB_OR_GZIP = zlib.MAX_WBITS + 32  # zlib's code for a header of either
 CLASSIC_BYTES = 3_900_000_000  # a classic TIFF ends at 4 GiB
+UNWRITABLE = "check space and permissions"
+BROKEN = "check that it is complete, or export it again"
 PAGE_BYTES = 512  # room for one page header, generously
 
 MICROMETRES = {
@@ -149,6 +153,17 @@ def open_movie(path: Path) -> Movie:
         return _open_tiff(path) if path.name.lower().endswith(TIFF_SUFFIXES) else _open_itk(path)
 
 
+def movie_files(path: Path) -> list[Path]:
+    """The files that open_movie reads for a movie: itself, and one beside it that holds its voxels.
+
+    Raises MovieError.
+    """
+    with _errors_of(path, "the file cannot be opened"):
+        _check_file(path)
+        voxels = path if path.name.lower().endswith(TIFF_SUFFIXES) else _itk_voxels(path).file
+        return list(dict.fromkeys([path, voxels]))
+
+
 def rounded(frames: np.ndarray, dtype: np.typing.DTypeLike) -> np.ndarray:
     """Frames in another dtype: rounded half to even and clipped for an integer type, else cast.
 
@@ -178,7 +193,7 @@ def _line(path: Path, text: str) -> str:
 
 
 @contextmanager
-def _errors_of(path: Path, what: str) -> Iterator[None]:
+def _errors_of(path: Path, what: str, advice: str = BROKEN) -> Iterator[None]:
     """Turn any exception into a MovieError: on damaged files the libraries fail in every way there is."""
     try:
         yield
@@ -186,7 +201,7 @@ def _errors_of(path: Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{error}"[-300:]
-        text = f"{what}: {reason or type(error).__name__}; check that it is complete, or export it again"
+        text = f"{what}: {reason or type(error).__name__}; {advice}"
         raise MovieError(_line(path, text)) from error
 
 
@@ -741,9 +756,10 @@ class MovieWriter:
     Without a pixel size the resolution is a nominal 1 micrometre, which the platform demands; the description
     then says null, and open_movie None.
 
-    Frames go to a hidden file in the same folder, `.<name>.<random>.part`, which gets its name when all T
-    frames are written and synced. After an exception inside the with block, or with frames missing, nothing
-    remains. SimpleITK counts pages in 16 bits (of 100,000 it sees 34,464); other readers see them all.
+    Frames go to a hidden file in the same folder (denoise.atomic), which gets its name when all T frames are
+    written and synced. After an exception inside the with block, or with frames missing, nothing remains. The
+    disk must have room for the whole file before the first frame. SimpleITK counts pages in 16 bits (of
+    100,000 it sees 34,464); other readers see them all.
 
     Raises ValueError for a shape, dtype, pixel size, interval or frames that cannot be written, MovieError
     when the disk fails or frames are missing.
@@ -763,9 +779,9 @@ class MovieWriter:
         self._pixel_size = pixel_size
         self._interval = frame_interval
         self._check()
-        self._part = self._path.with_name(f".{self._path.name[:60]}.{uuid.uuid4().hex[:8]}.part")
+        self._bytes = math.prod(self._shape) * self._dtype.itemsize + self._shape[0] * PAGE_BYTES
         self._written = 0
-        self._file: BinaryIO | None = None
+        self._part: PartFile | None = None
 
     def _check(self) -> None:
         if len(self._shape) != 3 or min(self._shape) < 1:
@@ -781,16 +797,22 @@ class MovieWriter:
         with self._cleanly("the file cannot be created"):
             if self._path.is_dir():
                 _fail(self._path, "expected a free name to write to, found a folder; move it away")
-            start = self._write_headers()
-            self._file = self._part.open("r+b")
-            self._file.seek(start)
+            self._check_space()
+            self._part = PartFile(self._path)
+            self._part.file.seek(self._write_headers(self._part.file))
         return self
 
-    def _write_headers(self) -> int:
+    def _check_space(self) -> None:
+        """Hours of work must not end on a full disk; an older file of the same name stays until the end."""
+        disk = shutil.disk_usage(self._path.parent)
+        if disk.total and disk.free < self._bytes:  # a disk that tells no size may have room
+            sizes = f"expected {self._bytes:,} bytes of free space for it, found {disk.free:,}"
+            _fail(self._path, f"{sizes}; make room, or write elsewhere")
+
+    def _write_headers(self, file: BinaryIO) -> int:
         """Write all but the voxels; the offset where they go. Until then the file has a hole there."""
-        size = math.prod(self._shape) * self._dtype.itemsize + self._shape[0] * PAGE_BYTES
         per_y, per_x = (MICROMETRES["cm"] / length for length in self._pixel_size or NOMINAL)
-        with tifffile.TiffWriter(self._part, bigtiff=size > CLASSIC_BYTES) as tif:
+        with tifffile.TiffWriter(file, bigtiff=self._bytes > CLASSIC_BYTES) as tif:
             place = tif.write(
                 shape=self._shape,
                 dtype=self._dtype,
@@ -813,7 +835,7 @@ class MovieWriter:
 
     def append(self, frames: np.ndarray) -> None:
         """Write the next frames (n, Y, X), of the writer's dtype."""
-        if self._file is None:
+        if self._part is None:
             raise ValueError(f"{self._path}: frames are written inside the with block")
         if frames.ndim != 3 or frames.shape[1:] != self._shape[1:]:
             raise ValueError(f"frames {frames.shape} must be (n, {self._shape[1]}, {self._shape[2]})")
@@ -821,8 +843,8 @@ class MovieWriter:
             raise ValueError(f"frames of {frames.dtype} must be {self._dtype}")
         if self._written + len(frames) > self._shape[0]:
             raise ValueError(f"{self._written} + {len(frames)} frames must be at most {self._shape[0]}")
-        with _errors_of(self._path, "the file cannot be written"):
-            self._file.write(np.ascontiguousarray(frames).data)
+        with _errors_of(self._path, "the file cannot be written", UNWRITABLE):
+            self._part.file.write(np.ascontiguousarray(frames).data)
         self._written += len(frames)
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
@@ -833,42 +855,19 @@ class MovieWriter:
             if self._written < self._shape[0]:
                 missing = f"expected {self._shape[0]} frames to write, found {self._written}"
                 _fail(self._path, f"{missing}; nothing was kept: run it again")
-            self._finish()
-
-    def _finish(self) -> None:
-        if self._file is None:
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._part.replace(self._path)
-        _sync_folder(self._path.parent)
+            if self._part is not None:
+                self._part.keep()
 
     @contextmanager
     def _cleanly(self, what: str) -> Iterator[None]:
         """Leave nothing behind on any exception, KeyboardInterrupt included."""
         try:
-            with _errors_of(self._path, what):
+            with _errors_of(self._path, what, UNWRITABLE):
                 yield
         except BaseException:
             self._discard()
             raise
 
     def _discard(self) -> None:
-        with suppress(OSError):  # a full disk refuses the buffer's rest, which nobody wants
-            if self._file is not None:
-                self._file.close()
-        with suppress(OSError):
-            self._part.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name last where the system can; the voxels themselves are on disk already."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network folders refuse
-            os.fsync(handle)
-    finally:
-        os.close(handle)
+        if self._part is not None:
+            self._part.discard()

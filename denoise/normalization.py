@@ -21,8 +21,9 @@ class PercentileNormalization:
 
     def normalize(self, frames: np.ndarray) -> np.ndarray:
         """Frames (n, Y, X) of any real dtype -> float32, dimensionless. The difference is taken exactly."""
-        wide = np.float64 if frames.dtype.itemsize >= 4 else np.float32  # a 16-bit integer is exact in float32
-        return ((frames.astype(wide) - wide(self.low)) / wide(self.scale)).astype(np.float32)
+        # a 16-bit integer is exact in float32
+        wide: np.ndarray = frames.astype("f8" if frames.dtype.itemsize >= 4 else "f4")
+        return np.asarray((wide - self.low) / self.scale, np.float32)
 
     def denormalize(self, frames: np.ndarray) -> np.ndarray:
         """The inverse: float32 (n, Y, X) in the input's units."""
@@ -45,7 +46,9 @@ class Percentiles:
 
     def __init__(self, dtype: np.dtype, voxels: int) -> None:
         self.dtype = np.dtype(dtype)
-        self.counts = np.zeros(1 << 16, np.int64) if self.dtype.kind in "iu" and self.dtype.itemsize <= 2 else None
+        self.counts = (
+            np.zeros(1 << 16, np.int64) if self.dtype.kind in "iu" and self.dtype.itemsize <= 2 else None
+        )
         self.step = max(1, voxels // SAMPLES) | 1  # odd, so that even widths are sampled in every column
         self.seen = 0
         self.samples: list[np.ndarray] = []
@@ -60,7 +63,10 @@ class Percentiles:
             return
         finite = values[np.isfinite(values)]
         if finite.size:
-            self.extremes = (min(self.extremes[0], float(finite.min())), max(self.extremes[1], float(finite.max())))
+            self.extremes = (
+                min(self.extremes[0], float(finite.min())),
+                max(self.extremes[1], float(finite.max())),
+            )
         first = -self.seen % self.step
         picked = values[first :: self.step]
         self.samples.append(picked[np.isfinite(picked)].astype(np.float64))

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from evaluation import figures
 from evaluation.baselines import Method
-from evaluation.samples import FRAMES, LENGTHS, SCENES_OF_A_LENGTH, SIZE, Case, Sample
+from evaluation.samples import FRAMES, LENGTHS, SCENES_OF_A_LENGTH, SIZE, Case, Sample, middle_of
 from simulation import DIFFERENT_KINDS, LEVELS
 
 Row = Mapping[str, str]
@@ -32,7 +32,7 @@ LEVEL_COLUMNS = (
 )
 EXPLANATION = f"""\
 Movies are int16, {FRAMES} x {SIZE} x {SIZE} unless a length is given, of scenes that training never uses.
-"Tuned" methods get the parameters that score best on the middle of that very movie, found with the truth in
+"Tuned" methods get the parameters that score best on that very movie (or its middle), found with the truth in
 hand, which no user could do; the network gets nothing. sSNR, tSNR, stSNR, stPSNR: the challenge's, in dB.
 
 - Trace correlation: with the true trace, mean over the true cells.
@@ -232,12 +232,13 @@ def draw_line(line: np.ndarray, case: Case, sample: Sample, methods: Sequence[tu
     truth = sample.movie.mean(axis=0) if sample.clean is None else sample.clean[frame]
     limits = (min(0.0, float(truth.min())), float(np.percentile(truth, 99.5)))
     name = f"{case.name}, level {case.level}" if case.level else case.name
-    figures.show(line[0], sample.movie[frame], f"{name}: noisy", limits)
+    place = middle_of(sample.movie)[1:] if sample.movie.shape[1] > SIZE else slice(None)
+    figures.show(line[0], sample.movie[frame][place], f"{name}: noisy", limits)
     for axes, (method, row) in zip(line[1:], methods):
         output = method.run(sample.movie, **json.loads(row["parameters"]))
         title = f"{float(row['stsnr']):.1f} dB" if row.get("stsnr") else f"{float(row['heldout_error']):,.0f}"
-        figures.show(axes, output[frame], f"{method.name.removesuffix(', tuned')}: {title}", limits)
-    figures.show(line[-1], truth, "mean of all frames" if sample.clean is None else "clean", limits)
+        figures.show(axes, output[frame][place], f"{method.name.removesuffix(', tuned')}: {title}", limits)
+    figures.show(line[-1], truth[place], "mean of all frames" if sample.clean is None else "clean", limits)
 
 
 def liveliest_frame(sample: Sample) -> int:

@@ -109,11 +109,12 @@ def challenge(number: int, frames: int, level: int) -> Sample:
 
 
 def different(kind: str, level: int) -> Sample:
-    """A scene of a kind that training never sees."""
-    return simulated(different_scene(kind, FIRST_EVALUATION_SEED, FRAMES, SIZE), level, 0)
+    """A scene of a kind that training never sees; its middle may be empty, so the whole of it is tuned on."""
+    return simulated(different_scene(kind, FIRST_EVALUATION_SEED, FRAMES, SIZE), level, 0, whole=True)
 
 
-def simulated(scene: Scene, level: int, seed: int) -> Sample:
+def simulated(scene: Scene, level: int, seed: int, *, whole: bool = False) -> Sample:
+    """A scene at a noise level; parameters are tuned on its middle, or on the whole."""
     clean = scene.clean()
     footprints = [footprint for footprint, _ in scene.cells]
 
@@ -121,8 +122,8 @@ def simulated(scene: Scene, level: int, seed: int) -> Sample:
         return {**score(clean, output), **linearity(clean, output), **score_cells(clean, output, footprints)}
 
     movie = exposed(clean, level, seed)
-    middle = middle_of(movie)
-    return Sample(movie, measure, movie[middle], partial(_stsnr, clean[middle]), clean)
+    place = slice(None) if whole else middle_of(movie)
+    return Sample(movie, measure, movie[place], partial(_stsnr, clean[place]), clean)
 
 
 def _stsnr(clean: np.ndarray, output: np.ndarray) -> float:

@@ -219,7 +219,8 @@ def test_metadata_of_the_run_is_complete(folder_run: FolderRun, weights: Path) -
     }
     assert found["settings"] | {"input": None, "output": None} == {
         "input": None, "output": None, "weights": str(weights), "device": "auto", "dtype": "float32",
-        "percentiles": [3.0, 97.0], "overwrite": False,
+        "percentiles": [3.0, 97.0], "overwrite": False, "resume": False,
+        "report": False, "demo": False, "dry_run": False,
     }  # fmt: skip
     assert found["hardware"]
     assert found["cpu_threads"] >= 1
@@ -323,7 +324,7 @@ def test_a_signal_stops_the_run_and_leaves_nothing_half_written(
         sent = time.monotonic()
         process.send_signal(number)
         done = ended(0, *process.communicate(timeout=30))
-        assert time.monotonic() - sent < 10  # seconds, on a busy machine
+        assert time.monotonic() - sent < 5  # seconds: two are promised, and a test machine may be busy
     assert process.returncode == status
     assert done.err[-1].startswith(f"stopped by {number.name}: ")
     assert files(tmp_path / "out") == {"a.tif", "metadata.json"}
@@ -570,7 +571,7 @@ def test_a_reader_that_goes_away_does_not_stop_the_work(tmp_path: Path, weights:
 
 
 def test_a_line_for_each_tenth(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    progress = names["Progress"]("[1/1] a.tif", [])
+    progress = names["Progress"]("[1/1] a.tif", names["StopSignals"]())
     for done in range(0, 201, 3):
         progress("reading", min(done, 200), 200)
     for done in (3, 3, 7):
@@ -633,3 +634,64 @@ def test_uploaded_weights_come_before_the_shipped_ones(
     (tmp_path / "uploaded.pth").mkdir()  # the platform makes the folder whether or not there is a model
     chosen.append(names["load_weights"](None, cpu)[1]["path"])
     assert chosen == [str(weights), str(tmp_path / "uploaded.pth"), str(tmp_path / "shipped.pth")]
+
+
+# ---- the report, the demo, the dry run
+
+
+def test_report_stands_beside_the_movie_and_its_numbers_in_the_metadata(
+    program: Callable[..., Ended], tmp_path: Path
+) -> None:
+    write(tmp_path / "in" / "day 1" / "a.tif", movie((20, 24, 28)))
+    result = program("--report")
+    assert (result.status, result.err) == (0, [])
+    page = "report/day 1/a.html"
+    assert files(tmp_path / "out") - {".lock"} >= {"day 1/a.tif", page, "report/day 1/a.png"}
+    (record,) = metadata(tmp_path / "out")["movies"]
+    assert record["report"]["page"] == page
+    assert record["report"]["numbers"]["frames_examined"] == 20
+    assert any(page in line and record["report"]["verdict"] in line for line in result.out)
+
+
+def test_report_of_a_challenge_input_leaves_one_image_in_the_socket(
+    program: Callable[..., Ended], tmp_path: Path
+) -> None:
+    write(tmp_path / "in" / INPUT_SOCKET / "x.tif", movie())
+    assert program("--report").status == 0
+    found = files(tmp_path / "out")
+    assert {name for name in found if name.startswith("images")} == {f"{OUTPUT_SOCKET}/x.tif"}
+    assert found >= {"report/x.html", "report/x.png"}
+
+
+def test_dry_run_lists_and_writes_nothing(program: Callable[..., Ended], tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.tif", movie((7, 9, 10)))
+    result = program("--dry-run")
+    assert (result.status, result.err) == (0, [])
+    assert any("a.tif: 7 frames of 9 x 10, uint16 -> a.tif; 1 s" in line for line in result.out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_tells_of_what_cannot_be_denoised(program: Callable[..., Ended], tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.tif", movie())
+    (tmp_path / "in" / "b.tif").write_bytes(b"II*\0 no more")
+    result = program("--dry-run")
+    assert result.status == 1
+    assert any("b.tif" in line for line in result.err)
+    assert any("a.tif: 6 frames" in line for line in result.out)
+
+
+def test_demo_needs_no_input(program: Callable[..., Ended], tmp_path: Path) -> None:
+    result = program("--demo")
+    assert (result.status, result.err) == (0, [])
+    assert files(tmp_path / "out") >= {"example.tif", "report/example.html", "report/example.png"}
+    with open_movie(tmp_path / "out" / "example.tif") as example:
+        assert example.info.shape == (200, 128, 128)
+
+
+def test_example_is_small_and_calibrated() -> None:
+    path = PROCESS.parent / "example" / "example.tif"
+    assert path.stat().st_size < 2_000_000
+    with open_movie(path) as example:
+        assert example.info.dtype == np.int16
+        assert example.info.pixel_size == pytest.approx((1.0, 1.0))
+        assert example.info.frame_interval == 0.1

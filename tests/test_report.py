@@ -23,14 +23,10 @@ from denoise.report import diverging, gray, write_report
 
 BROWSER = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--window-size=1200,900",    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--window-size=1200,900",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-FACTS = {
-    "title": "day 1/<b>mouse</b> </script>$x$ \u00b5.tif",
-    "shape": "300 frames",
-    "calibration": "",
-    "weights": "w",
-}
+FACTS = {"title": "day 1/<b>mouse</b> </script>$x$ \u00b5.tif", "shape": "300 frames", "calibration": ""}
 
 
 def findings_of(frames: int = 300, size: int = 40) -> Findings:

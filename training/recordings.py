@@ -58,14 +58,18 @@ class FileRecordings(Dataset[Tensor]):
             starts = range(0, max(1, frames - CHUNK // 2), CHUNK)
             self.chunks += [(Path(name), start, min(frames, start + CHUNK)) for start in starts]
         if not self.chunks:
-            raise FileNotFoundError(f"{pattern}: expected movies to train on, found no file; quote the pattern")
+            raise FileNotFoundError(
+                f"{pattern}: expected movies to train on, found no file; quote the pattern"
+            )
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> Tensor:
         epoch, position = divmod(index, len(self.chunks))
-        order = np.random.default_rng(np.random.SeedSequence([self.seed, epoch])).permutation(len(self.chunks))
+        order = np.random.default_rng(np.random.SeedSequence([self.seed, epoch])).permutation(
+            len(self.chunks)
+        )
         path, start, stop = self.chunks[order[position]]
         with open_movie(path) as movie:
             return normalized(movie.read(start, stop))

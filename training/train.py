@@ -117,7 +117,9 @@ class Sampler:
 
 def usable_patches(pool: Pool) -> list[tuple[tuple[int, int], float]]:
     """The patches, cut down to what the largest recording of the pool holds."""
-    frames, side = max(((m.shape[0], min(m.shape[1:])) for m in pool.movies), key=lambda size: size[0] * size[1] ** 2)
+    frames, side = max(
+        ((m.shape[0], min(m.shape[1:])) for m in pool.movies), key=lambda size: size[0] * size[1] ** 2
+    )
     return [((min(t, frames), min(s, side)), share) for (t, s), share in PATCHES]
 
 
@@ -137,7 +139,9 @@ class Trainer:
         self.plan, self.device = plan, device
         self.model = (start or UNet3D(plan.network)).to(device).train().requires_grad_(True)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), plan.rate, weight_decay=1e-4, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), plan.rate, weight_decay=1e-4, betas=(0.9, 0.99)
+        )
         self.step, self.seconds = 0, 0.0
 
     def progress(self) -> float:
@@ -211,7 +215,10 @@ def train(trainer: Trainer, data: str | None, out: Path, workers: int) -> None:
                 losses = []
                 log.writerow([trainer.step, f"{trainer.seconds:.1f}", f"{loss:.6f}"])
                 file.flush()
-                print(f"step {trainer.step}  {trainer.seconds:.0f} s  {100 * trainer.progress():.1f}%  loss {loss:.5f}", flush=True)
+                print(
+                    f"step {trainer.step}  {trainer.seconds:.0f} s  {100 * trainer.progress():.1f}%  loss {loss:.5f}",
+                    flush=True,
+                )
             if trainer.step % 1000 == 0:
                 save(trainer, data, out, state_path)
     save(trainer, data, out, state_path)
@@ -289,17 +296,30 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--movies", metavar="PATTERN", help='recordings to train on, e.g. "folder/**/*.tif"')
     data.add_argument("--simulate", action="store_true", help="train on simulated recordings")
-    parser.add_argument("--out", type=Path, required=True, help="weights to write; .csv, .png and .state go beside them")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="weights to write; .csv, .png and .state go beside them"
+    )
     parser.add_argument("--minutes", type=float, help="end after so long")
     parser.add_argument("--steps", type=int, help="end after so many steps")
     parser.add_argument("--weights", type=Path, help="start from these weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="processes that make recordings")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=max(1, (os.cpu_count() or 2) - 1),
+        help="processes that make recordings",
+    )
     defaults = Plan()
     for name in ("seed", "batch", "rate", "pool", "refresh"):
         value = getattr(defaults, name)
         parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default {value}")
-    parser.add_argument("--channels", type=int, nargs="+", default=defaults.network.channels, help="of the 3-D U-Net, by level")
+    parser.add_argument(
+        "--channels",
+        type=int,
+        nargs="+",
+        default=defaults.network.channels,
+        help="of the 3-D U-Net, by level",
+    )
     options = parser.parse_args(arguments)
     if options.minutes is None and options.steps is None:
         parser.error("one of --minutes and --steps is needed")
@@ -311,7 +331,16 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device(options.device)
     start = load_model(options.weights, device) if options.weights else None
     network = start.config if start else replace(UNetConfig(), channels=tuple(options.channels))
-    plan = Plan(options.seed, options.steps, options.minutes, options.batch, options.rate, options.pool, options.refresh, network)
+    plan = Plan(
+        options.seed,
+        options.steps,
+        options.minutes,
+        options.batch,
+        options.rate,
+        options.pool,
+        options.refresh,
+        network,
+    )
     train(Trainer(plan, device, start), options.movies, options.out, options.workers)
 
 

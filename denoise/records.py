@@ -1,0 +1,78 @@
+"""What a run leaves in metadata.json, and whether a movie's output is still what an earlier run wrote.
+
+A record of a finished movie holds size and SHA-256 of the files that it was read from and of its output, and
+what the output was made with. All must be as they were for an output to count as complete.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from denoise.atomic import write_file
+from model import sha256
+
+METADATA = "metadata.json"
+LARGEST = 1 << 28  # bytes of a metadata.json: a hundred thousand movies
+
+Record = dict[str, Any]
+
+
+def fingerprint(path: Path) -> Record:
+    """Name, size in bytes and SHA-256 of a file."""
+    return {"name": path.name, "size": path.stat().st_size, "sha256": sha256(path)}
+
+
+def is_complete(record: Record, inputs: Iterable[Path], made_with: Record, output: Path) -> bool:
+    """Whether a record tells of this very movie, made in this way, and its output is there as it was written."""
+    if record.get("made_with") != strict(made_with):
+        return False
+    told, paths = record.get("input_files"), [*inputs, output]
+    if not isinstance(told, list) or len(told) + 1 != len(paths):
+        return False
+    return all(map(_is_as_told, [*told, record.get("output_file")], paths))
+
+
+def _is_as_told(told: object, path: Path) -> bool:
+    """The size is compared first: to read a large file takes a while."""
+    try:
+        same_size = isinstance(told, dict) and told.get("size") == path.stat().st_size
+        return same_size and told == strict(fingerprint(path))
+    except OSError:
+        return False
+
+
+def read_records(folder: Path) -> dict[str, Record]:
+    """The records of finished movies in a folder's metadata.json, by output name; {} if it cannot be read.
+
+    The file may be anybody's: what does not look like a record is left out.
+    """
+    path = folder / METADATA
+    try:
+        if path.stat().st_size > LARGEST:
+            return {}
+        told = json.loads(path.read_bytes())
+        records = [*told["movies"], *told.get("earlier", [])]
+        return {r["output"]: r for r in reversed(records) if r["status"] == "ok"}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def write_metadata(folder: Path, metadata: Record) -> None:
+    """Replace a folder's metadata.json, complete or not at all. Raises OSError."""
+    text = json.dumps(strict(metadata), indent=2, allow_nan=False)
+    write_file(folder / METADATA, text.encode() + b"\n")
+
+
+def strict(value: Any) -> Any:
+    """The value in what JSON knows: NaN and infinity become null, a path text, a name's odd bytes escapes."""
+    if isinstance(value, dict):
+        return {str(key): strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(item) for item in value]
+    if isinstance(value, (str, Path)):
+        return str(value).encode("utf-8", "backslashreplace").decode()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
