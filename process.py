@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     import torch
 
     from denoise.diagnostics import Diagnostics
+    from denoise.formats import Part, PartsWriter, Recording
     from denoise.inference import Result
     from denoise.layout import Job, Plan
-    from denoise.movies import Movie, MovieWriter
+    from denoise.movies import MovieInfo
     from model import UNet3D
 
 NAME = "calcium-denoiser"
@@ -76,6 +77,7 @@ class Options:
     percentiles: tuple[float, float]
     overwrite: bool
     resume: bool
+    frames: tuple[int | None, int | None]  # [first, end) of each movie
     report: bool
     demo: bool
     dry_run: bool
@@ -155,6 +157,8 @@ def parse_options() -> Options:
         help="keep outputs that are complete for the same movie, weights and settings; do all others")  # fmt: skip
     add("--report", action="store_true",
         help="write report/<movie>.html and .png: pictures, traces, and what was removed")  # fmt: skip
+    add("--frames", type=a_range, default=(None, None), metavar="A:B",
+        help="denoise frames A to B - 1 of each movie, counted from 0; each may be left out (default: all)")  # fmt: skip
     add("--demo", action="store_true", help="denoise the example movie that comes along, with a report")
     add("--dry-run", action="store_true", help="list the movies, memory and time; denoise nothing")
     add("--version", action="version", version=f"{NAME} {__version__}")
@@ -171,6 +175,13 @@ def a_path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("expected a path, found an empty text")
     return Path(text)
+
+
+def a_range(text: str) -> tuple[int | None, int | None]:
+    if not re.fullmatch(r"-?[0-9]{0,9}:-?[0-9]{0,9}", text):
+        raise argparse.ArgumentTypeError(f"expected A:B, such as 0:1000, found {text!r}")
+    first, end = (int(part) if part.strip("-") else None for part in text.split(":"))
+    return first, end
 
 
 def a_device(text: str) -> str:
@@ -369,44 +380,67 @@ def take_over(run: Run, job: Job, record: dict[str, Any]) -> bool:
 
 def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:
     """The story of one movie: open it, denoise it frame by frame into a new file, and note what was done."""
-    from denoise.diagnostics import Diagnostics
-    from denoise.inference import Settings, denoise_movie
-    from denoise.movies import MovieError, MovieWriter, movie_files, open_movie
+    from denoise.formats import open_recording
+    from denoise.movies import MovieError, movie_files
     from denoise.records import fingerprint
 
     start = time.monotonic()
-    with open_movie(job.source) as movie:
+    with open_recording(job.source, run.options.frames) as recording:
         inputs = movie_files(job.source)
         state = [changes(path) for path in inputs]
         record.update(made_with=made_with(run), input_files=list(map(fingerprint, inputs)))
-        info, dtype = movie.info, output_dtype(movie, run.options)
-        record.update(describe(movie), output_dtype=str(dtype), warnings=dtype_warnings(movie, run.options))
-        frames, height, width = info.shape
-        progress.say(f"{frames} frames of {height} x {width}, {info.dtype} -> {record['output']}")
-        settings = Settings(percentiles=run.options.percentiles)
+        dtype = output_dtype(recording.info, run.options)
+        record.update(describe(recording), output_dtype=str(dtype))
+        record["warnings"] = dtype_warnings(recording.info, run.options)
+        progress.say(f"{in_words(recording)} -> {record['output']}")
         job.output.parent.mkdir(parents=True, exist_ok=True)
-        diagnostics = Diagnostics(movie) if run.options.report else None
-        with MovieWriter(job.output, info.shape, dtype, info.pixel_size, info.frame_interval) as writer:
-            write = writing(writer, dtype, diagnostics)
-            result = denoise_movie(movie, run.model, settings, write, progress)
+        with recording.writer(job.output, dtype) as writer:
+            done = [(part, *denoise_part(run, part, writer, progress)) for part in recording.parts]
             if state != [changes(path) for path in inputs]:
                 raise MovieError(
                     f"{job.name}: expected a movie that is complete, found it changed while it was read; "
                     "nothing was kept: run it again when it is"
                 )
     record["output_file"] = fingerprint(job.output)
-    speed = math.prod(info.shape) / (time.monotonic() - start)
-    record.update(percentiles=settings.percentiles, percentile_values=result.percentiles, tiles=result.tiles)
-    record.update(noise=result.noise, voxels_per_second=speed)
-    record["warnings"] += result.warnings
-    if diagnostics:
-        write_report(run, job, record, diagnostics, result)
-        progress.say(
-            f"report: {run.options.output / record['report']['page']}: {record['report']['verdict']}"
-        )
+    speed = math.prod(recording.sizes) / (time.monotonic() - start)
+    record["voxels_per_second"] = speed
+    if len(done) > 1:
+        record["parts"] = [{"name": part.name} for part, *_ in done]
+    for number, (part, result, diagnostics) in enumerate(done):
+        note = record["parts"][number] if len(done) > 1 else record
+        note |= {"percentiles": run.options.percentiles, "percentile_values": result.percentiles}
+        note |= {"noise": result.noise, "tiles": result.tiles}
+        record["warnings"] += [f"{part.name}: {text}" if part.name else text for text in result.warnings]
+        if diagnostics:
+            note["report"] = write_report(run, job, record, note, diagnostics)
+            progress.say(
+                f"report: {run.options.output / note['report']['page']}: {note['report']['verdict']}"
+            )
     for warning in record["warnings"]:
         progress.say(f"WARNING: {warning}")
     progress.say(f"done, {speed / 1e6:.3g} million voxels a second")
+
+
+def denoise_part(
+    run: Run, part: Part, writer: PartsWriter, progress: Progress
+) -> tuple[Result, Diagnostics | None]:
+    """Denoise one channel and plane, a movie of its own, into its place in the output."""
+    from denoise.diagnostics import Diagnostics
+    from denoise.inference import Settings, denoise_movie
+
+    if part.name:
+        progress.say(part.name)
+    diagnostics = Diagnostics(part.movie) if run.options.report else None
+    write = writing(writer, part, diagnostics)
+    settings = Settings(percentiles=run.options.percentiles)
+    return denoise_movie(part.movie, run.model, settings, write, progress), diagnostics
+
+
+def in_words(recording: Recording) -> str:
+    """Such as "2 movies of 100 frames of 256 x 256, uint16"."""
+    frames, height, width = recording.info.shape
+    several = f"{len(recording.parts)} movies of " if len(recording.parts) > 1 else ""
+    return f"{several}{frames} frames of {height} x {width}, {recording.info.dtype}"
 
 
 def changes(path: Path) -> tuple[int, int]:
@@ -415,49 +449,49 @@ def changes(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def output_dtype(movie: Movie, options: Options) -> np.dtype:
+def output_dtype(info: MovieInfo, options: Options) -> np.dtype:
     """float32, or on demand the movie's own type where the output can have it: not float64."""
     import numpy as np
 
     from denoise.movies import WRITABLE
 
-    own = options.dtype == "input" and movie.info.dtype.name in WRITABLE
-    return movie.info.dtype if own else np.dtype(np.float32)
+    own = options.dtype == "input" and info.dtype.name in WRITABLE
+    return info.dtype if own else np.dtype(np.float32)
 
 
-def dtype_warnings(movie: Movie, options: Options) -> list[str]:
-    wanted, chosen = movie.info.dtype, output_dtype(movie, options)
+def dtype_warnings(info: MovieInfo, options: Options) -> list[str]:
+    wanted, chosen = info.dtype, output_dtype(info, options)
     if options.dtype != "input" or chosen == wanted:
         return []
     return [f"--dtype input: expected a type that every TIFF reader takes, found {wanted}; wrote {chosen}"]
 
 
-def writing(
-    writer: MovieWriter, dtype: np.dtype, diagnostics: Diagnostics | None
-) -> Callable[[np.ndarray], None]:
-    """Appends float32 frames (n, Y, X) to the writer, in the output's dtype, after the report has looked."""
+def writing(writer: PartsWriter, part: Part, diagnostics: Diagnostics | None) -> Callable[[np.ndarray], None]:
+    """Appends float32 frames (n, Y, X) to a part, in the output's dtype, after the report has looked."""
     from denoise.movies import rounded
 
     def write(frames: np.ndarray) -> None:
         if diagnostics:
             diagnostics.add(frames)
-        writer.append(rounded(frames, dtype))
+        writer.append_to(part, rounded(frames, writer.dtype))
 
     return write
 
 
 def write_report(
-    run: Run, job: Job, record: dict[str, Any], diagnostics: Diagnostics, result: Result
-) -> None:
-    """Write the report's page and picture, and put its numbers into the record."""
+    run: Run, job: Job, record: dict[str, Any], note: dict[str, Any], diagnostics: Diagnostics
+) -> dict[str, Any]:
+    """Write the report's page and picture; what of it goes into the metadata. note: the record of the part."""
     from denoise import report
 
-    low, high = result.percentiles
-    findings = diagnostics.findings(result.noise, high - low)
+    low, high = note["percentile_values"]
+    findings = diagnostics.findings(note["noise"], high - low)
     name = job.output.name if run.plan.layout == "challenge" else output_name(job, run)
     stem = (run.options.output / "report" / name).with_suffix("")
-    page, picture = report.write_report(findings, report_facts(run, job, record), stem)
-    record["report"] = {
+    if "name" in note:
+        stem = stem.with_name(f"{stem.name} {re.sub(r'[^0-9A-Za-z]+', '_', note['name']).strip('_')}")
+    page, picture = report.write_report(findings, report_facts(run, job, record, note), stem)
+    return {
         "page": page.relative_to(run.options.output).as_posix(),
         "picture": picture.relative_to(run.options.output).as_posix(),
         "verdict": findings.verdict,
@@ -467,23 +501,23 @@ def write_report(
     }
 
 
-def report_facts(run: Run, job: Job, record: dict[str, Any]) -> dict[str, Any]:
+def report_facts(run: Run, job: Job, record: dict[str, Any], note: dict[str, Any]) -> dict[str, Any]:
     """Settings and provenance, as the report tells them; the first three head its page."""
-    frames, height, width = record["shape"]
+    axes = " x ".join(record["axes"])
     size, interval = record["pixel_size"], record["frame_interval"]
     told = [f"{size[1]:.4g} x {size[0]:.4g} micrometres a pixel"] if size else []
     told += [f"{1 / interval:.4g} frames a second"] if interval else []
     return {
-        "title": job.name,
-        "shape": f"{frames} frames of {height} x {width} pixels, {record['input_dtype']}",
+        "title": f"{job.name}, {note['name']}" if "name" in note else job.name,
+        "shape": f"{' x '.join(map(str, record['shape']))} ({axes}), {record['input_dtype']}",
         "calibration": ", ".join(told),
         "output": f"{record['output']}, {record['output_dtype']}",
         "program": f"{NAME} {__version__}, torch {versions()['torch']}",
         "weights": f"{run.weights['path']}, SHA-256 {run.weights['sha256']}",
         "device": f"{run.device} ({hardware_name(run.device)})",
         "normalization": f"percentiles {run.options.percentiles[0]:g} and {run.options.percentiles[1]:g}, "
-        f"found at {record['percentile_values'][0]:.5g} and {record['percentile_values'][1]:.5g}",
-        "noise model": "gain {gain:.5g}, read variance {read_variance:.5g}".format(**record["noise"]),
+        f"found at {note['percentile_values'][0]:.5g} and {note['percentile_values'][1]:.5g}",
+        "noise model": "gain {gain:.5g}, read variance {read_variance:.5g}".format(**note["noise"]),
         "speed": f"{record['voxels_per_second'] / 1e6:.3g} million voxels a second",
         "started": run.started.isoformat(timespec="seconds"),
         "warnings": "; ".join(record["warnings"]) or "none",
@@ -540,12 +574,12 @@ def tell_plan(run: Run) -> int:
     problems, total = 0, 0.0
     for job in run.plan.jobs:
         try:
-            shape, told = look_at(job)
+            parts, shape, told = look_at(job, run.options)
         except Exception as error:  # noqa: BLE001 - as in attempt: the others are looked at too
             problems += 1
             complain(explain(error, job))
             continue
-        seconds = math.prod(shape) / speed
+        seconds = parts * math.prod(shape) / speed
         total += seconds
         memory = base + slab_bytes(shape, report=run.options.report)
         say(f"{job.name}: {told} -> {output_name(job, run)}; {duration(seconds)}, {memory / 2**30:.1f} GB")
@@ -557,14 +591,13 @@ def tell_plan(run: Run) -> int:
     return 1 if problems else 0
 
 
-def look_at(job: Job) -> tuple[tuple[int, int, int], str]:
-    """A movie's shape, and what its header says in words."""
-    from denoise.movies import open_movie
+def look_at(job: Job, options: Options) -> tuple[int, tuple[int, int, int], str]:
+    """The number of movies in a file, the shape of each, and what its header says in words."""
+    from denoise.formats import open_recording
 
-    with open_movie(job.source) as movie:
-        frames, height, width = movie.info.shape
-        movie.read(0, 1)
-        return movie.info.shape, f"{frames} frames of {height} x {width}, {movie.info.dtype}"
+    with open_recording(job.source, options.frames) as recording:
+        recording.parts[0].movie.read(0, 1)
+        return len(recording.parts), recording.info.shape, in_words(recording)
 
 
 # ---- what is told on the way
@@ -725,15 +758,16 @@ def metadata(run: Run, status: str) -> dict[str, Any]:
     }
 
 
-def describe(movie: Movie) -> dict[str, Any]:
+def describe(recording: Recording) -> dict[str, Any]:
     """What the input file says of its movie; pixel_size (y, x) in micrometres, frame_interval in seconds."""
-    info = movie.info
+    info = recording.info
     return {
-        "shape": list(info.shape),
+        "shape": list(recording.sizes),
         "axes": info.axes,
         "input_dtype": str(info.dtype),
         "pixel_size": info.pixel_size,
         "frame_interval": info.frame_interval,
+        **({"channels": recording.channels} if recording.channels else {}),
     }
 
 

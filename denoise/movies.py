@@ -20,7 +20,7 @@ import stat
 import struct
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +151,35 @@ def open_movie(path: Path) -> Movie:
     with _errors_of(path, "the file cannot be opened"):
         _check_file(path)
         return _open_tiff(path) if path.name.lower().endswith(TIFF_SUFFIXES) else _open_itk(path)
+
+
+def open_pages(path: Path) -> Pages:
+    """Open a TIFF of any axes (..., Y, X) with each of its images as a frame. Raises MovieError."""
+    told: list[tuple[str, tuple[int, ...], list[str]]] = []
+
+    def all_pages(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> Shape:
+        axes, sizes = _tiff_axes(path, tif, series)
+        if axes.endswith("S") and sizes[-1] == 1:
+            axes, sizes = axes[:-1], sizes[:-1]
+        if "S" in axes or not axes.endswith("YX") or 0 in sizes:
+            return _movie_shape(path, axes, sizes, one_frame=False)
+        told.append((axes, sizes, _channel_names(tif)))
+        return math.prod(sizes[:-2]), sizes[-2], sizes[-1]
+
+    path = Path(path)
+    with _errors_of(path, "the file cannot be opened"):
+        _check_file(path)
+        movie = _open_tiff(path, all_pages)
+    return Pages(movie, *(told or [(movie.info.axes, movie.info.shape, [])])[0])
+
+
+class Pages(NamedTuple):
+    """A TIFF's images as the frames of a movie, the file's axes with their sizes, and names of its channels."""
+
+    movie: Movie
+    axes: str
+    sizes: tuple[int, ...]
+    channels: list[str]
 
 
 def movie_files(path: Path) -> list[Path]:
@@ -358,14 +387,78 @@ def _difference(layout: dict[int, int], first: dict[int, int]) -> str:
 # ---- TIFF: the movie ---------------------------------------------------------------------------------------
 
 
-def _open_tiff(path: Path) -> Movie:
+# ---- TIFF: ScanImage
+
+
+def _scanimage(tif: tifffile.TiffFile) -> dict[str, Any]:
+    """ScanImage's settings, "SI.hChannels.channelSave" and so on (2016 and later); {} of another program."""
+    return (tif.scanimage_metadata or {}).get("FrameData", {}) if tif.is_scanimage else {}
+
+
+def _scanimage_axes(path: Path, told: dict[str, Any], pages: int) -> tuple[str, tuple[int, ...]]:
+    """Pages follow each other channel by channel, then plane by plane of a volume, then in time.
+
+    A slow stack (hStackManager without hFastZ) has its frames plane by plane. Source: ScanImage's documentation
+    of its BigTIFF format.
+    """
+    saved = told["SI.hChannels.channelSave"]
+    channels = len(saved) if isinstance(saved, (list, tuple)) else 1
+    fast, slow = (bool(told.get(f"SI.{name}.enable")) for name in ("hFastZ", "hStackManager"))
+    per_volume = told.get("SI.hFastZ.numFramesPerVolumeWithFlyback") or told.get(
+        "SI.hFastZ.numFramesPerVolume"
+    )
+    planes = int(per_volume or told.get("SI.hStackManager.numSlices") or 1) if fast or slow else 1
+    volumes, rest = divmod(pages, channels * planes)
+    if rest or not volumes:
+        expected = f"expected {channels} channel(s) of {planes} plane(s), as ScanImage's header says"
+        _fail(path, f"{expected}, found {pages} pages; save the last volume whole, or leave it out")
+    if slow and not fast:
+        return "ZTC", (planes, volumes, channels)
+    return "TZC", (volumes, planes, channels)
+
+
+def _scanimage_interval(told: dict[str, Any]) -> float | None:
+    """Seconds from one image of a plane to the next."""
+    name = "scanVolumeRate" if told.get("SI.hFastZ.enable") else "scanFrameRate"
+    rate = _number(told.get(f"SI.hRoiManager.{name}"))
+    return _interval(1 / rate) if rate else None
+
+
+def _tiff_axes(
+    path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries
+) -> tuple[str, tuple[int, ...]]:
+    """Axes and sizes of all images in the file, singletons too."""
+    told = _scanimage(tif)
+    if "SI.hChannels.channelSave" not in told:
+        return series.get_axes(squeeze=False), series.get_shape(squeeze=False)
+    axes, sizes = _scanimage_axes(path, told, len(tif.pages))
+    return f"{axes}YX", (*sizes, *series.keyframe.shape)
+
+
+ShapeOf = Callable[[Path, tifffile.TiffFile, tifffile.TiffPageSeries], Shape]
+
+
+def _tiff_shape(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> Shape:
+    axes, sizes = _tiff_axes(path, tif, series)
+    return _movie_shape(path, axes, sizes, _names_one_frame(tif, series))
+
+
+def _channel_names(tif: tifffile.TiffFile) -> list[str]:
+    """As OME tells them; [] if not each channel has a name."""
+    if not tif.ome_metadata:
+        return []
+    channels = ElementTree.fromstring(tif.ome_metadata).findall(".//{*}Pixels/{*}Channel")  # noqa: S314
+    names = [channel.get("Name", "") for channel in channels]
+    return names if all(names) else []
+
+
+def _open_tiff(path: Path, shape_of: ShapeOf = _tiff_shape) -> Movie:
     _hush_tifffile()
     pages = _count_pages(path)
     with ExitStack() as stack:
         tif = _tifffile(stack, path, pages)
         series = _only_series(path, tif)
-        axes, sizes = series.get_axes(squeeze=False), series.get_shape(squeeze=False)
-        shape = _movie_shape(path, axes, sizes, _names_one_frame(tif, series))
+        shape = shape_of(path, tif, series)
         dtype = _check_frames(path, shape, series.dtype)
         _check_storage(path, tif, series, shape, pages)
         info = MovieInfo(path, shape, dtype, series.axes, *_tiff_calibration(tif))
@@ -523,7 +616,8 @@ class _TiffPages:
 def _tiff_calibration(tif: tifffile.TiffFile) -> tuple[tuple[float, float] | None, float | None]:
     """(pixel size, frame interval) as OME, ImageJ or tifffile's JSON tell, else the resolution tags."""
     told: Mapping[str, Any] = _ome_pixels(tif) or tif.imagej_metadata or _shaped_metadata(tif)
-    return _tiff_pixel_size(tif.pages.first, told), _tiff_interval(told)
+    interval = _tiff_interval(told) or _scanimage_interval(_scanimage(tif))
+    return _tiff_pixel_size(tif.pages.first, told), interval
 
 
 def _ome_pixels(tif: tifffile.TiffFile) -> Mapping[str, Any]:

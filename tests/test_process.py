@@ -220,7 +220,7 @@ def test_metadata_of_the_run_is_complete(folder_run: FolderRun, weights: Path) -
     assert found["settings"] | {"input": None, "output": None} == {
         "input": None, "output": None, "weights": str(weights), "device": "auto", "dtype": "float32",
         "percentiles": [3.0, 97.0], "overwrite": False, "resume": False,
-        "report": False, "demo": False, "dry_run": False,
+        "report": False, "demo": False, "dry_run": False, "frames": [None, None],
     }  # fmt: skip
     assert found["hardware"]
     assert found["cpu_threads"] >= 1
@@ -695,3 +695,38 @@ def test_example_is_small_and_calibrated() -> None:
         assert example.info.dtype == np.int16
         assert example.info.pixel_size == pytest.approx((1.0, 1.0))
         assert example.info.frame_interval == 0.1
+
+
+# ---- channels, planes, frames
+
+
+def test_channels_are_denoised_as_movies_of_their_own(program: Callable[..., Ended], tmp_path: Path) -> None:
+    voxels = np.stack([movie((12, 9, 10)), 7 * movie((12, 9, 10), seed=1)], 1)  # (T, C, Y, X)
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", voxels, imagej=True, metadata={"axes": "TCYX"})
+    result = program("--report")
+    assert (result.status, result.err) == (0, [])
+    with tifffile.TiffFile(tmp_path / "out" / "a.tif") as tif:
+        assert (tif.series[0].axes, tif.series[0].shape) == ("TCYX", (12, 2, 9, 10))
+        means = tif.asarray().mean((0, 2, 3))
+    np.testing.assert_allclose(means, voxels.mean((0, 2, 3)), rtol=0.02)
+    (record,) = metadata(tmp_path / "out")["movies"]
+    assert (record["shape"], record["axes"]) == ([12, 2, 9, 10], "TCYX")
+    assert [part["name"] for part in record["parts"]] == ["channel 1", "channel 2"]
+    assert record["parts"][0]["percentile_values"] != record["parts"][1]["percentile_values"]
+    assert files(tmp_path / "out") >= {"report/a channel_1.html", "report/a channel_2.png"}
+
+
+def test_frames_of_a_movie(program: Callable[..., Ended], tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.tif", movie((8, 9, 10)))
+    assert program("--frames", "2:7").status == 0
+    with open_movie(tmp_path / "out" / "a.tif") as denoised:
+        assert denoised.info.shape == (5, 9, 10)
+    assert metadata(tmp_path / "out")["settings"]["frames"] == [2, 7]
+
+
+@pytest.mark.parametrize("frames", ["5", "a:b", "1:2:3"])
+def test_wrong_frames_are_refused(program: Callable[..., Ended], frames: str) -> None:
+    result = program("--frames", frames)
+    assert result.status == 2
+    assert "expected A:B" in result.err[-1]
