@@ -235,7 +235,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such weights file; give one by --weights") from error
-    except OSError as error:
+    except (PermissionError, IsADirectoryError) as error:
         raise ModelError(
             f"{path}: cannot read the weights ({error.strerror}); check the file and its permissions"
         ) from error

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from denoise.context import Context, ContextSums, dropped_rows
+from denoise.context import IMAGES, Context, ContextSums, dropped_rows
 from denoise.normalization import PercentileNormalization, Percentiles
 from denoise.tiling import Span, tile_axis, tile_grid
-from model import UNet3D
+from model import UNet3D, pad_to_grid
 
 BLOCK_VOXELS = 1 << 23  # read at once in the first pass
 SLAB_VOXELS = 1 << 26  # of one slab of frames; float32, twice
 TILE_VOXELS = {"cpu": 1 << 23, "cuda": 1 << 26}  # given to the network at once: about 80 bytes each
 LONGEST_SLAB = 512  # frames
-OVERLAP = (32, 16, 16)  # (T, Y, X) voxels that neighbouring tiles share
+OVERLAP = (64, 16, 16)  # (T, Y, X) voxels that neighbouring tiles share: costs less than 0.005 dB (docs/quality.md)
 
 
 class HasShape(Protocol):
@@ -54,6 +54,9 @@ class Settings:
     """What a user may choose about the denoising itself."""
 
     percentiles: tuple[float, float] = (3.0, 97.0)
+    ensemble: bool = (
+        False  # the mean over sixteen mirrored and turned views: better, and sixteen times the work
+    )
 
 
 @dataclass
@@ -89,8 +92,9 @@ def denoise_movie(
     """
     with torch.inference_mode():
         survey = survey_movie(movie, settings.percentiles, progress)
-        network = Network(model, survey.context)
+        network = Network(model, survey.context, settings.ensemble)
         slabs = time_slabs(movie.info.shape, model.config.grid[0])
+        progress("denoising", 0, movie.info.shape[0])
         tiles = 0
         tail = torch.zeros(0, *movie.info.shape[1:])
         for index, (slab, residual) in enumerate(residual_slabs(movie, survey, slabs)):
@@ -110,33 +114,109 @@ def denoise_movie(
     return result_of(survey, tiles)
 
 
-class Network:
-    """The network with one movie's context in place."""
+@dataclass(frozen=True)
+class View:
+    """One of the eight mirrored and turned views of a plane: flips first, then the exchange of Y and X."""
 
-    def __init__(self, model: UNet3D, context: Context) -> None:
+    flips: tuple[bool, bool] = (False, False)
+    exchange: bool = False
+
+    def of(self, x: Tensor) -> Tensor:
+        """(..., Y, X) -> the view of it."""
+        x = x.flip([axis for axis, flip in zip((-2, -1), self.flips) if flip])
+        return x.mT if self.exchange else x
+
+    def undo(self, x: Tensor) -> Tensor:
+        """The inverse of `of`."""
+        x = x.mT if self.exchange else x
+        return x.flip([axis for axis, flip in zip((-2, -1), self.flips) if flip])
+
+    def of_images(self, images: Tensor) -> Tensor:
+        """The context images (B, K, Y, X) that the view of a movie would have.
+
+        A covariance image holds each pixel's with its next neighbour: mirrored, that is the one before; turned, the
+        one along the other axis.
+        """
+        images = images.clone()
+        x, y = IMAGES.index("covariance along x"), IMAGES.index("covariance along y")
+        if self.flips[0]:
+            images[:, y, 1:] = images[:, y, :-1].clone()
+        if self.flips[1]:
+            images[:, x, :, 1:] = images[:, x, :, :-1].clone()
+        if self.exchange:
+            images[:, [x, y]] = images[:, [y, x]]
+        return self.of(images)
+
+    def region(self, where: Sequence[slice], canvas: Sequence[int]) -> tuple[slice, ...]:
+        """Where the region (Y, X slices) of a canvas (Y, X) lies in the view of that canvas."""
+        turned = [
+            slice(size - s.stop, size - s.start) if flip else s
+            for s, flip, size in zip(where, self.flips, canvas)
+        ]
+        return tuple(reversed(turned)) if self.exchange else tuple(turned)
+
+
+VIEWS = [View((y, x), exchange) for y in (False, True) for x in (False, True) for exchange in (False, True)]
+
+
+class Network:
+    """The network with one movie's context in place.
+
+    With `ensemble` it answers with its mean over the sixteen symmetries of a movie (eight of the plane, forwards and
+    backwards in time); each undoes its own mirroring, so the errors average out and the signal stays.
+    """
+
+    def __init__(self, model: UNet3D, context: Context, ensemble: bool) -> None:
         self.model = model
         self.device = next(model.parameters()).device
-        images, standard_error = (x[None].to(self.device) for x in (context.images, context.standard_error))
-        self.features, static = model.encode(images)
-        self.static = (static * standard_error)[0].cpu()  # (1, Y, X), in units of the noise
         self.precision = precision(self.device)
+        self.views = VIEWS if ensemble else VIEWS[:1]
+        self.backwards = (False, True) if ensemble else (False,)
+        images, standard_error = (x[None].to(self.device) for x in (context.images, context.standard_error))
+        images = pad_to_grid(images, model.config.grid[1:], "replicate")
+        self.canvas = images.shape[-2:]
+        encoded = [model.encode(view.of_images(images)) for view in self.views]
+        self.features = [features for features, _ in encoded]
+        height, width = context.mean.shape
+        static = torch.stack([view.undo(x) for view, (_, x) in zip(self.views, encoded)]).mean(0)
+        self.static = (static[..., :height, :width] * standard_error)[
+            0
+        ].cpu()  # (1, Y, X), in units of the noise
 
     def predict(self, residual: Tensor, where: tuple[slice, ...]) -> Tensor:
         """What moves in one tile: the slab's residual (n, Y, X) and the tile's (Y, X) slices -> (n, y, x) on the CPU."""
-        tile = residual[(slice(None), *where)].to(self.device, non_blocking=True)[None, None]
-        grid = self.model.config.grid[1:]
-        features = [coarse(level, where, 2 ** (i + 1), grid) for i, level in enumerate(self.features)]
+        cut = residual[(slice(None), *where)]
+        tile = pad_to_grid(cut.to(self.device)[None, None], self.model.config.grid, "constant")
+        padded = [slice(s.start, s.start + size) for s, size in zip(where, tile.shape[-2:])]
+        total = torch.zeros_like(tile)
+        for view, features in zip(self.views, self.features):
+            at = view.region(padded, self.canvas)
+            local = [coarse(level, at, 2 ** (i + 1)) for i, level in enumerate(features)]
+            for backwards in self.backwards:
+                answer = self.decode(turn_time(view.of(tile), backwards), local)
+                total += view.undo(turn_time(answer, backwards))
+        frames, height, width = cut.shape
+        return (total / (len(self.views) * len(self.backwards)))[0, 0, :frames, :height, :width].cpu()
+
+    def decode(self, tile: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """One pass of the 3-D network in the precision of the device.
+
+        In float16 all is scaled down, and the answer up: the network has no biases, so that changes nothing but keeps
+        bright voxels (thousands of noise units) from overflowing.
+        """
+        scale = 1 / 32 if self.precision == torch.float16 else 1.0
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            return self.model.decode(tile, features)[0, 0].cpu()
+            return self.model.decode(tile * scale, [level * scale for level in features]) / scale
 
 
-def coarse(level: Tensor, where: Sequence[slice], stride: int, grids: Sequence[int]) -> Tensor:
-    """The region of a feature map (1, C, Y / stride, X / stride) under (Y, X) slices that start on the grid.
+def turn_time(x: Tensor, backwards: bool) -> Tensor:
+    """(..., T, Y, X), last frame first if backwards."""
+    return x.flip(-3) if backwards else x
 
-    The tile is padded to whole grid steps by the network, and so were the features for the whole movie: the region
-    runs to the grid step that holds the last voxel.
-    """
-    y, x = (slice(s.start // stride, -(-s.stop // grid) * grid // stride) for s, grid in zip(where, grids))
+
+def coarse(level: Tensor, where: Sequence[slice], stride: int) -> Tensor:
+    """The region of a feature map (1, C, Y / stride, X / stride) under (Y, X) slices that lie on the grid."""
+    y, x = (slice(s.start // stride, s.stop // stride) for s in where)
     return level[..., y, x]
 
 
@@ -192,7 +272,8 @@ def survey_movie(movie: Readable, percentiles: tuple[float, float], progress: Pr
         sums = sums or ContextSums(torch.nan_to_num(values.nanmean(0)))
         sums.update(values)
         progress("reading", start + len(block), frames)
-    assert sums is not None  # a movie has at least one frame
+    if sums is None:
+        raise ValueError("a movie must have at least one frame")
     normalization = found.result(percentiles)
     context = sums.context().rescaled(
         provisional.scale / normalization.scale, (provisional.low - normalization.low) / normalization.scale

@@ -40,12 +40,14 @@ def tile_axis(size: int, tile: int, overlap: int, grid: int) -> list[Span]:
     """
     if tile % grid or overlap % grid:
         raise ValueError(f"tile {tile} and overlap {overlap} must be multiples of the pooling grid {grid}")
-    if not 0 <= overlap < tile:
-        raise ValueError(f"overlap {overlap} must be smaller than tile {tile}")
+    if not 0 <= 2 * overlap <= tile:
+        raise ValueError(
+            f"overlap {overlap} must be at most half of tile {tile}: no voxel lies in three tiles"
+        )
     if size <= tile:
         return [Span(0, size, np.ones(size, np.float32))]
     count = math.ceil((size - overlap) / (tile - overlap))
-    step = math.ceil((size - overlap) / count / grid) * grid
+    step = max(overlap, math.ceil((size - overlap) / count / grid) * grid)
     starts = range(0, size - overlap, step)
     stops = [min(size, start + step + overlap) for start in starts]
     return [

@@ -35,7 +35,7 @@ PATCHES = (
     *(((8, 96), 0.03), ((4, 96), 0.02), ((2, 96), 0.02), ((1, 128), 0.02)),
 )
 WHOLE = 32  # frames up to which a patch is the whole of its movie
-WARM_UP = 300  # steps
+WARM_UP = 0.0125  # share of the training over which the learning rate rises
 AVERAGING = 0.999  # decay of the moving average of the weights
 CLIP = 1.0  # norm of the gradient
 
@@ -77,7 +77,7 @@ class Pool:
 
 
 class Sampler:
-    """Draws batches of crops, each taken as a small movie of its own; all of a batch have one shape and one blind spot."""
+    """Draws batches of crops, each taken as a small movie of its own; a batch has one shape and one blind spot."""
 
     def __init__(self, pool: Pool, seed: int) -> None:
         self.pool = pool
@@ -156,7 +156,7 @@ class Trainer:
         Samples of high signal-to-noise ratio err by many noise variances; none may count more than one at the noise.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.rate * min(1, (self.step + 1) / WARM_UP) * schedule(self.progress())
+            group["lr"] = self.plan.rate * schedule(self.progress())
         with torch.autocast(self.device.type, torch.bfloat16):
             prediction = self.model(samples.residual, samples.images, samples.standard_error)
         errors = blind_errors(prediction, samples.target, samples.scored)  # (B,)
@@ -187,12 +187,15 @@ class Trainer:
 
 
 def schedule(progress: float) -> float:
-    """Learning rate over its maximum: a half cosine that ends at zero."""
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    """Learning rate over its maximum: a short rise, then half a cosine that ends at zero."""
+    return min(1.0, progress / WARM_UP + 0.01) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def train(trainer: Trainer, data: str | None, out: Path, workers: int) -> None:
-    """Train to the end of the plan, or until interrupted; leaves the weights, the log, its curve and a state to resume."""
+    """Train to the end of the plan, or until interrupted.
+
+    Leaves the weights, a log and its curve beside them, and after an interruption the state to resume from.
+    """
     plan, state_path = trainer.plan, out.with_suffix(".state")
     if state_path.exists():
         trainer.restore(torch.load(state_path, map_location=trainer.device, weights_only=True))
@@ -273,7 +276,7 @@ def git_commit() -> str:
     """The commit that is checked out, or "unknown" outside a repository."""
     try:
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603 fixed words
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

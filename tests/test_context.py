@@ -1,0 +1,116 @@
+"""Whole-movie context: the noise model, static images, missing voxels, and what a hidden voxel may tell."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from denoise.blindspot import context_of
+from denoise.context import ContextSums, covariance, dropped_rows, noise_map, photon_transfer
+
+
+def poisson_movie(gain: float, read: float, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    clean = np.linspace(20, 400, shape[2])[None, None, :] * np.ones(shape)
+    noisy = gain * rng.poisson(clean / gain) + rng.normal(0, read**0.5, shape)
+    return torch.from_numpy(noisy.astype(np.float32))
+
+
+@pytest.mark.parametrize(("gain", "read"), [(28.0, 2500.0), (249.0, 2700.0), (5.0, 10.0)])
+def test_photon_transfer_finds_gain_and_read_variance(gain: float, read: float) -> None:
+    context = context_of(poisson_movie(gain, read, (200, 40, 64)))
+    assert float(context.gain) == pytest.approx(gain, rel=0.03)
+    assert float(context.read_variance) == pytest.approx(read, abs=0.03 * (read + 20 * gain))
+
+
+def test_noise_map_follows_the_model_on_a_ramp() -> None:
+    mean = torch.arange(64.0).expand(32, 64) * 10
+    noise = noise_map(mean, torch.tensor(2.0), torch.tensor(100.0))
+    inner = (2 * mean + 100).sqrt()[4:-4, 4:-4]
+    torch.testing.assert_close(noise[4:-4, 4:-4], inner, rtol=1e-4, atol=1e-3)
+
+
+def test_one_frame_is_measured_in_space() -> None:
+    frame = torch.randn(1, 200, 200, generator=torch.Generator().manual_seed(0)) * 3 + 50
+    context = context_of(frame)
+    assert float(context.noise.mean()) == pytest.approx(3, rel=0.05)
+    assert float(context.gain) == 0
+
+
+def test_constant_movie_has_no_noise_and_empty_images() -> None:
+    context = context_of(torch.full((5, 9, 9), 7.0))
+    assert (context.mean == 7).all()
+    assert (context.noise == 0).all()
+    assert (context.images[:4] == 0).all()
+    assert (context.restore(context.whiten(torch.full((5, 9, 9), 7.0))) == 7).all()
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.lists(st.integers(1, 4), min_size=1, max_size=9),
+)
+def test_blocks_of_any_length_give_the_same_context(t: int, y: int, x: int, cuts: list[int]) -> None:
+    movie = torch.randn(t, y, x, generator=torch.Generator().manual_seed(t)) * 5 + 100
+    whole, parts = ContextSums(movie.mean(0)), ContextSums(movie.mean(0))
+    whole.update(movie)
+    start = 0
+    for length in [*cuts, t]:
+        if start < t:
+            parts.update(movie[start : start + length])
+        start += length
+    torch.testing.assert_close(parts.context().images, whole.context().images, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(parts.context().mean, movie.mean(0), rtol=1e-5, atol=1e-4)
+
+
+@given(st.floats(0.01, 1000), st.floats(-1e4, 1e4))
+def test_images_do_not_change_with_gain_and_offset(scale: float, shift: float) -> None:
+    movie = poisson_movie(5, 10, (30, 12, 14))
+    one, two = context_of(movie), context_of((movie.double() * scale + shift * scale).float())
+    torch.testing.assert_close(two.images, one.images, rtol=0.02, atol=0.05)
+    moved = one.rescaled(scale, shift * scale)
+    torch.testing.assert_close(moved.mean, two.mean, rtol=1e-4, atol=1e-2 * scale)
+    torch.testing.assert_close(moved.noise, two.noise, rtol=0.02, atol=0.0)
+
+
+def test_activity_and_covariance_of_a_known_signal() -> None:
+    # one slow wave of variance 1/2 shared by all pixels, in white noise of variance 1/4, 4,096 frames
+    wave = torch.sin(torch.arange(4096.0) * 2 * torch.pi / 64)[:, None, None]
+    movie = wave + 0.5 * torch.randn(4096, 6, 6, generator=torch.Generator().manual_seed(0))
+    sums = ContextSums(movie.mean(0))
+    sums.update(movie)
+    shift = sums.sum / sums.count
+    along_x = covariance(sums.along_x / sums.count, shift, -1)
+    activity = sums.square / sums.count - shift.square() - sums.difference / (2 * sums.steps)
+    torch.testing.assert_close(along_x.float(), torch.full((6, 6), 0.5), rtol=0, atol=0.04)
+    torch.testing.assert_close(activity.float(), torch.full((6, 6), 0.5), rtol=0, atol=0.04)
+
+
+def test_missing_voxels_are_left_out() -> None:
+    movie = torch.full((4, 2, 3), 10.0)
+    movie[1, 0, 0] = torch.nan
+    movie[2, 1, 2] = torch.inf
+    context = context_of(torch.where(torch.isfinite(movie), movie, torch.nan))
+    assert (context.mean == 10).all()
+    assert context.standard_error[0, 0, 0] == pytest.approx(3**-0.5)
+    assert context.standard_error[0, 0, 1] == pytest.approx(0.5)
+
+
+def test_dropped_rows_but_no_border_and_no_dark_movie() -> None:
+    movie = torch.rand(6, 5, 32) + 1
+    movie[2, 3] = 0
+    movie[4, 1] = 0
+    movie[:, 0] = 0  # a border
+    assert dropped_rows(movie).nonzero().tolist() == [[2, 3], [4, 1]]
+    sparse = (torch.rand(50, 8, 32, generator=torch.Generator().manual_seed(0)) < 0.02).float()
+    assert (sparse.amax(-1) == 0).any()  # rows without a photon, by chance
+    assert not dropped_rows(sparse).any()
+
+
+def test_photon_transfer_never_has_a_negative_gain() -> None:
+    mean = torch.arange(100.0).reshape(10, 10)
+    gain, read = photon_transfer(mean, 200 - mean)
+    assert float(gain) == 0
+    assert float(read) > 100
