@@ -48,7 +48,7 @@ lint: $(READY) ## check style, format and types
 
 train: $(READY) ## train the shipped weights again, from simulated recordings: runs/best_model_n2v.pth
 	mkdir -p runs
-	$(PY) -m training.train --simulate --seed 0 --steps 20000 --out runs/best_model_n2v.pth
+	$(PY) -m training.train --simulate --seed 7 --steps 23950 --batch 32 --pool 96 --refresh 2 --out runs/best_model_n2v.pth
 
 example: $(READY) ## make the movie of --demo again: example/example.tif
 	$(PY) -m simulation.example example/example.tif

@@ -24,7 +24,11 @@ BLOCK_VOXELS = 1 << 23  # read at once in the first pass
 SLAB_VOXELS = 1 << 26  # of one slab of frames; float32, twice
 TILE_VOXELS = {"cpu": 1 << 23, "cuda": 1 << 26}  # given to the network at once: about 80 bytes each
 LONGEST_SLAB = 512  # frames
-OVERLAP = (64, 16, 16)  # (T, Y, X) voxels that neighbouring tiles share: costs less than 0.005 dB (docs/quality.md)
+OVERLAP = (
+    64,
+    16,
+    16,
+)  # (T, Y, X) voxels that neighbouring tiles share: costs less than 0.005 dB (docs/quality.md)
 
 
 class HasShape(Protocol):
@@ -102,10 +106,11 @@ def denoise_movie(
             blended = torch.zeros(residual.shape)
             blended[: len(tail)] = tail
             grid = list(tile_grid(axes))
-            for number, (where, weights) in enumerate(grid, 1):
+            for number, (where, weights) in enumerate(grid):
                 share = torch.from_numpy(slab.weights[:, None, None] * weights)
-                blended[(slice(None), *where)] += network.predict(residual, where) * share
-                progress("denoising", tiles_done(slabs, index, number / len(grid)), movie.info.shape[0])
+                for done, answer in network.predict(residual, where):
+                    blended[(slice(None), *where)] += answer * share
+                    progress("denoising", frames_done(slab, (number + done) / len(grid)), movie.info.shape[0])
             tiles += len(grid)
             final = slabs[index + 1].start - slab.start if index + 1 < len(slabs) else len(blended)
             tail = blended[final:].clone()
@@ -157,6 +162,7 @@ class View:
 
 
 VIEWS = [View((y, x), exchange) for y in (False, True) for x in (False, True) for exchange in (False, True)]
+SYMMETRIES = 2 * len(VIEWS)  # each forwards and backwards in time
 
 
 class Network:
@@ -183,20 +189,24 @@ class Network:
             0
         ].cpu()  # (1, Y, X), in units of the noise
 
-    def predict(self, residual: Tensor, where: tuple[slice, ...]) -> Tensor:
-        """What moves in one tile: the slab's residual (n, Y, X) and the tile's (Y, X) slices -> (n, y, x) on the CPU."""
+    def predict(self, residual: Tensor, where: tuple[slice, ...]) -> Iterator[tuple[float, Tensor]]:
+        """What moves in one tile: the slab's residual (n, Y, X) and the tile's (Y, X) slices.
+
+        Yields, view by view, the share that is done and this view's part of the answer (n, y, x), on the CPU; the
+        parts add up to the prediction.
+        """
         cut = residual[(slice(None), *where)]
+        frames, height, width = cut.shape
         tile = pad_to_grid(cut.to(self.device)[None, None], self.model.config.grid, "constant")
         padded = [slice(s.start, s.start + size) for s, size in zip(where, tile.shape[-2:])]
-        total = torch.zeros_like(tile)
-        for view, features in zip(self.views, self.features):
+        share = 1 / len(self.views)
+        for number, (view, features) in enumerate(zip(self.views, self.features), 1):
             at = view.region(padded, self.canvas)
             local = [coarse(level, at, 2 ** (i + 1)) for i, level in enumerate(features)]
-            for backwards in self.backwards:
-                answer = self.decode(turn_time(view.of(tile), backwards), local)
-                total += view.undo(turn_time(answer, backwards))
-        frames, height, width = cut.shape
-        return (total / (len(self.views) * len(self.backwards)))[0, 0, :frames, :height, :width].cpu()
+            turned = view.of(tile)
+            both = [turn_time(self.decode(turn_time(turned, back), local), back) for back in self.backwards]
+            answer = view.undo(torch.stack(both).mean(0))[0, 0, :frames, :height, :width]
+            yield number * share, answer.cpu() * share
 
     def decode(self, tile: Tensor, features: Sequence[Tensor]) -> Tensor:
         """One pass of the 3-D network in the precision of the device.
@@ -245,9 +255,8 @@ def spatial_tiles(shape: Sequence[int], model: UNet3D) -> list[list[Span]]:
     return [tile_axis(n, max(2 * o, side // g * g), o, g) for n, o, g in zip(shape[1:], overlaps, grid)]
 
 
-def tiles_done(slabs: list[Span], index: int, share: float) -> int:
+def frames_done(slab: Span, share: float) -> int:
     """Frames that count as done when a share of a slab's tiles is."""
-    slab = slabs[index]
     return round(slab.start + share * (slab.stop - slab.start))
 
 

@@ -670,6 +670,8 @@ def _number(value: object) -> float:
 
 DATA_FILE = re.compile(rb"^(?:ElementDataFile[ \t]*=|data ?file:)[ \t]*([^\r\n]*?)[ \t]*\r?$\n?", re.I | re.M)
 BINARY = re.compile(rb"^BinaryData[ \t]*=[ \t]*True", re.I | re.M)
+DIMENSIONS = re.compile(rb"NDims[^\S\r\n]*[=:]?[^\S\r\n]*([^\r\n]*?)[^\S\r\n]*\r?$", re.I | re.M)
+MOST_DIMENSIONS = 10  # of MetaIO
 COMPRESSED = re.compile(rb"^CompressedData[ \t]*=[ \t]*True", re.I | re.M)
 
 
@@ -709,16 +711,49 @@ def _itk_voxels(path: Path) -> _Voxels:
     with path.open("rb") as file:
         head = file.read(2**16)
     if name.endswith(".nrrd"):
-        head = re.split(rb"\r?\n\r?\n", head)[0]
-    deflated = COMPRESSED.search(head) is not None  # never of NRRD, which SimpleITK reads at once and checks
+        return _nrrd_voxels(path, head)
+    sizes = DIMENSIONS.findall(head)  # more of them than MetaIO has room for, and it writes where it must not
+    if not all(size.isdigit() and len(size) <= 2 and 1 <= int(size) <= MOST_DIMENSIONS for size in sizes):
+        _fail(path, f"expected NDims = 1 to {MOST_DIMENSIONS}, found {sizes[0]!r}: damaged; copy it again")
+    deflated = COMPRESSED.search(head) is not None
     raw = BINARY.search(head) is not None and not deflated
     match = DATA_FILE.search(head)
-    data = os.fsdecode(match[1]) if match else "LOCAL"
-    if data == "LOCAL":
+    data = match[1] if match else b"LOCAL"
+    if data == b"LOCAL":
         return _Voxels(path, match.end() if match else 0, raw, deflated)
-    if data.startswith("LIST") or re.search(r"[/\\%]", data) or data in ("", ".", ".."):
-        _fail(path, f"expected voxels in one file beside it, found {data!r}; convert it to one file, as .mha")
-    return _Voxels(path.with_name(data), 0, raw, deflated)
+    return _Voxels(_beside(path, data), 0, raw, deflated)
+
+
+def _nrrd_voxels(path: Path, head: bytes) -> _Voxels:
+    """SimpleITK's NRRD reader ends the program at some headers that are no text: they are refused here.
+
+    Source: https://teem.sourceforge.net/nrrd/format.html; comments, key:=value pairs and content may be UTF-8.
+    """
+    parts = re.split(rb"\r?\n\r?\n", head, maxsplit=1)
+    fields = [line for line in parts[0].splitlines() if not re.match(rb"#|content:|[^:]*:=", line)]
+    match = DATA_FILE.search(parts[0])
+    if not head.startswith(b"NRRD000") or not all(re.fullmatch(rb"[\t\x20-\x7e]*", line) for line in fields):
+        _fail(path, "expected an NRRD header, found bytes that are no text: damaged; copy it again")
+    if match is None and len(parts) == 1:
+        _fail(path, "expected an empty line after the NRRD header, found none: damaged; copy it again")
+    deflated = re.search(rb"^encoding:\s*gz(ip)?\s*$", parts[0], re.I | re.M) is not None
+    if match is not None:
+        return _Voxels(_beside(path, match[1]), 0, raw=False, deflated=deflated)
+    return _Voxels(path, len(head) - len(parts[1]), raw=False, deflated=deflated)
+
+
+def _beside(path: Path, data: bytes) -> Path:
+    """The file of this name beside a header; a link may not lead to another folder."""
+    name = os.fsdecode(data)
+    if name.startswith("LIST") or re.search(r"[/\\%]", name) or name in ("", ".", ".."):
+        _fail(path, f"expected voxels in one file beside it, found {name!r}; convert it to one file, as .mha")
+    file = path.with_name(name)
+    if os.path.dirname(os.path.realpath(file)) != os.path.dirname(os.path.realpath(path)):
+        _fail(
+            path,
+            f"expected voxels in a file beside it, found a link, {name!r}, to elsewhere; copy the file here",
+        )
+    return file
 
 
 def _check_itk_size(path: Path, voxels: _Voxels, reader: sitk.ImageFileReader) -> int:

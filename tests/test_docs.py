@@ -36,7 +36,7 @@ def test_options_exist(page: Path) -> None:
 def test_results_open_in_the_readers_that_the_page_names(tmp_path: Path) -> None:
     movie = np.random.default_rng(0).normal(100, 5, (5, 8, 9)).astype(np.float32)
     path = tmp_path / "movie.tif"
-    with MovieWriter(path, movie.shape, movie.dtype, (0.5, 0.5), 0.1) as writer:  # type: ignore[arg-type]
+    with MovieWriter(path, movie.shape, movie.dtype, (0.5, 0.5), 0.1) as writer:
         writer.append(movie)
     np.testing.assert_array_equal(tifffile.imread(path), movie)
     np.testing.assert_array_equal(np.asarray(tifffile.memmap(path, mode="r")), movie)
