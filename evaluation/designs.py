@@ -1,0 +1,152 @@
+"""Compare designs at equal training time, and what overlap and mirrored views cost: the lower tables of docs/quality.md.
+
+`python -m evaluation.designs train --seconds 40` trains each design by the training loop of the shipped weights and
+scores it on held-out challenge scenes; `views` and `overlap` score the shipped weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from denoise import inference
+from denoise.context import Context, ContextSums
+from denoise.inference import Settings, denoise_movie
+from evaluation.benchmark import WEIGHTS, ArrayMovie
+from evaluation.metrics import score
+from model import UNet3D, UNetConfig, load_model
+from simulation import FIRST_EVALUATION_SEED, LEVELS, challenge_scene, noisy
+from training.train import Plan, Pool, Sampler, Trainer, next_batch, stream, usable_patches
+
+SMALL = UNetConfig(channels=(32, 64, 128), time_strides=(2, 2, 4))
+PLAN = Plan(seed=1, batch=32, rate=1e-3, pool=48, refresh=1, network=SMALL)
+OVERLAPS = {  # (voxels of a tile, frames of a slab, overlap)
+    "one pass": (1 << 26, 512, (64, 16, 16)),
+    "16 pixels in space": (1 << 22, 512, (64, 16, 16)),
+    "32 pixels in space": (1 << 22, 512, (64, 32, 32)),
+    "32 frames in time": (1 << 26, 128, (32, 16, 16)),
+    "64 frames in time": (1 << 26, 160, (64, 16, 16)),
+}
+
+close_sums = ContextSums.context  # gives the shipped design's context, in training and in inference
+
+
+def keyhole(context: Context) -> Context:
+    """No context: one level for all pixels, and empty images."""
+    level = context.mean.mean((-2, -1), keepdim=True).expand_as(context.mean)
+    images, error = torch.zeros_like(context.images), torch.zeros_like(context.standard_error)
+    return replace(context, mean=level, images=images, standard_error=error)
+
+
+def mean_only(context: Context) -> Context:
+    """Of the context images the mean alone."""
+    images = context.images.clone()
+    images[..., 1:4, :, :] = 0
+    return replace(context, images=images)
+
+
+def shipped(context: Context) -> Context:
+    return context
+
+
+DESIGNS: dict[str, tuple[Plan, Callable[[Context], Context]]] = {
+    "no context": (PLAN, keyhole),
+    "mean as the only context image": (PLAN, mean_only),
+    "mean, activity and covariance images": (PLAN, shipped),
+    "the same, rate 0.002": (replace(PLAN, rate=2e-3), shipped),
+    "the same, channels 48 / 96 / 192": (
+        replace(PLAN, network=replace(SMALL, channels=(48, 96, 192))),
+        shipped,
+    ),
+    "the same, 4 frames a step, 48 / 96 / 128": (
+        replace(PLAN, network=UNetConfig(channels=(48, 96, 128))),
+        shipped,
+    ),
+}
+
+
+def train(plan: Plan, seconds: float, device: torch.device) -> UNet3D:
+    """The network of a plan after so many seconds."""
+    trainer = Trainer(replace(plan, minutes=seconds / 60), device)
+    workers = max(1, (os.cpu_count() or 2) - 1)
+    pool = Pool(stream(plan, None, 0, workers), plan.pool, device)
+    sampler, patches = Sampler(pool, plan.seed), usable_patches(pool)
+    start = time.monotonic()
+    while trainer.progress() < 1:
+        trainer.train_step(next_batch(sampler, patches, plan.batch))
+        if trainer.step % plan.refresh == 0:
+            pool.refresh(plan.pool)
+        trainer.seconds = time.monotonic() - start
+    return trainer.average.eval()
+
+
+def scores(
+    model: UNet3D, settings: Settings, scenes: int, frames: int = 500, size: int = 128
+) -> Iterator[float]:
+    """stSNR of each noise level, the mean over held-out scenes."""
+    for level, (gain, read_variance) in LEVELS.items():
+        values = []
+        for seed in range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + scenes):
+            clean = challenge_scene(seed, frames, size).clean()
+            movie = (
+                noisy(clean, gain, read_variance, np.random.default_rng([seed, level]))
+                .round()
+                .astype(np.int16)
+            )
+            parts: list[np.ndarray] = []
+            denoise_movie(ArrayMovie(movie), model, settings, parts.append, lambda *_: None)
+            values.append(score(clean, np.concatenate(parts))["stsnr"])
+        yield float(np.mean(values))
+
+
+def tell(name: str, values: Iterator[float]) -> None:
+    print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |", flush=True)
+
+
+def compare_designs(seconds: float, scenes: int, device: torch.device) -> None:
+    for name, (plan, design) in DESIGNS.items():
+        with patch.object(ContextSums, "context", lambda sums, design=design: design(close_sums(sums))):
+            tell(name, scores(train(plan, seconds, device), Settings(), scenes))
+
+
+def compare_overlaps(model: UNet3D, scenes: int) -> None:
+    for name, (tile, frames, overlap) in OVERLAPS.items():
+        with (
+            patch.object(inference, "TILE_VOXELS", dict.fromkeys(inference.TILE_VOXELS, tile)),
+            patch.object(inference, "LONGEST_SLAB", frames),
+            patch.object(inference, "OVERLAP", overlap),
+        ):
+            tell(name, scores(model, Settings(), scenes, frames=256, size=256))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.designs", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("what", choices=("train", "views", "overlap"))
+    parser.add_argument("--seconds", type=float, default=40, help="of training for each design (default: 40)")
+    parser.add_argument("--scenes", type=int, default=2, help="held-out scenes (default: 2)")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.what == "train":
+        compare_designs(options.seconds, options.scenes, device)
+        return
+    model = load_model(WEIGHTS, device)
+    if options.what == "overlap":
+        compare_overlaps(model, options.scenes)
+        return
+    for ensemble in (False, True):
+        tell(
+            "16 views" if ensemble else "one view", scores(model, Settings(ensemble=ensemble), options.scenes)
+        )
+
+
+if __name__ == "__main__":
+    main()
