@@ -26,7 +26,7 @@ def test_links_and_pictures_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_exist(page: Path) -> None:
-    programs = [ROOT / "process.py", ROOT / "training" / "train.py"]
+    programs = [*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/*.py")]
     known = set(re.findall(r'"(--[a-z-]+)"', "".join(path.read_text(encoding="utf-8") for path in programs)))
     docker = {"--rm", "--user", "--gpus", "--network", "--memory", "--help", "--version"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
