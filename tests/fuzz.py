@@ -1,0 +1,359 @@
+"""The long runs behind docs/reliability.md: mutated files through process.py, and kill -9 at random moments.
+
+    python tests/fuzz.py files --count 3000      mutated files of every supported format, in batches
+    python tests/fuzz.py kill --count 100        kill -9 at random moments, resumed each time
+
+All is drawn from a seed: the same seed makes the same files. Prints a table; exit status 1 if a promise was broken.
+tests/test_reliability.py runs both at small scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import tifffile
+import torch
+
+from denoise.movies import MovieError, open_movie
+from model import UNet3D, UNetConfig, save_model
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCH = 100  # files a run
+SLOWEST = 20.0  # seconds for one file
+MEMORY = 2**30  # bytes above a run over good movies
+SHAPE = (7, 20, 18)
+
+Mutation = Callable[[bytearray, random.Random], bytearray]
+
+
+# ---- good files of every format, to start from
+
+
+def seeds(folder: Path) -> list[Path]:
+    """Small movies of all formats, byte orders, compressions and layouts that are read."""
+    rng = np.random.default_rng(0)
+    frames = {name: rng.poisson(100, SHAPE).astype(name) for name in ("uint8", "uint16", "int16", "float32")}
+    folder.mkdir(parents=True, exist_ok=True)
+    small = frames["uint16"]
+    for name, options in TIFFS.items():
+        tifffile.imwrite(folder / f"{name}.tif", small, **({"photometric": "minisblack"} | options))
+    tifffile.imwrite(
+        folder / "float.tif", frames["float32"], photometric="minisblack", predictor=True, compression="zlib"
+    )
+    tifffile.imwrite(folder / "double.tif", small.astype("float64"), photometric="minisblack")
+    for kind, block in frames.items():
+        image = sitk.GetImageFromArray(block)
+        for ending in ("mha", "nrrd", "nii", "nii.gz"):
+            sitk.WriteImage(image, str(folder / f"{kind}.{ending}"))
+    for ending in ("mha", "nrrd"):
+        sitk.WriteImage(sitk.GetImageFromArray(small), str(folder / f"packed.{ending}"), useCompression=True)
+    return sorted(folder.iterdir())
+
+
+TIFFS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "big": {"bigtiff": True},
+    "motorola": {"byteorder": ">"},
+    "pages": {"metadata": None},
+    "strips": {"rowsperstrip": 5, "metadata": None},
+    "tiles": {"tile": (16, 16)},
+    "imagej": {"imagej": True, "metadata": {"axes": "TYX"}},
+    "ome": {"ome": True, "metadata": {"axes": "TYX"}},
+    **{
+        method: {"compression": method, "metadata": None}
+        for method in ("zlib", "lzw", "zstd", "packbits", "lzma")
+    },
+    "predicted": {"compression": "lzw", "predictor": True, "tile": (16, 16)},
+}
+
+
+# ---- mutations
+
+
+def flip_bits(data: bytearray, rng: random.Random) -> bytearray:
+    for _ in range(rng.choice([1, 1, 4, 32])):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return data
+
+
+def flip_header_bits(data: bytearray, rng: random.Random) -> bytearray:
+    """Both ends of the file, where headers are."""
+    near = min(len(data), 600)
+    for _ in range(rng.choice([1, 2, 8])):
+        place = rng.randrange(near)
+        data[rng.choice([place, len(data) - 1 - place])] ^= 1 << rng.randrange(8)
+    return data
+
+
+def cut(data: bytearray, rng: random.Random) -> bytearray:
+    return data[: rng.choice([rng.randrange(len(data)), rng.randrange(min(len(data), 600)), len(data) - 1])]
+
+
+def lie(data: bytearray, rng: random.Random) -> bytearray:
+    """Write an extreme number somewhere in the headers."""
+    number = rng.choice(
+        [0, 1, 2, 3, 7, 8, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 10**12, 2**63, 2**64 - 1]
+    )
+    form = rng.choice("HIQ")
+    size = struct.calcsize(form)
+    packed = struct.pack(rng.choice("<>") + form, number % 2 ** (8 * size))
+    place = rng.randrange(min(len(data), 1200))
+    place = rng.choice([place, max(0, len(data) - 1 - place)])
+    data[place : place + size] = packed
+    return data
+
+
+def lie_in_a_tag(data: bytearray, rng: random.Random) -> bytearray:
+    """A TIFF tag gets another type, count or value: the tags' codes stand for themselves in the bytes."""
+    code = rng.choice(
+        [254, 256, 257, 258, 259, 262, 266, 270, 273, 277, 278, 279, 282, 284, 296, 317, 320, 322, 324, 339]
+    )
+    big_endian = data[:2] == b"MM"
+    place = data.find(struct.pack(">H" if big_endian else "<H", code), 8)
+    if place < 0:
+        return lie(data, rng)
+    place += rng.choice([0, 2, 4, 8, 8, 8])
+    number = rng.choice([0, 1, 2, 3, 5, 6, 7, 12, 16, 32946, 50000, 65535, 10**6, 2**31, 2**32 - 1])
+    packed = struct.pack((">" if big_endian else "<") + "I", number)
+    data[place : place + 4] = packed
+    return data
+
+
+def lie_in_text(data: bytearray, rng: random.Random) -> bytearray:
+    """A number in a text header becomes another."""
+    head = bytes(data[:2000])
+    digits = [i for i, byte in enumerate(head) if 48 <= byte <= 57 and not 48 <= head[i - 1] <= 57]
+    if not digits:
+        return lie(data, rng)
+    start = stop = rng.choice(digits)
+    while stop < len(head) and 48 <= head[stop] <= 57:
+        stop += 1
+    number = rng.choice(
+        [b"0", b"-1", b"1", b"3", b"65536", b"999999999", b"1e12", b"nan", b"99999999999999999999", b""]
+    )
+    return data[:start] + number + data[stop:]
+
+
+def repeat(data: bytearray, rng: random.Random) -> bytearray:
+    """A piece is doubled, left out, or put elsewhere."""
+    start = rng.randrange(len(data))
+    piece = data[start : start + rng.choice([1, 2, 12, 100, 1000])]
+    target = rng.randrange(len(data))
+    rest = data[:start] + data[start + len(piece) :]
+    return rng.choice([rest, data[:target] + piece + data[target:], rest[:target] + piece + rest[target:]])
+
+
+def blank(data: bytearray, rng: random.Random) -> bytearray:
+    start, size = rng.randrange(len(data)), rng.choice([1, 4, 64, 4096])
+    data[start : start + size] = bytes([rng.choice([0, 255])]) * len(data[start : start + size])
+    return data
+
+
+MUTATIONS: tuple[Mutation, ...] = (
+    flip_bits, flip_header_bits, cut, lie, lie_in_a_tag, lie_in_text, repeat, blank,
+)  # fmt: skip
+
+
+def mutants(originals: list[Path], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    """(file name, content): one to three mutations of each original in turn."""
+    rng = random.Random(seed)
+    for number in range(count):
+        original = originals[number % len(originals)]
+        data = bytearray(original.read_bytes())
+        used = [rng.choice(MUTATIONS) for _ in range(rng.choice([1, 1, 2, 3]))]
+        for mutate in used:
+            data = mutate(data, rng) or data
+        yield f"{number:06}-{used[0].__name__}-{original.name}", bytes(data)
+
+
+# ---- mutated files through process.py
+
+
+class Findings:
+    """What a run over mutated files came to; `broken` lists the promises that did not hold."""
+
+    def __init__(self) -> None:
+        self.files: Counter[str] = Counter()
+        self.slowest = 0.0
+        self.memory = 0
+        self.broken: list[str] = []
+
+    def judge(self, name: str, record: dict[str, Any], output: Path) -> None:
+        """One record of metadata.json."""
+        ok = record["status"] == "ok"
+        self.files["read" if ok else "refused"] += 1
+        self.slowest = max(self.slowest, record["seconds"])
+        self.memory = max(self.memory, record["peak_memory"])
+        if record["seconds"] > SLOWEST:
+            self.broken.append(f"{name}: {record['seconds']:.0f} seconds")
+        if ok:
+            self._judge_output(name, output / record["output"])
+        elif record["error"]["type"] != "MovieError":
+            self.broken.append(f"{name}: {record['error']['type']}: {record['error']['message']}")
+
+    def _judge_output(self, name: str, output: Path) -> None:
+        try:
+            with open_movie(output) as movie:
+                if not np.isfinite(movie.read(0, movie.info.shape[0])).all():
+                    self.broken.append(f"{name}: an output that is not finite")
+        except MovieError as error:
+            self.broken.append(f"{name}: an output that cannot be read: {error}")
+
+
+def tiny_weights(path: Path) -> Path:
+    torch.manual_seed(0)
+    save_model(path, UNet3D(UNetConfig(channels=(8, 8), context_channels=(8, 8), time_strides=(2, 2))), {})
+    return path
+
+
+def run_batch(folder: Path, weights: Path, findings: Findings) -> None:
+    """Denoise folder/in; a run that crashes or hangs is laid to the file that it was at, and goes on without it."""
+    output = folder / "out"
+    while True:
+        status, out, err = run_process(folder / "in", output, weights)
+        last = (err.strip().splitlines() or [""])[-1]
+        if status in (0, 1) and (output / "metadata.json").exists():
+            break
+        names = sorted(path.name for path in (folder / "in").iterdir())
+        at = [line for line in out.splitlines() if line.startswith("[")]
+        name = at[-1].split("] ")[1].split(": ")[0] if at else names[0]
+        findings.broken.append(f"{name}: status {status}, last line {last[:200]!r}")
+        keep = folder / "broken"
+        keep.mkdir(exist_ok=True)
+        (folder / "in" / name).rename(keep / name)
+    if status == 1 and ("Traceback" in err or not last.isprintable()):
+        findings.broken.append(f"{folder.name}: last line {last[:200]!r}")
+    for record in json.loads((output / "metadata.json").read_text())["movies"]:
+        findings.judge(record["input"], record, output)
+
+
+def run_process(source: Path, output: Path, weights: Path) -> tuple[int, str, str]:
+    command = [sys.executable, str(ROOT / "process.py"), "--input", str(source), "--output", str(output)]
+    command += ["--weights", str(weights), "--device", "cpu", "--overwrite"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SLOWEST * BATCH, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired as error:
+        return -1, (error.stdout or b"").decode(), "hang"
+    return done.returncode, done.stdout, done.stderr
+
+
+def fuzz_files(folder: Path, count: int, seed: int) -> Findings:
+    """`count` mutated files in batches; the memory is compared with that of a run over the good files."""
+    findings, good = Findings(), Findings()
+    originals, weights = seeds(folder / "good/in"), tiny_weights(folder / "tiny.pth")
+    run_batch(folder / "good", weights, good)
+    findings.broken += [f"a good file was refused: {good.files}"] if good.files["refused"] else []
+    made = mutants(originals, count, seed)
+    for start in range(0, count, BATCH):
+        batch = folder / f"batch{start:06}"
+        (batch / "in").mkdir(parents=True)
+        for _, (name, content) in zip(range(min(BATCH, count - start)), made):
+            (batch / "in" / name).write_bytes(content)
+        run_batch(batch, weights, findings)
+        print(
+            start,
+            dict(findings.files),
+            f"{findings.slowest:.1f} s",
+            f"{findings.memory >> 20} MiB",
+            findings.broken[-3:],
+            flush=True,
+        )
+        shutil.rmtree(batch / "out", ignore_errors=True)
+    findings.memory -= good.memory
+    if findings.memory > MEMORY:
+        findings.broken.append(f"{findings.memory >> 20} MiB more than for good files")
+    return findings
+
+
+# ---- kill -9
+
+
+def kill_often(folder: Path, count: int, seed: int) -> Findings:
+    """Kill a run `count` times at random moments; outputs are right or absent, and the last run completes them."""
+    findings, rng = Findings(), random.Random(seed)
+    weights = tiny_weights(folder / "tiny.pth")
+    source = folder / "in"
+    source.mkdir()
+    for number in range(6):
+        frames = np.random.default_rng(number).poisson(100, (60, 32, 32)).astype("uint16")
+        tifffile.imwrite(source / f"{number}.tif", frames, photometric="minisblack")
+    before = contents(source)
+    start = time.monotonic()
+    run_process(source, folder / "whole", weights)
+    seconds = time.monotonic() - start
+    expected = {name: data for name, data in contents(folder / "whole").items() if name.endswith(".tif")}
+    command = [
+        sys.executable,
+        str(ROOT / "process.py"),
+        "--input",
+        str(source),
+        "--output",
+        str(folder / "out"),
+    ]
+    command += ["--weights", str(weights), "--device", "cpu", "--resume"]
+    for number in range(count):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603
+            time.sleep(rng.uniform(0.0, 1.1) * seconds)
+            findings.files["at work" if process.poll() is None else "done already"] += 1
+            process.kill()
+        there = contents(folder / "out")
+        findings.files["temporary files left"] += sum(name.endswith(".part") for name in there)
+        findings.files["outputs checked"] += sum(name in expected for name in there)
+        findings.broken += [
+            f"kill {number}: {n} is wrong" for n, data in there.items() if expected.get(n, data) != data
+        ]
+        if len([name for name in there if name in expected]) == len(expected):
+            shutil.rmtree(folder / "out")  # from the start again
+    status = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode  # noqa: S603
+    there = contents(folder / "out")
+    there.pop("metadata.json", None)
+    findings.broken += (
+        [] if (status, there) == (0, expected) else ["the last run did not complete the outputs"]
+    )
+    findings.broken += [] if contents(source) == before else ["an input changed"]
+    return findings
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=("files", "kill"))
+    parser.add_argument("--count", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="folder for the files (default: a temporary one)")
+    options = parser.parse_args()
+    run = fuzz_files if options.what == "files" else kill_often
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        findings = run(folder, options.count, options.seed)
+    print(f"{options.what}: {options.count} tries in {time.monotonic() - start:.0f} s, seed {options.seed}")
+    print(", ".join(f"{number} {what}" for what, number in findings.files.items()))
+    if options.what == "files":
+        print(
+            f"slowest file {findings.slowest:.1f} s; at most {findings.memory / 2**20:.0f} MiB more than for good files"
+        )
+    print(*[f"BROKEN {line}" for line in findings.broken] or ["every promise held"], sep="\n")
+    return 1 if findings.broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
