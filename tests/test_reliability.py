@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fuzz
 import numpy as np
 import pytest
 import tifffile
@@ -31,7 +32,6 @@ from denoise.movies import MovieError, MovieWriter, open_movie
 from denoise.records import is_complete, read_records
 from denoise.stopping import SIGNALS
 from model import UNet3D, UNetConfig, save_model
-from tests import fuzz
 
 PROCESS = Path(__file__).parents[1] / "process.py"
 CAPABLE = os.geteuid() == 0  # root reads and writes everything, unless it gives that up as a container does
