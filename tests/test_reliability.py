@@ -576,7 +576,7 @@ def test_frames_stay_in_order(run: Runner) -> None:
     write(run.input / "a.tif", frames)
     assert run.here("--weights", PROCESS.parent / "best_model_n2v.pth").status == 0
     means = output_of(run.output / "a.tif").mean((1, 2))
-    np.testing.assert_allclose(means, frames.mean((1, 2)), rtol=0.05)
+    assert (np.diff(means) > 500).all()  # of the 1,000 between frames
 
 
 # ---- security -----------------------------------------------------------------------------------------------
