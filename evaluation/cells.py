@@ -88,16 +88,19 @@ def height(trace: np.ndarray, foot: int, peak: int) -> float:
     return float(trace[max(peak - 1, 0) : peak + 2].mean() - trace[max(foot - 1, 0) : foot + 2].mean())
 
 
-def false_transients(output: np.ndarray) -> int:
-    """Transients in the output (T, Y, X) for a movie of noise: what a cell finder would take for activity.
+def score_noise(output: np.ndarray) -> dict[str, float]:
+    """Of the output (T, Y, X) for a movie of noise on a constant: what a cell finder would take for activity.
 
-    A transient is a connected group of voxels of the 5 x 5 pixels mean that lie above their pixel's median
-    by more than five robust standard deviations (1.4826 times the median absolute deviation over time) and by
-    1% of the median.
+    false_transients: number of connected groups of voxels of the 5 x 5 pixels mean that lie above their pixel's
+        median by five robust standard deviations (1.4826 times the median absolute deviation in time) and 1%.
+    false_height: the largest rise of that mean over its pixel's median, relative to it.
     """
     spots = uniform_filter(output.astype(np.float32), (0, SPOT, SPOT))
     median = np.median(spots, axis=0)  # (Y, X)
     spots -= median
     deviation = 1.4826 * np.median(np.abs(spots), axis=0)  # (Y, X)
     above = spots > np.maximum(DEVIATIONS * deviation, SMALLEST_CHANGE * np.abs(median))
-    return int(label(above, structure=np.ones((3, 3, 3)))[1])
+    return {
+        "false_transients": label(above, structure=np.ones((3, 3, 3)))[1],
+        "false_height": float(np.max(spots / np.abs(median))),
+    }

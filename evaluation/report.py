@@ -28,7 +28,8 @@ LEVEL_COLUMNS = (
     ("bias", "bias", "{:+.2%}"),
     ("slope", "slope", "{:.3f}"),
     ("false transients", "false_transients", "{:.0f}"),
-    ("seconds", "seconds", "{:.1f}"),
+    ("false ΔF/F", "false_height", "{:.1%}"),
+    ("CPU seconds", "seconds", "{:.1f}"),
 )
 EXPLANATION = f"""\
 Movies are int16, {FRAMES} x {SIZE} x {SIZE} unless a length is given, of scenes that training never uses.
@@ -40,7 +41,8 @@ hand, which no user could do; the network gets nothing. sSNR, tSNR, stSNR, stPSN
   its cell's resting level.
 - Bias: of the mean. Slope: of the least-squares line of output on truth through all voxels.
 - False transients: in a movie of noise on a constant, groups of voxels of its 5 x 5 pixels mean that stand
-  out by five robust standard deviations and 1%."""
+  out by five robust standard deviations and 1%. False ΔF/F: the highest rise of that mean over its median.
+- CPU seconds: of all cores together, one run at the best parameters."""
 PANEL_METHODS = 3  # of the baselines, the best ones: their pictures stand beside the networks'
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.cells import false_transients, score_cells
+from evaluation.cells import score_cells, score_noise
 from evaluation.metrics import linearity, score
 from evaluation.score import read
 from simulation import (
@@ -140,11 +140,7 @@ def pure_noise(level: int) -> Sample:
     """Noise on a constant; parameters are those for the first scene at this level."""
     clean = np.full((FRAMES, SIZE, SIZE), BRIGHTNESS, np.float32)
     scene = challenge(0, FRAMES, level)
-
-    def measure(output: np.ndarray) -> dict[str, float]:
-        return {"false_transients": false_transients(output)}
-
-    return Sample(exposed(clean, level, 0), measure, scene.part, scene.quality)
+    return Sample(exposed(clean, level, 0), score_noise, scene.part, scene.quality)
 
 
 # ---- real

@@ -77,19 +77,19 @@ def test_cells_without_pixels_or_transients_have_no_score() -> None:
 
 def test_false_transients_are_counted_once_each() -> None:
     output = np.random.default_rng(1).normal(204, 3, (200, 40, 40)).astype(np.float32)
-    before = cells.false_transients(output)
+    before = cells.score_noise(output)["false_transients"]
     output[50:60, 10:16, 10:16] += 30
     output[120:125, 30:36, 25:31] += 30
-    assert cells.false_transients(output) == before + 2
-    assert cells.false_transients(np.full((20, 8, 8), 204.0)) == 0
+    assert cells.score_noise(output)["false_transients"] == before + 2
+    assert cells.score_noise(np.full((20, 8, 8), 204.0)) == {"false_transients": 0, "false_height": 0}
 
 
 def test_a_ripple_below_one_percent_is_no_transient() -> None:
     output = np.full((50, 16, 16), 204.0)
     output[20, 4:12, 4:12] += 1.5
-    assert cells.false_transients(output) == 0
+    assert cells.score_noise(output)["false_transients"] == 0
     output[20, 4:12, 4:12] += 1.5
-    assert cells.false_transients(output) == 1
+    assert cells.score_noise(output)["false_transients"] == 1
 
 
 def test_score_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
