@@ -75,6 +75,7 @@ class Options:
     device: str
     dtype: str  # of the output: "float32", or "input" for the movie's own
     percentiles: tuple[float, float]
+    adapt: float  # minutes for each movie, 0 for none
     ensemble: (
         str  # "on", "off", or "auto": on for the challenge, where the score is all and the movies are short
     )
@@ -154,6 +155,8 @@ def parse_options() -> Options:
     add("--dtype", choices=("float32", "input"), default="float32", help="of the output (default: float32)")
     add("--percentiles", type=float, nargs=2, metavar=("LOW", "HIGH"), default=(3.0, 97.0),
         help="of the movie's intensities, for its normalization (default: 3 97)")  # fmt: skip
+    add("--adapt", type=minutes, default=0.0, metavar="off|MINUTES",
+        help="first learn from each movie for so long; kept only if it helps (default: off)")  # fmt: skip
     add("--ensemble", choices=("auto", "on", "off"), default="auto",
         help="average 16 mirrored views: about 0.5 dB for 16 times the work (auto: for the challenge)")  # fmt: skip
     existing = parser.add_mutually_exclusive_group()
@@ -174,6 +177,13 @@ def parse_options() -> Options:
     if not 0 <= low < high <= 100:
         parser.error(f"argument --percentiles: expected 0 <= LOW < HIGH <= 100, found {low:g} {high:g}")
     return Options(**{**vars(options), "percentiles": (low, high)})
+
+
+def minutes(text: str) -> float:
+    value = 0.0 if text == "off" else float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError
+    return value
 
 
 def a_path(text: str) -> Path:
@@ -423,7 +433,9 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
     for number, (part, result, diagnostics) in enumerate(done):
         note = record["parts"][number] if len(done) > 1 else record
         note |= {"percentiles": run.options.percentiles, "percentile_values": result.percentiles}
-        note |= {"noise": result.noise, "tiles": result.tiles}
+        note |= {"noise": result.noise, "tiles": result.tiles, "adaptation": result.adaptation}
+        if result.adaptation:
+            progress.say(adaptation_in_words(result.adaptation))
         record["warnings"] += [f"{part.name}: {text}" if part.name else text for text in result.warnings]
         if diagnostics:
             note["report"] = write_report(run, job, record, note, diagnostics)
@@ -446,8 +458,17 @@ def denoise_part(
         progress.say(part.name)
     diagnostics = Diagnostics(part.movie) if run.options.report else None
     write = writing(writer, part, diagnostics)
-    settings = Settings(percentiles=run.options.percentiles, ensemble=ensemble(run))
+    settings = Settings(run.options.percentiles, run.options.adapt, ensemble(run))
     return denoise_movie(part.movie, run.model, settings, write, progress), diagnostics
+
+
+def adaptation_in_words(found: dict[str, Any]) -> str:
+    """What came of learning from the movie."""
+    outcome = "kept" if found["kept"] else "no better: the weights given are used"
+    errors = (
+        f"error at held-out voxels {found['error_before']:.5f} -> {found['error_after']:.5f} noise variances"
+    )
+    return f"adapted in {found['steps']} steps, {duration(found['seconds'])}: {errors}; {outcome}"
 
 
 def in_words(recording: Recording) -> str:

@@ -57,21 +57,28 @@ def neighbour_offsets(shape: tuple[int, ...], correlated: tuple[bool, bool], dev
     return offsets[~shares_noise]
 
 
+def draw_centres(patches: Tensor, correlated: tuple[bool, bool], generator: torch.Generator) -> Tensor:
+    """Which voxels of patches (B, T, Y, X) are to be predicted (bool): runs hide more for each one that is scored."""
+    density = DENSITY * 3 / (sum(run_lengths(correlated)) + 1)
+    return torch.rand(patches.shape, device=patches.device, generator=generator) < density
+
+
+def run_lengths(correlated: tuple[bool, bool]) -> list[int]:
+    """Voxels hidden along Y and along X around a centre."""
+    return [RUN if shared else 1 for shared in correlated]
+
+
 def blind(
-    patches: Tensor, correlated: tuple[bool, bool], generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Hide voxels of patches (B, T, Y, X): the masked patches, what is hidden and what of it is scored (both bool).
+    patches: Tensor, centres: Tensor, correlated: tuple[bool, bool], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Hide the centres of patches (B, T, Y, X), and what shares their noise: the masked patches, and what is hidden.
 
     Each hidden voxel takes the value of a neighbour (wrapping around the patch at its border), drawn uniformly.
     """
     offsets = neighbour_offsets(tuple(patches.shape[1:]), correlated, patches.device)
     if not len(offsets):
-        nothing = torch.zeros_like(patches, dtype=torch.bool)
-        return patches, nothing, nothing
-    run = [RUN if shared else 1 for shared in correlated]
-    density = DENSITY * 3 / (sum(run) + 1)  # runs hide more voxels for each one that is scored
-    centres = torch.rand(patches.shape, device=patches.device, generator=generator) < density
-    hidden = dilate(centres, run)
+        return patches, torch.zeros_like(centres)
+    hidden = dilate(centres, run_lengths(correlated))
     batch, *where = hidden.nonzero().unbind(-1)
     choice = torch.randint(len(offsets), (len(batch),), device=patches.device, generator=generator)
     source = [
@@ -79,7 +86,7 @@ def blind(
     ]
     masked = patches.clone()
     masked[batch, where[0], where[1], where[2]] = patches[batch, source[0], source[1], source[2]]
-    return masked, hidden, centres
+    return masked, hidden
 
 
 def dilate(mask: Tensor, run: list[int]) -> Tensor:
@@ -92,15 +99,22 @@ def dilate(mask: Tensor, run: list[int]) -> Tensor:
 
 
 def make_samples(
-    movies: Tensor, start: int, frames: int, correlated: tuple[bool, bool], generator: torch.Generator
+    movies: Tensor,
+    start: int,
+    frames: int,
+    correlated: tuple[bool, bool],
+    generator: torch.Generator,
+    centres: Tensor | None = None,
 ) -> Samples:
     """Hide voxels in frames [start, start + frames) of movies (B, T, Y, X) float32, and compute their context without.
 
     Missing voxels are NaN. The context leaves hidden voxels out, except in a pixel that has no other frame: there the
-    replacement stands.
+    replacement stands. `centres` (B, frames, Y, X) says which voxels to predict; None draws them.
     """
     patches = movies[:, start : start + frames]
-    masked, hidden, centres = blind(patches, correlated, generator)
+    if centres is None:
+        centres = draw_centres(patches, correlated, generator)
+    masked, hidden = blind(patches, centres, correlated, generator)
     left_out = hidden & (hidden.sum(1, keepdim=True) < movies.shape[1])
     seen = movies.clone()
     seen[:, start : start + frames] = torch.where(left_out, torch.nan, masked)
@@ -110,7 +124,7 @@ def make_samples(
         images=context.images,
         standard_error=context.standard_error,
         target=context.whiten(patches)[:, None],
-        scored=(centres & torch.isfinite(patches))[:, None],
+        scored=(centres & hidden & torch.isfinite(patches))[:, None],
     )
 
 

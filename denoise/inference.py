@@ -8,13 +8,14 @@ grow with the length of the movie.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from denoise.adaptation import Adaptation, adapt
 from denoise.context import IMAGES, Context, ContextSums, dropped_rows
 from denoise.normalization import PercentileNormalization, Percentiles
 from denoise.tiling import Span, tile_axis, tile_grid
@@ -24,6 +25,9 @@ BLOCK_VOXELS = 1 << 23  # read at once in the first pass
 SLAB_VOXELS = 1 << 26  # of one slab of frames; float32, twice
 TILE_VOXELS = {"cpu": 1 << 23, "cuda": 1 << 26}  # given to the network at once: about 80 bytes each
 LONGEST_SLAB = 512  # frames
+ABSURD = (
+    1e15  # times the movie's own scale: no intensity but damage, and its square would not fit into float32
+)
 OVERLAP = (
     64,
     16,
@@ -58,9 +62,8 @@ class Settings:
     """What a user may choose about the denoising itself."""
 
     percentiles: tuple[float, float] = (3.0, 97.0)
-    ensemble: bool = (
-        False  # the mean over sixteen mirrored and turned views: better, and sixteen times the work
-    )
+    adapt_minutes: float = 0.0  # spent on adapting the network to each movie
+    ensemble: bool = False  # the mean over sixteen mirrored and turned views, for sixteen times the work
 
 
 @dataclass
@@ -71,6 +74,7 @@ class Result:
     tiles: int
     noise: dict[str, float]  # gain and read_variance in the input's units
     warnings: list[str] = field(default_factory=list)
+    adaptation: dict[str, object] | None = None  # see denoise.adaptation.Adaptation; None if there was none
 
 
 @dataclass
@@ -96,6 +100,8 @@ def denoise_movie(
     """
     with torch.inference_mode():
         survey = survey_movie(movie, settings.percentiles, progress)
+    model, adaptation = adapted(movie, model, survey, settings.adapt_minutes, progress)
+    with torch.inference_mode():
         network = Network(model, survey.context, settings.ensemble)
         slabs = time_slabs(movie.info.shape, model.config.grid[0])
         progress("denoising", 0, movie.info.shape[0])
@@ -116,7 +122,23 @@ def denoise_movie(
             tail = blended[final:].clone()
             frames = survey.context.restore(blended[:final] + network.static)
             write(survey.normalization.denormalize(frames.numpy()))
-    return result_of(survey, tiles)
+    result = result_of(survey, tiles)
+    return replace(result, adaptation=asdict(adaptation) | {"kept": adaptation.kept} if adaptation else None)
+
+
+def adapted(
+    movie: Readable, model: UNet3D, survey: Survey, minutes: float, progress: Progress
+) -> tuple[UNet3D, Adaptation | None]:
+    """The network for this movie: after so many minutes of learning from an excerpt of it, if that made it better."""
+    if not minutes:
+        return model, None
+    frames, height, width = movie.info.shape
+    length = min(frames, LONGEST_SLAB, max(64, SLAB_VOXELS // (height * width)))
+    start = (frames - length) // 2
+    excerpt, _ = without_missing(survey.normalization.normalize(movie.read(start, start + length)))
+    return adapt(
+        excerpt, model, 60 * minutes, lambda share: progress("adapting", round(share * frames), frames)
+    )
 
 
 @dataclass(frozen=True)
@@ -212,11 +234,14 @@ class Network:
         """One pass of the 3-D network in the precision of the device.
 
         In float16 all is scaled down, and the answer up: the network has no biases, so that changes nothing but keeps
-        bright voxels (thousands of noise units) from overflowing.
+        bright voxels (thousands of noise units) from overflowing. Where one does all the same, float32 has to do.
         """
         scale = 1 / 32 if self.precision == torch.float16 else 1.0
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            return self.model.decode(tile * scale, [level * scale for level in features]) / scale
+            answer = self.model.decode(tile * scale, [level * scale for level in features]) / scale
+        if self.precision == torch.float16 and not answer.isfinite().all():
+            return self.model.decode(tile, features)
+        return answer
 
 
 def turn_time(x: Tensor, backwards: bool) -> Tensor:
@@ -276,7 +301,7 @@ def survey_movie(movie: Readable, percentiles: tuple[float, float], progress: Pr
             first.update(block)
             provisional = first.result(percentiles)
         values, lost = without_missing(provisional.normalize(block))
-        not_finite += int((~np.isfinite(block)).sum()) if block.dtype.kind == "f" else 0
+        not_finite += int(values.isnan().sum()) - lost * block.shape[2]
         dropped += lost
         sums = sums or ContextSums(torch.nan_to_num(values.nanmean(0)))
         sums.update(values)
@@ -303,7 +328,7 @@ def without_missing(frames: np.ndarray) -> tuple[Tensor, int]:
     values = torch.from_numpy(frames)
     rows = dropped_rows(values)
     values[rows] = torch.nan
-    values[~torch.isfinite(values)] = torch.nan
+    values[~(values.abs() < ABSURD)] = torch.nan
     return values, int(rows.sum())
 
 
@@ -334,7 +359,7 @@ def result_of(survey: Survey, tiles: int) -> Result:
     warnings = []
     if survey.not_finite:
         warnings.append(
-            f"{survey.not_finite} voxels were NaN or infinite; they were filled from their neighbours"
+            f"{survey.not_finite} voxels were NaN, infinite or beyond any scale; they were filled from their neighbours"
         )
     if survey.dropped:
         warnings.append(

@@ -23,7 +23,8 @@ class PercentileNormalization:
         """Frames (n, Y, X) of any real dtype -> float32, dimensionless. The difference is taken exactly."""
         # a 16-bit integer is exact in float32
         wide: np.ndarray = frames.astype("f8" if frames.dtype.itemsize >= 4 else "f4")
-        return np.asarray((wide - self.low) / self.scale, np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and counts as missing
+            return np.asarray((wide - self.low) / self.scale, np.float32)
 
     def denormalize(self, frames: np.ndarray) -> np.ndarray:
         """The inverse: float32 (n, Y, X) in the input's units."""

@@ -19,11 +19,12 @@ import torch
 from denoise import inference
 from denoise.context import Context, ContextSums
 from denoise.inference import Settings, denoise_movie
+from denoise.learning import Sampler, next_batch, usable_patches
 from evaluation.benchmark import WEIGHTS, ArrayMovie
 from evaluation.metrics import score
 from model import UNet3D, UNetConfig, load_model
 from simulation import FIRST_EVALUATION_SEED, LEVELS, challenge_scene, noisy
-from training.train import Plan, Pool, Sampler, Trainer, next_batch, stream, usable_patches
+from training.train import Plan, Pool, Trainer, stream
 
 SMALL = UNetConfig(channels=(32, 64, 128), time_strides=(2, 2, 4))
 PLAN = Plan(seed=1, batch=32, rate=1e-3, pool=48, refresh=1, network=SMALL)

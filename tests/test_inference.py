@@ -150,6 +150,23 @@ def test_missing_voxels_are_filled_and_told() -> None:
     assert np.isfinite(nothing).all()
 
 
+@pytest.mark.parametrize("damage", [1e38, -1.7e38, 3e38])
+def test_one_damaged_voxel_stays_one_voxel(damage: float) -> None:
+    frames = example((24, 24, 20)).astype(np.float32)
+    frames[5, 6, 7] = damage
+    out, result = run(frames)
+    assert np.isfinite(out).all()
+    assert out.max() < 1000
+    assert "1 voxels" in result.warnings[0]
+
+
+def test_adaptation_is_told_and_read_from_the_movie() -> None:
+    frames = example((40, 32, 32))
+    _, result = run(frames, settings=Settings(adapt_minutes=0.01))
+    assert result.adaptation is not None
+    assert result.adaptation["kept"] == (result.adaptation["error_after"] < result.adaptation["error_before"])
+
+
 def test_frames_are_read_twice_and_no_more() -> None:
     movie = Memory(example((200, 16, 16)))
     denoise_movie(movie, model_of(), Settings(), lambda frames: None, lambda *stage: None)

@@ -2,15 +2,13 @@
 
 One story: a pool of noisy recordings on the device, refreshed all the time; a batch of crops, each taken as a small
 movie of its own (its context computed without the hidden voxels); one step; a moving average of the weights is what
-is saved. Sources: Noise2Void (Krull et al., CVPR 2019); AdamW (Loshchilov and Hutter, ICLR 2019).
+is saved. The learning itself is denoise.learning.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
-import math
 import os
 import signal
 import subprocess
@@ -24,20 +22,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from denoise.blindspot import Samples, blind_errors, correlated_axes, make_samples
+from denoise.blindspot import Samples, correlated_axes
 from denoise.context import dropped_rows
+from denoise.learning import Learner, Sampler, next_batch, usable_patches
 from model import UNet3D, UNetConfig, load_model, save_model
 from training.recordings import FileRecordings, SimulatedRecordings
 
-# (frames, side) of a patch and how often it is drawn: long ones teach dynamics, short ones are whole short movies
-PATCHES = (
-    *(((128, 64), 0.68), ((64, 96), 0.14), ((32, 96), 0.05), ((16, 96), 0.04)),
-    *(((8, 96), 0.03), ((4, 96), 0.02), ((2, 96), 0.02), ((1, 128), 0.02)),
-)
-WHOLE = 32  # frames up to which a patch is the whole of its movie
-WARM_UP = 0.0125  # share of the training over which the learning rate rises
 AVERAGING = 0.999  # decay of the moving average of the weights
-CLIP = 1.0  # norm of the gradient
 
 
 @dataclass(frozen=True)
@@ -76,73 +67,13 @@ class Pool:
         self.next = (self.next + 1) % size
 
 
-class Sampler:
-    """Draws batches of crops, each taken as a small movie of its own; a batch has one shape and one blind spot."""
-
-    def __init__(self, pool: Pool, seed: int) -> None:
-        self.pool = pool
-        self.random = torch.Generator().manual_seed(seed)  # where and what to crop
-        self.noise = torch.Generator(pool.device).manual_seed(seed)  # what to hide
-
-    def draw(self, below: int) -> int:
-        return int(torch.randint(max(1, below), (1,), generator=self.random))
-
-    def samples(self, patch: tuple[int, int], count: int) -> Samples:
-        """A batch of `count` patches of (frames, side); each movie it is cut from has T' frames, T' >= frames."""
-        frames, side = patch
-        fitting = [(m, kind) for m, kind in zip(self.pool.movies, self.pool.correlated)
-                   if m.shape[0] >= frames and min(m.shape[1:]) >= side]  # fmt: skip
-        kind = fitting[self.draw(len(fitting))][1]
-        fitting = [(m, other) for m, other in fitting if other == kind]
-        chosen = [fitting[self.draw(len(fitting))][0] for _ in range(count)]
-        length = self.length(frames, min(m.shape[0] for m in chosen))
-        movies = torch.stack([self.crop(movie, length, side) for movie in chosen]).float()
-        if self.draw(2):
-            movies, kind = movies.transpose(2, 3), (kind[1], kind[0])
-        return make_samples(movies, self.draw(length - frames + 1), frames, kind, self.noise)
-
-    def length(self, frames: int, longest: int) -> int:
-        """T': every second time all there is, else anything down to the patch itself, evenly in the logarithm."""
-        if frames <= WHOLE:
-            return frames
-        share = float(torch.rand(1, generator=self.random))
-        return longest if share < 0.5 else min(longest, round(frames * (longest / frames) ** (2 * share - 1)))
-
-    def crop(self, movie: Tensor, length: int, side: int) -> Tensor:
-        """(T, Y, X) -> (length, side, side) from a random place, mirrored at random along every axis."""
-        first, y, x = (self.draw(size - part + 1) for size, part in zip(movie.shape, (length, side, side)))
-        part = movie[first : first + length, y : y + side, x : x + side]
-        return part.flip([axis for axis in range(3) if self.draw(2)])
-
-
-def usable_patches(pool: Pool) -> list[tuple[tuple[int, int], float]]:
-    """The patches, cut down to what the largest recording of the pool holds."""
-    frames, side = max(
-        ((m.shape[0], min(m.shape[1:])) for m in pool.movies), key=lambda size: size[0] * size[1] ** 2
-    )
-    return [((min(t, frames), min(s, side)), share) for (t, s), share in PATCHES]
-
-
-def next_batch(sampler: Sampler, patches: list[tuple[tuple[int, int], float]], batch: int) -> Samples:
-    """A batch of one of the patches, about as many voxels whatever their shape."""
-    shares = torch.tensor([share for _, share in patches])
-    patch = patches[int(torch.multinomial(shares, 1, generator=sampler.random))][0]
-    voxels = max(16, patch[0]) * patch[1] ** 2  # the network pads to 16 frames
-    return sampler.samples(patch, max(1, min(4 * batch, batch * 128 * 64 * 64 // voxels)))
-
-
-class Trainer:
-    """State of a training: the network, its average, the optimizer, and where it stands."""
+class Trainer(Learner):
+    """State of a training: what learns, and where it stands."""
 
     def __init__(self, plan: Plan, device: torch.device, start: UNet3D | None = None) -> None:
         torch.manual_seed(plan.seed)
-        self.plan, self.device = plan, device
-        self.model = (start or UNet3D(plan.network)).to(device).train().requires_grad_(True)
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), plan.rate, weight_decay=1e-4, betas=(0.9, 0.99)
-        )
-        self.step, self.seconds = 0, 0.0
+        super().__init__((start or UNet3D(plan.network)).to(device), plan.rate, AVERAGING)
+        self.plan, self.seconds = plan, 0.0
 
     def progress(self) -> float:
         """Share of the training that is done, 0 to 1."""
@@ -151,24 +82,8 @@ class Trainer:
         return max(by_steps, by_time)
 
     def train_step(self, samples: Samples) -> Tensor:
-        """One step on a batch; returns the mean squared error (a scalar on the device).
-
-        Samples of high signal-to-noise ratio err by many noise variances; none may count more than one at the noise.
-        """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.rate * schedule(self.progress())
-        with torch.autocast(self.device.type, torch.bfloat16):
-            prediction = self.model(samples.residual, samples.images, samples.standard_error)
-        errors = blind_errors(prediction, samples.target, samples.scored)  # (B,)
-        self.optimizer.zero_grad(set_to_none=True)
-        (errors / errors.detach().clamp(min=1)).mean().backward()
-        if torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP).isfinite():
-            self.optimizer.step()
-        decay = min(AVERAGING, (self.step + 1) / (self.step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
-        self.step += 1
-        return errors.detach().mean()
+        """One step on a batch; returns the mean squared error (a scalar on the device)."""
+        return self.learn(samples, self.progress())
 
     def state(self) -> dict[str, Any]:
         return {
@@ -184,11 +99,6 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
-
-
-def schedule(progress: float) -> float:
-    """Learning rate over its maximum: a short rise, then half a cosine that ends at zero."""
-    return min(1.0, progress / WARM_UP + 0.01) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def train(trainer: Trainer, data: str | None, out: Path, workers: int) -> None:
