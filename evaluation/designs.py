@@ -1,7 +1,7 @@
 """Compare designs at equal training time, and what overlap and mirrored views cost: the lower tables of docs/quality.md.
 
 `python -m evaluation.designs train --seconds 40` trains each design by the training loop of the shipped weights and
-scores it on held-out challenge scenes; `views` and `overlap` score the shipped weights.
+scores it on held-out challenge scenes; `views`, `overlap` and `adapt` score the shipped weights.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.designs", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("what", choices=("train", "views", "overlap"))
-    parser.add_argument("--seconds", type=float, default=40, help="of training for each design (default: 40)")
+    parser.add_argument("what", choices=("train", "views", "overlap", "adapt"))
+    parser.add_argument("--seconds", type=float, default=40, help="for each design, or each movie adapted to")
     parser.add_argument("--scenes", type=int, default=2, help="held-out scenes (default: 2)")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
