@@ -164,7 +164,8 @@ def test_adaptation_is_told_and_read_from_the_movie() -> None:
     frames = example((40, 32, 32))
     _, result = run(frames, settings=Settings(adapt_minutes=0.01))
     assert result.adaptation is not None
-    assert result.adaptation["kept"] == (result.adaptation["error_after"] < result.adaptation["error_before"])
+    before, after = (float(str(result.adaptation[f"error_{when}"])) for when in ("before", "after"))
+    assert result.adaptation["kept"] == (after < before)
 
 
 def test_frames_are_read_twice_and_no_more() -> None:
