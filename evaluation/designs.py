@@ -143,10 +143,9 @@ def main() -> None:
     if options.what == "overlap":
         compare_overlaps(model, options.scenes)
         return
-    for ensemble in (False, True):
-        tell(
-            "16 views" if ensemble else "one view", scores(model, Settings(ensemble=ensemble), options.scenes)
-        )
+    other = {"views": Settings(ensemble=True), "adapt": Settings(adapt_minutes=options.seconds / 60)}
+    tell("as shipped, one view", scores(model, Settings(), options.scenes))
+    tell(options.what, scores(model, other[options.what], options.scenes))
 
 
 if __name__ == "__main__":
