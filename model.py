@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import torch.nn.functional as F
@@ -205,13 +205,13 @@ def pad_to_grid(x: Tensor, grid: Sequence[int], mode: str) -> Tensor:
     return F.pad(x, [n for m in reversed(missing) for n in (0, m)], mode=mode)
 
 
-def save_model(path: Path, model: UNet3D, record: dict[str, Any]) -> None:
+def save_model(file: Path | BinaryIO, model: UNet3D, record: dict[str, Any]) -> None:
     """Write a checkpoint: config, weights and the training record (plain values).
 
     The weights are rounded to float16, eleven bits: the network computes in bfloat16 (eight) or float16 itself.
     """
     weights = {name: value.detach().half().cpu().contiguous() for name, value in model.state_dict().items()}
-    torch.save({"config": asdict(model.config), "model": weights, "record": record}, path)
+    torch.save({"config": asdict(model.config), "model": weights, "record": record}, file)
 
 
 def load_model(path: Path, device: torch.device) -> UNet3D:

@@ -45,6 +45,7 @@ NAME = "calcium-denoiser"
 UPLOADED_WEIGHTS = Path("/opt/ml/model/best_model_n2v.pth")  # where the platform puts an uploaded model
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent / UPLOADED_WEIGHTS.name
 EXAMPLE = Path(__file__).resolve().parent / "example"  # the folder with the movie of --demo
+REPORTS = "report"  # the folder of --report below the output
 NAMES_SHOWN = 5  # in the closing line: the platform drops over-long lines
 SAVED_EVERY = 5.0  # seconds, at least, between two writings of the metadata while the run goes on
 SAVING_SHARE = 0.05  # of the run's time at most, when there are many movies
@@ -76,9 +77,7 @@ class Options:
     dtype: str  # of the output: "float32", or "input" for the movie's own
     percentiles: tuple[float, float]
     adapt: float  # minutes for each movie, 0 for none
-    ensemble: (
-        str  # "on", "off", or "auto": on for the challenge, where the score is all and the movies are short
-    )
+    ensemble: str  # "on", "off", or "auto": on in the challenge layout, where the score is all
     overwrite: bool
     resume: bool
     frames: tuple[int | None, int | None]  # [first, end) of each movie
@@ -231,7 +230,9 @@ def own_output(options: Options, plan: Plan) -> Iterator[None]:
                     f"WARNING: {options.output} takes no locks: let no other run write there at the same time"
                 )
             refuse_existing(plan, options.overwrite or options.resume)
-            for path in remove_leftovers({options.output, *(job.output.parent for job in plan.jobs)}):
+            for path in remove_leftovers(
+                {options.output, options.output / REPORTS, *(job.output.parent for job in plan.jobs)}
+            ):
                 say(f"removed what a run that was killed left: {path}")
             yield
     except BlockingIOError as error:
@@ -532,7 +533,7 @@ def write_report(
     low, high = note["percentile_values"]
     findings = diagnostics.findings(note["noise"], high - low)
     name = job.output.name if run.plan.layout == "challenge" else output_name(job, run)
-    stem = (run.options.output / "report" / name).with_suffix("")
+    stem = (run.options.output / REPORTS / name).with_suffix("")
     if "name" in note:
         stem = stem.with_name(f"{stem.name} {re.sub(r'[^0-9A-Za-z]+', '_', note['name']).strip('_')}")
     page, picture = report.write_report(findings, report_facts(run, job, record, note), stem)

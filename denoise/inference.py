@@ -25,14 +25,8 @@ BLOCK_VOXELS = 1 << 23  # read at once in the first pass
 SLAB_VOXELS = 1 << 26  # of one slab of frames; float32, twice
 TILE_VOXELS = {"cpu": 1 << 23, "cuda": 1 << 26}  # given to the network at once: about 80 bytes each
 LONGEST_SLAB = 512  # frames
-ABSURD = (
-    1e15  # times the movie's own scale: no intensity but damage, and its square would not fit into float32
-)
-OVERLAP = (
-    64,
-    16,
-    16,
-)  # (T, Y, X) voxels that neighbouring tiles share: costs less than 0.005 dB (docs/quality.md)
+ABSURD = 1e15  # times the movie's own scale: damage, no intensity; its square would not fit into float32
+OVERLAP = (64, 16, 16)  # (T, Y, X) voxels that neighbouring tiles share: costs under 0.005 dB
 
 
 class HasShape(Protocol):
@@ -207,9 +201,8 @@ class Network:
         self.features = [features for features, _ in encoded]
         height, width = context.mean.shape
         static = torch.stack([view.undo(x) for view, (_, x) in zip(self.views, encoded)]).mean(0)
-        self.static = (static[..., :height, :width] * standard_error)[
-            0
-        ].cpu()  # (1, Y, X), in units of the noise
+        static = static[..., :height, :width] * standard_error
+        self.static = static[0].cpu()  # (1, Y, X), in units of the noise
 
     def predict(self, residual: Tensor, where: tuple[slice, ...]) -> Iterator[tuple[float, Tensor]]:
         """What moves in one tile: the slab's residual (n, Y, X) and the tile's (Y, X) slices.
@@ -294,9 +287,7 @@ def survey_movie(movie: Readable, percentiles: tuple[float, float], progress: Pr
     not_finite = dropped = 0
     for start, block in blocks(movie):
         found.update(block)
-        if (
-            sums is None
-        ):  # the exact percentiles are known at the end only; those of the first block centre the sums
+        if sums is None:  # exact percentiles are known at the end only: the first block's centre the sums
             first = Percentiles(block.dtype, block.size)
             first.update(block)
             provisional = first.result(percentiles)

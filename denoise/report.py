@@ -10,8 +10,6 @@ import base64
 import html
 import io
 import json
-import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from denoise.atomic import write_file
 from denoise.diagnostics import LAGS, REACH, Findings
+from denoise.records import strict
 
 TEMPLATE = Path(__file__).with_name("report.html")
 JPEG_QUALITY = 82
@@ -40,18 +40,9 @@ def write_report(findings: Findings, facts: dict[str, Any], stem: Path) -> list[
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     page, picture = (stem.with_name(f"{stem.name}.{kind}") for kind in ("html", "png"))
-    write_bytes(page, page_of(findings, facts).encode("utf-8"))
-    write_bytes(picture, picture_of(findings, facts))
+    write_file(page, page_of(findings, facts).encode("utf-8"))
+    write_file(picture, picture_of(findings, facts))
     return [page, picture]
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name[:60]}.{os.urandom(4).hex()}.part")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ---- the page ----------------------------------------------------------------------------------------------
@@ -59,7 +50,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def page_of(findings: Findings, facts: dict[str, Any]) -> str:
     """The page's text: the template with title and data."""
-    data = json.dumps(finite(page_data(findings, facts)), allow_nan=False, separators=(",", ":"))
+    data = json.dumps(strict(page_data(findings, facts)), allow_nan=False, separators=(",", ":"))
     text = TEMPLATE.read_text(encoding="utf-8")
     text = text.replace("{{title}}", html.escape(str(facts["title"])))
     return text.replace("{{data}}", data.replace("<", "\\u003c"))  # no name in it can end the script element
@@ -146,17 +137,6 @@ def jpeg(image: np.ndarray) -> str:
 def rounded(trace: np.ndarray) -> list[float]:
     """A trace with as many digits as can be seen."""
     return [float(f"{value:.5g}") for value in trace]
-
-
-def finite(value: Any) -> Any:
-    """The value in what JSON knows: NaN and infinity become null."""
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    if isinstance(value, (str, Path)):
-        return str(value).encode("utf-8", "backslashreplace").decode()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ---- the picture -------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def train(plan: Plan, seconds: float, device: torch.device) -> UNet3D:
     while trainer.progress() < 1:
         trainer.train_step(next_batch(sampler, patches, plan.batch))
         if trainer.step % plan.refresh == 0:
-            pool.refresh(plan.pool)
+            pool.refresh()
         trainer.seconds = time.monotonic() - start
     return trainer.average.eval()
 

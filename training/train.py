@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from denoise.atomic import write_file
 from denoise.blindspot import Samples, correlated_axes
 from denoise.context import dropped_rows
 from denoise.learning import Learner, Sampler, next_batch, usable_patches
@@ -49,22 +51,21 @@ class Pool:
     """Recordings on the device, the oldest replaced by the next of the stream."""
 
     def __init__(self, stream: Iterator[Tensor], size: int, device: torch.device) -> None:
-        self.stream, self.device, self.next = stream, device, 0
-        self.movies: list[Tensor] = []
-        self.correlated: list[tuple[bool, bool]] = []
-        for _ in range(size):
-            self.refresh()
+        self.stream, self.device, self.oldest = stream, device, 0
+        taken = [self.take() for _ in range(size)]
+        self.movies = [movie for movie, _ in taken]
+        self.correlated = [axes for _, axes in taken]
 
-    def refresh(self, size: int | None = None) -> None:
+    def take(self) -> tuple[Tensor, tuple[bool, bool]]:
+        """The next of the stream, dropped rows NaN, and the axes of its correlated noise."""
         movie = next(self.stream).to(self.device)
         movie[dropped_rows(movie)] = torch.nan
-        axes = correlated_axes(movie[:64].float())
-        if size is None:
-            self.movies.append(movie)
-            self.correlated.append(axes)
-            return
-        self.movies[self.next], self.correlated[self.next] = movie, axes
-        self.next = (self.next + 1) % size
+        return movie, correlated_axes(movie[:64].float())
+
+    def refresh(self) -> None:
+        """Replace the oldest."""
+        self.movies[self.oldest], self.correlated[self.oldest] = self.take()
+        self.oldest = (self.oldest + 1) % len(self.movies)
 
 
 class Trainer(Learner):
@@ -121,7 +122,7 @@ def train(trainer: Trainer, data: str | None, out: Path, workers: int) -> None:
         while trainer.progress() < 1 and not stop:
             losses.append(trainer.train_step(next_batch(sampler, patches, plan.batch)))
             if trainer.step % plan.refresh == 0:
-                pool.refresh(plan.pool)
+                pool.refresh()
             trainer.seconds = spent + time.monotonic() - began
             if len(losses) == 100 or trainer.progress() >= 1:
                 loss = float(torch.stack(losses).mean())
@@ -175,11 +176,11 @@ def save(trainer: Trainer, data: str | None, out: Path, state_path: Path) -> Non
         "torch": str(torch.__version__),
         "commit": git_commit(),
     }
-    for path, write in ((out, lambda p: save_model(p, trainer.average, record)),
-                        (state_path, lambda p: torch.save(trainer.state(), p))):  # fmt: skip
-        partial = path.with_name(f".{path.name}.part")
-        write(partial)
-        os.replace(partial, path)
+    weights, state = io.BytesIO(), io.BytesIO()
+    save_model(weights, trainer.average, record)
+    torch.save(trainer.state(), state)
+    write_file(out, weights.getvalue())
+    write_file(state_path, state.getvalue())
 
 
 def git_commit() -> str:
