@@ -85,7 +85,7 @@ class Readout:
 
 
 def smooth_noise(residual: Tensor) -> float:
-    """Standard deviation of the smooth part of the noise in a movie (T, Y, X): 1 if it is white, more if rows share it."""
+    """Standard deviation of the smooth part of a movie's noise (T, Y, X): 1 if it is white, more if rows share it."""
     shared = neighbour_correlations(residual[:CELL])
     return math.prod(1 + 2 * max(0.0, correlation) for correlation in shared) ** 0.5
 
@@ -131,14 +131,18 @@ def noise_edge(frames: int, pixels: int) -> float:
 
 
 def patterns(prediction: Tensor, recording: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The strongest patterns of a prediction (T, P): u (T, K), v (P, K), and r (K,), what each measures in the recording.
+    """The strongest patterns of a prediction (T, P): u (T, K), v (P, K); what each measures in the recording (K,).
 
     By one power iteration from a random start (Halko et al., SIAM Review 2011), the same at every call.
     """
     if count < min(prediction.shape):
         random = torch.Generator(prediction.device).manual_seed(0)
         start = torch.randn(prediction.shape[1], count, generator=random, device=prediction.device)
-        basis = torch.linalg.qr(prediction @ (prediction.mT @ (prediction @ start))).Q
+        basis = torch.linalg.qr(prediction @ start).Q
+        basis = torch.linalg.qr(
+            prediction.mT @ basis
+        ).Q  # between steps too: weak patterns beside strong ones
+        basis = torch.linalg.qr(prediction @ basis).Q
         u, _, vh = torch.linalg.svd(basis.mT @ prediction, full_matrices=False)
         u = basis @ u
     else:
@@ -212,7 +216,7 @@ def give_back(frames: Tensor, recording: Tensor, gain: Tensor) -> Tensor:
         return frames
     share = F.interpolate(share[None, None], (len(frames), *share.shape[1:]), mode="trilinear")[0, 0]
     for part, seen, its_share in zip(frames.split(CELL), recording.split(CELL), share.split(CELL)):
-        part += F.interpolate(its_share[:, None], part.shape[1:], mode="bilinear")[:, 0] * (seen - part)
+        part.add_(F.interpolate(its_share[:, None], part.shape[1:], mode="bilinear")[:, 0] * (seen - part))
     return frames
 
 
