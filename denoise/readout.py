@@ -222,12 +222,12 @@ def give_back(frames: Tensor, recording: Tensor, gain: Tensor) -> Tensor:
 
 def excess(frames: Tensor, recording: Tensor, gain: Tensor) -> Tensor:
     """Residual variance over what noise explains, and its tolerance, in cells (t, y, x) of about CELL voxels a side."""
-    columns = [max(1, size // CELL) for size in frames.shape[1:]]
+    height, width = (max(1, size // CELL) for size in frames.shape[1:])
     cells = []
     for part, seen in zip(frames.split(CELL), recording.split(CELL)):
         expected = (1 + gain * part).clamp(min=0.04)
         squares = torch.minimum((seen - part).square(), HIGHEST * expected)
-        found, noise = (F.adaptive_avg_pool2d(x.mean(0)[None], columns)[0] for x in (squares, expected))
-        voxels = part.numel() / math.prod(columns)
+        found, noise = (F.adaptive_avg_pool2d(x.mean(0)[None], (height, width))[0] for x in (squares, expected))
+        voxels = part.numel() / (height * width)
         cells.append(found / noise / (1 + max(TOLERANCE, CHANCE / voxels**0.5)))
     return torch.stack(cells)
