@@ -222,12 +222,24 @@ def give_back(frames: Tensor, recording: Tensor, gain: Tensor) -> Tensor:
 
 def excess(frames: Tensor, recording: Tensor, gain: Tensor) -> Tensor:
     """Residual variance over what noise explains, and its tolerance, in cells (t, y, x) of about CELL voxels a side."""
+    white = white_variance(recording[: 4 * CELL])
     height, width = (max(1, size // CELL) for size in frames.shape[1:])
     cells = []
     for part, seen in zip(frames.split(CELL), recording.split(CELL)):
-        expected = (1 + gain * part).clamp(min=0.04)
+        expected = white * (1 + gain * part).clamp(min=0.04)
         squares = torch.minimum((seen - part).square(), HIGHEST * expected)
         found, noise = (F.adaptive_avg_pool2d(x.mean(0)[None], (height, width))[0] for x in (squares, expected))
         voxels = part.numel() / (height * width)
         cells.append(found / noise / (1 + max(TOLERANCE, CHANCE / voxels**0.5)))
     return torch.stack(cells)
+
+
+def white_variance(recording: Tensor) -> float:
+    """Variance of what is rough in a whitened movie (T, Y, X): 1, or less where its noise was overestimated.
+
+    The noise model takes for noise whatever changes from frame to frame: in a movie with hardly any noise that is
+    signal, which is smooth along Y and X. Noise may be smooth along one of them, where neighbours share it.
+    """
+    steps = recording.diff(dim=0)
+    rough = [steps.diff(n=2, dim=axis).square().mean() / 12 for axis in (1, 2) if steps.shape[axis] > 2]
+    return float(min(1.0, max(rough))) if rough and len(steps) else 1.0
