@@ -46,6 +46,8 @@ CELL = 16  # frames and pixels: side of the cells in which the residual is compa
 TOLERANCE = 0.2  # of the noise's variance: what its model may be wrong by
 CHANCE = 10.0  # over the root of a cell's voxels: what its variance may be off by, by chance
 HIGHEST = 16.0  # times its variance: a residual beyond is no noise and no common error, but one odd voxel
+QUIET = 0.1  # quantile of the cells in which there is hardly a signal
+SURE = 0.8  # times the noise's variance, below which it was overestimated
 SAME = 1e-3  # share of the frames' noise below which their mean is the movie's
 
 
@@ -228,7 +230,9 @@ def excess(frames: Tensor, recording: Tensor, gain: Tensor) -> Tensor:
     for part, seen in zip(frames.split(CELL), recording.split(CELL)):
         expected = white * (1 + gain * part).clamp(min=0.04)
         squares = torch.minimum((seen - part).square(), HIGHEST * expected)
-        found, noise = (F.adaptive_avg_pool2d(x.mean(0)[None], (height, width))[0] for x in (squares, expected))
+        found, noise = (
+            F.adaptive_avg_pool2d(x.mean(0)[None], (height, width))[0] for x in (squares, expected)
+        )
         voxels = part.numel() / (height * width)
         cells.append(found / noise / (1 + max(TOLERANCE, CHANCE / voxels**0.5)))
     return torch.stack(cells)
@@ -238,8 +242,16 @@ def white_variance(recording: Tensor) -> float:
     """Variance of what is rough in a whitened movie (T, Y, X): 1, or less where its noise was overestimated.
 
     The noise model takes for noise whatever changes from frame to frame: in a movie with hardly any noise that is
-    signal, which is smooth along Y and X. Noise may be smooth along one of them, where neighbours share it.
+    signal, which is smooth along Y and X, and not everywhere. Noise may be smooth along one of them, where neighbours
+    share it.
     """
     steps = recording.diff(dim=0)
-    rough = [steps.diff(n=2, dim=axis).square().mean() / 12 for axis in (1, 2) if steps.shape[axis] > 2]
-    return float(min(1.0, max(rough))) if rough and len(steps) else 1.0
+    axes = [axis for axis in (1, 2) if steps.shape[axis] > 2 * CELL]
+    if not axes or not len(steps):
+        return 1.0
+    cells = [max(1, size // CELL) for size in steps.shape[1:]]
+    rough = [
+        F.adaptive_avg_pool2d(steps.diff(n=2, dim=axis).square().mean(0)[None] / 12, tuple(cells))
+        for axis in axes
+    ]
+    return min(1.0, float(torch.stack(rough).amax(0).quantile(QUIET)) / SURE)
