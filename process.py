@@ -268,6 +268,7 @@ def prepare(options: Options, plan: Plan, signals: StopSignals) -> Run:
         say(f"WARNING: {warning}")
     device = choose_device(options.device)
     limit_threads()
+    limit_memory()
     model, weights = load_weights(options.weights, device)
     return Run(options, plan, device, model, weights, signals, read_records(options.output), started)
 
@@ -318,18 +319,48 @@ def cpu_quota(membership: Path, mount: Path) -> float:
     Source: the kernel's cgroup-v2 (cpu.max: "quota period") and cgroup-v1 (cpu.cfs_quota_us) documents.
     """
     quotas = [math.inf]
+    for folder in control_groups("cpu", membership, mount):
+        old = [read_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+        quota, period = read_text(folder / "cpu.max").split() or old
+        if quota.isdigit() and period.isdigit():  # not "max", -1, or no such file
+            quotas.append(int(quota) / int(period))
+    return min(quotas)
+
+
+def control_groups(controller: str, membership: Path, mount: Path) -> Iterator[Path]:
+    """Folders of the control groups of this process and those above them."""
     for line in read_text(membership).splitlines():
         _, controllers, group = line.split(":", 2)  # version 2: "0::/group"; 1: "4:cpu,cpuacct:/group"
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        top = mount / "cpu" if controllers else mount
+        top = mount / controller if controllers else mount
         leaf = top / group.lstrip("/")
-        for folder in (leaf, *(parent for parent in leaf.parents if parent.is_relative_to(top))):
-            old = [read_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
-            quota, period = read_text(folder / "cpu.max").split() or old
-            if quota.isdigit() and period.isdigit():  # not "max", -1, or no such file
-                quotas.append(int(quota) / int(period))
-    return min(quotas)
+        yield from (leaf, *(parent for parent in leaf.parents if parent.is_relative_to(top)))
+
+
+def limit_memory() -> None:
+    """Ask for no more memory than there is: an error costs one movie, where the kernel would end the whole run."""
+    import resource
+
+    if sys.platform != "linux":
+        return
+    there = memory_there(Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [limit for limit in (soft, hard, there) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits, default=soft), hard))
+
+
+def memory_there(meminfo: Path, membership: Path, mount: Path) -> int:
+    """Bytes of memory and swap space of this machine, or less if its control groups grant less; -1 if unknown.
+
+    Source: the kernel's cgroup-v2 (memory.max) and cgroup-v1 (memory.limit_in_bytes) documents.
+    """
+    sizes = re.findall(r"^(?:MemTotal|SwapTotal):\s*(\d+) kB$", read_text(meminfo), re.MULTILINE)
+    limits = [1024 * sum(map(int, sizes))] if sizes else []
+    for folder in control_groups("memory", membership, mount):
+        limit = (read_text(folder / "memory.max") or read_text(folder / "memory.limit_in_bytes")).strip()
+        limits += [int(limit)] if limit.isdigit() else []
+    return min(limits, default=-1)
 
 
 # ---- the movies
@@ -594,7 +625,7 @@ def explain(error: Exception, job: Job) -> str:
 
     if isinstance(error, MovieError):
         return str(error) if job.name in str(error) else f"{job.name}: {error}"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         text = f"expected enough memory, found too little ({error}); give it more, or a device with more"
     elif isinstance(error, OSError):
         found = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")

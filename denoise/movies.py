@@ -313,6 +313,7 @@ LAYOUT: dict[int, tuple[str, int | None]] = {
     339: ("SampleFormat", 1),
 }
 SUBFILE_TYPE, THUMBNAIL = 254, 1  # a tag, and its bit
+OF_EACH_SAMPLE = (258, 339)  # tags that have a number for each colour
 INTEGER_BYTES = {1: 1, 3: 2, 4: 4, 16: 8}  # by tag type
 MOST_TAGS = 4096
 
@@ -369,10 +370,16 @@ def _page_header(
         _fail(path, f"expected page {page} at byte {offset}, found none: cut off or damaged; copy it again")
     layout = {}
     for code, kind, number, value in dialect.entry.iter_unpack(block):
-        if (code in LAYOUT or code == SUBFILE_TYPE) and number == 1 and kind in INTEGER_BYTES:
-            layout[code] = int.from_bytes(value[: INTEGER_BYTES[kind]], dialect.order)  # type: ignore[arg-type]
-            if code in LAYOUT and layout[code] == LAYOUT[code][1]:
-                del layout[code]
+        if (code not in LAYOUT and code != SUBFILE_TYPE) or (code in OF_EACH_SAMPLE and number != 1):
+            continue
+        if number != 1 or kind not in INTEGER_BYTES:  # tifffile would calculate with a list
+            _fail(
+                path,
+                f"expected one whole number as tag {code} of page {page}, found none: damaged; copy it again",
+            )
+        layout[code] = int.from_bytes(value[: INTEGER_BYTES[kind]], dialect.order)  # type: ignore[arg-type]
+        if code in LAYOUT and layout[code] == LAYOUT[code][1]:
+            del layout[code]
     return layout, dialect.offset.unpack(following)[0]
 
 
@@ -490,7 +497,12 @@ def _tifffile(stack: ExitStack, path: Path, pages: int) -> tifffile.TiffFile:
 def _shaped_metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
     """The JSON that tifffile, and so MovieWriter, puts into the first page's description; else {}."""
     description = tif.pages.first.shaped_description or ""
-    return json.loads(description) if description.startswith("{") else {}
+    told = json.loads(description) if description.startswith("{") else {}
+    if not all(isinstance(size, (int, float)) for size in told.get("shape", [])):
+        raise ValueError(
+            "expected numbers as shape in its description"
+        )  # else tifffile takes products of lists
+    return told
 
 
 def _only_series(path: Path, tif: tifffile.TiffFile) -> tifffile.TiffPageSeries:

@@ -474,6 +474,19 @@ def test_files_that_unpack_to_far_more_than_they_are_do_no_harm(run: Runner) -> 
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before < gigabyte / 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory so")
+def test_a_movie_that_needs_more_memory_than_there_is_costs_no_other(run: Runner) -> None:
+    """A frame of 16,000 x 16,000 voxels in 280 kB: its turn ends with a line, where the kernel would end the run."""
+    huge = np.zeros((1, 16_000, 16_000), np.uint8)
+    write(run.input / "a.tif", huge, compression="zlib", metadata={"axes": "TYX"})
+    write(run.input / "b.tif")
+    limit = 3 * 2**29
+    done = run(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)))
+    assert (done.status, len(done.err)) == (1, 2)
+    assert "a.tif: expected enough memory, found too little" in done.err[0]
+    assert run.statuses() == {"a.tif": "failed", "b.tif": "ok"}
+
+
 # ---- numbers ------------------------------------------------------------------------------------------------
 
 
