@@ -47,6 +47,7 @@ SHIPPED_WEIGHTS = Path(__file__).resolve().parent / UPLOADED_WEIGHTS.name
 EXAMPLE = Path(__file__).resolve().parent / "example"  # the folder with the movie of --demo
 REPORTS = "report"  # the folder of --report below the output
 NAMES_SHOWN = 5  # in the closing line: the platform drops over-long lines
+COARSE = 1000  # steps of float32 within a movie's percentiles: fewer may show
 SAVED_EVERY = 5.0  # seconds, at least, between two writings of the metadata while the run goes on
 SAVING_SHARE = 0.05  # of the run's time at most, when there are many movies
 NOT_IN_RESULT = (
@@ -491,7 +492,27 @@ def denoise_part(
     diagnostics = Diagnostics(part.movie) if run.options.report else None
     write = writing(writer, part, diagnostics)
     settings = Settings(run.options.percentiles, run.options.adapt, ensemble(run))
-    return denoise_movie(part.movie, run.model, settings, write, progress), diagnostics
+    result = denoise_movie(part.movie, run.model, settings, write, progress)
+    result.warnings.extend(resolution_warnings(result, part.movie.info.dtype, writer.dtype))
+    return result, diagnostics
+
+
+def resolution_warnings(result: Result, wanted: np.dtype, written: np.dtype) -> list[str]:
+    """Where a movie of another type is finer than float32. Raises MovieError where nothing of it would be left."""
+    import numpy as np
+
+    from denoise.movies import MovieError
+
+    low, high = result.percentiles
+    step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
+    if written != np.float32 or wanted.itemsize < 4 or wanted == written or high - low > COARSE * step:
+        return []
+    found = f"float32 has steps of {step:.3g} at these intensities, which range over {high - low:.3g}"
+    if high - low < np.finfo(np.float32).tiny:
+        raise MovieError(
+            f"expected intensities that float32 can tell apart, found that {found}; multiply them"
+        )
+    return [f"{found}; subtract an offset before, or for integers use --dtype input"]
 
 
 def adaptation_in_words(found: dict[str, Any]) -> str:
@@ -534,7 +555,7 @@ def dtype_warnings(info: MovieInfo, options: Options) -> list[str]:
 
 
 def writing(writer: PartsWriter, part: Part, diagnostics: Diagnostics | None) -> Callable[[np.ndarray], None]:
-    """Appends float32 frames (n, Y, X) to a part, in the output's dtype, after the report has looked.
+    """Appends frames (n, Y, X) to a part, in the output's dtype, after the report has looked.
 
     NaN or infinity never gets into a file.
     """
