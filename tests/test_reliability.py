@@ -75,7 +75,7 @@ class Runner:
 
     def __call__(self, *arguments: object, **options: Any) -> Ended:
         with self.start(*arguments, **options) as process:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=600)
         return Ended(
             process.returncode, out.splitlines(), [line for line in err.splitlines() if line.strip()]
         )
