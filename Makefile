@@ -74,7 +74,7 @@ train: $(READY) ## train the shipped weights again, from simulated recordings: r
 example: $(READY) ## make the movie of --demo again: example/example.tif
 	$(PY) -m simulation.example example/example.tif
 
-benchmark: $(READY) ## score the shipped weights against methods without a network
+benchmark: $(READY) ## score the shipped weights against other methods: an hour or so, goes on where it was interrupted
 	$(PY) -m evaluation.benchmark
 
 build: ## build the Docker image calcium-denoiser
