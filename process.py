@@ -75,12 +75,15 @@ class Options:
     weights: Path | None
     device: str
     dtype: str  # of the output: "float32", or "input" for the movie's own
+    format: str  # of the output: "tif", or "same" for the movie's own
     percentiles: tuple[float, float]
     adapt: float  # minutes for each movie, 0 for none
     ensemble: str  # "on", "off", or "auto": on in the challenge layout, where the score is all
     overwrite: bool
     resume: bool
     frames: tuple[int | None, int | None]  # [first, end) of each movie
+    series: bool  # numbered files are one movie
+    dataset: str | None  # which array of an HDF5, NWB or Zarr file
     report: bool
     demo: bool
     dry_run: bool
@@ -152,6 +155,8 @@ def parse_options() -> Options:
     )
     add("--device", type=a_device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--dtype", choices=("float32", "input"), default="float32", help="of the output (default: float32)")
+    add("--format", choices=("tif", "same"), default="tif",
+        help="of the output: TIFF, or the input's own where it can be written (default: tif)")  # fmt: skip
     add("--percentiles", type=float, nargs=2, metavar=("LOW", "HIGH"), default=(3.0, 97.0),
         help="of the movie's intensities, for its normalization (default: 3 97)")  # fmt: skip
     add("--adapt", type=minutes, default=0.0, metavar="off|MINUTES",
@@ -166,6 +171,10 @@ def parse_options() -> Options:
         help="write report/<movie>.html and .png: pictures, traces, and what was removed")  # fmt: skip
     add("--frames", type=a_range, default=(None, None), metavar="A:B",
         help="denoise frames A to B - 1 of each movie, counted from 0; each may be left out (default: all)")  # fmt: skip
+    add("--series", action="store_true",
+        help="TIFF files whose names differ by their last number alone are one movie")  # fmt: skip
+    add("--dataset", metavar="NAME",
+        help="which dataset of HDF5, NWB and Zarr files holds the movie (default: the only one that can)")  # fmt: skip
     add("--demo", action="store_true", help="denoise the example movie that comes along, with a report")
     add("--dry-run", action="store_true", help="list the movies, memory and time; denoise nothing")
     add("--version", action="version", version=f"{NAME} {__version__}")
@@ -211,7 +220,7 @@ def make_plan(options: Options) -> Plan:
     from denoise.layout import LayoutError, plan_movies
 
     try:
-        return plan_movies(options.input, options.output)
+        return plan_movies(options.input, options.output, options.series, options.format == "same")
     except LayoutError as error:
         raise Refusal(str(error)) from error
 
@@ -383,16 +392,31 @@ def attempt(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> N
 
 def take_over(run: Run, job: Job, record: dict[str, Any]) -> bool:
     """Whether an earlier run finished this very movie; its record then counts for this run too."""
-    from denoise.movies import movie_files
     from denoise.records import is_complete, strict
 
     earlier = run.earlier.get(strict(record["output"]), {})
-    if run.options.report and "report" not in earlier:
+    if run.options.report and not all("report" in note for note in earlier.get("parts", [earlier])):
         return False
-    if not is_complete(earlier, movie_files(job.source), made_with(run), job.output):
+    if not is_complete(earlier, input_files(job), made_with(run), job.output):
         return False
     record.update(earlier, kept=True)
     return True
+
+
+def open_job(job: Job, options: Options) -> Recording:
+    """The movies of a file, or of a series of files."""
+    from denoise.formats import open_recording, open_series
+
+    if job.series:
+        return open_series(job.series, options.frames)
+    return open_recording(job.source, options.frames, options.dataset)
+
+
+def input_files(job: Job) -> list[Path]:
+    """All files that a movie is read from."""
+    from denoise.formats import recording_files
+
+    return [file for path in job.series or (job.source,) for file in recording_files(path)]
 
 
 def ensemble(run: Run) -> bool:
@@ -402,19 +426,18 @@ def ensemble(run: Run) -> bool:
 
 def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:
     """The story of one movie: open it, denoise it frame by frame into a new file, and note what was done."""
-    from denoise.formats import open_recording
     from denoise.inference import SYMMETRIES
-    from denoise.movies import MovieError, movie_files
-    from denoise.records import fingerprint
+    from denoise.movies import MovieError
+    from denoise.records import files_at, fingerprints
 
     start = time.monotonic()
-    with open_recording(job.source, run.options.frames) as recording:
-        inputs = movie_files(job.source)
+    with open_job(job, run.options) as recording:
+        inputs = input_files(job)
         state = [changes(path) for path in inputs]
-        record.update(made_with=made_with(run), input_files=list(map(fingerprint, inputs)))
+        record.update(made_with=made_with(run), input_files=fingerprints(inputs))
         dtype = output_dtype(recording.info, run.options)
         record.update(describe(recording), output_dtype=str(dtype))
-        record["warnings"] = dtype_warnings(recording.info, run.options)
+        record["warnings"] = [*recording.info.notes, *dtype_warnings(recording.info, run.options)]
         progress.say(f"{in_words(recording)} -> {record['output']}")
         if ensemble(run):
             progress.say(f"as the mean of {SYMMETRIES} mirrored views; --ensemble off is that much faster")
@@ -426,7 +449,7 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
                     f"{job.name}: expected a movie that is complete, found it changed while it was read; "
                     "nothing was kept: run it again when it is"
                 )
-    record["output_file"] = fingerprint(job.output)
+    record["output_file"] = fingerprints(files_at(job.output))[0]
     speed = math.prod(recording.sizes) / (time.monotonic() - start)
     record.update(ensemble=ensemble(run), voxels_per_second=speed)
     if len(done) > 1:
@@ -641,9 +664,7 @@ def tell_plan(run: Run) -> int:
 
 def look_at(job: Job, options: Options) -> tuple[int, tuple[int, int, int], str]:
     """The number of movies in a file, the shape of each, and what its header says in words."""
-    from denoise.formats import open_recording
-
-    with open_recording(job.source, options.frames) as recording:
+    with open_job(job, options) as recording:
         recording.parts[0].movie.read(0, 1)
         return len(recording.parts), recording.info.shape, in_words(recording)
 
@@ -816,6 +837,7 @@ def describe(recording: Recording) -> dict[str, Any]:
         "pixel_size": info.pixel_size,
         "frame_interval": info.frame_interval,
         **({"channels": recording.channels} if recording.channels else {}),
+        **({"dataset": recording.dataset} if recording.dataset else {}),
     }
 
 

@@ -41,8 +41,8 @@ class ArraySource:
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
 
-    def frames(self, start: int, stop: int) -> np.ndarray:
-        return self.array[start:stop].copy()
+    def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
+        return self.array[start:stop:step].copy()
 
     def close(self) -> None:
         """Nothing to close."""
