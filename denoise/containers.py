@@ -54,6 +54,7 @@ HDF5_FILTERS = {
     6: "scale-offset",
     32000: "lzf",
 }
+HARD, SOFT = 0, 1  # kinds of links (H5Lpublic.h)
 HDF5_CACHE = 1 << 27  # bytes of unpacked chunks
 ZARR_2_CODECS = {"blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "delta", "shuffle"}
 ZARR_3_CODECS = {"bytes", "transpose", "blosc", "gzip", "zstd", "crc32c", "sharding_indexed"}
@@ -155,7 +156,7 @@ def _open_hdf5(path: Path, wanted: str | None) -> Pages:
             name, calibration = _nwb_series(path, file, inside, series, wanted)
         else:
             three = {name: kind.shape for name, kind in inside.items() if len(kind.shape) == 3}
-            name = _choose(path, wanted, three, "a dataset of three axes (T, Y, X)")
+            name = _choose(path, wanted, three, "dataset of three axes (T, Y, X)")
             calibration = _Calibration(_element_size(file[name].attrs))
         dataset = file[name]
         shape = _check_hdf5(path, dataset)
@@ -279,9 +280,22 @@ def linked(file: Any, inside: Mapping[str, Any], name: str) -> str | None:
     if name in inside:
         return name
     parent, _, last = name.rpartition("/")
-    link = file[parent].get(last, getlink=True) if parent in inside else None
-    target = str(getattr(link, "path", "")).strip("/")
-    return target if not hasattr(link, "filename") and target in inside else None
+    target = soft_link(file[parent], last) if parent in inside else None
+    return target.strip("/") if target is not None and target.strip("/") in inside else None
+
+
+def is_hard_link(group: Any, name: str) -> bool:
+    """Whether a group of HDF5 has this entry itself. h5py's own `in` would follow a link, out of the file too."""
+    key = name.encode()
+    return group.id.links.exists(key) and group.id.links.get_info(key).type == HARD
+
+
+def soft_link(group: Any, name: str) -> str | None:
+    """The path that an entry leads to within the file, if it is such a link."""
+    key = name.encode()
+    if not group.id.links.exists(key) or group.id.links.get_info(key).type != SOFT:
+        return None
+    return group.id.links.get_val(key).decode("utf-8", "replace")
 
 
 def _nwb_pixel_size(file: Any, inside: Mapping[str, _Kind], name: str) -> tuple[float, float] | None:
@@ -326,7 +340,7 @@ def _open_zarr(path: Path, wanted: str | None) -> Pages:
         possible = {largest: possible[largest]}
     elif wanted is None:
         possible = {name: shape for name, shape in possible.items() if len(shape) == 3}
-    name = _choose(path, wanted, possible, "an array of three axes (T, Y, X)")
+    name = _choose(path, wanted, possible, "array of three axes (T, Y, X)")
     sizes = _check_zarr(path, name, arrays[name], files)
     axes = _zarr_axes(path, scales, sizes)
     told = _zarr_calibration(scales, name, axes)

@@ -15,12 +15,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import tifffile
 
-from denoise import containers, movies
+from denoise import containers, movies, same
+from denoise.atomic import PartFolder
 from denoise.movies import (
     CLASSIC_BYTES,
     FRAME_AXES,
@@ -68,6 +69,8 @@ class Recording:
     parts: list[Part]
     channels: list[str]
     source: Closable
+    frame_axis: str  # which of the axes counts the frames
+    first: int = 0  # number of the first frame, of those of the file
     dataset: str = ""  # its place in a container of several
 
     def __enter__(self) -> Recording:
@@ -77,7 +80,12 @@ class Recording:
         self.source.close()
 
     def writer(self, path: Path, dtype: np.dtype) -> PartsWriter:
-        return PartsWriter(path, self, dtype)
+        """For a TIFF; by the path's ending for another format, which then is the input's own."""
+        if path.name.lower().endswith(TIFF_SUFFIXES):
+            return PartsWriter(path, self, dtype)
+        return (ZarrWriter if path.name.lower().endswith(containers.ZARR_SUFFIXES) else SameWriter)(
+            path, self, dtype
+        )
 
 
 class Closable(Protocol):
@@ -121,7 +129,7 @@ def split(pages: Pages, frames: Range) -> Recording:
     sources = [PartSource(pages.movie, stored[(kept, *where)]) for where in np.ndindex(stored.shape[1:])]
     sizes[place] = len(kept)
     recording = recording_of(pages.movie.info, pages.channels, (axes, sizes, place), sources, pages.movie)
-    return replace(recording, dataset=pages.dataset)
+    return replace(recording, dataset=pages.dataset, first=int(kept[0]))
 
 
 def recording_of(
@@ -138,7 +146,7 @@ def recording_of(
         Part(name_of(others, where, channels), Movie(info, source), written[(slice(None), *where)])
         for where, source in zip(np.ndindex(written.shape[1:]), sources)
     ]
-    return Recording(info, axes, tuple(sizes), parts, channels, holder)
+    return Recording(info, axes, tuple(sizes), parts, channels, holder, axes[place])
 
 
 def kept_axes(pages: Pages) -> tuple[str, list[int]]:
@@ -349,13 +357,12 @@ class PartsWriter(MovieWriter):
         pages = math.prod(recording.sizes[:-2])
         super().__init__(path, (pages, *info.shape[1:]), dtype, info.pixel_size, info.frame_interval)
         self.dtype = np.dtype(dtype)
-        self.begin = 0
+        self.begin = 0  # byte of the first voxel
         self.done = dict.fromkeys((part.name for part in recording.parts), 0)
 
     def __enter__(self) -> PartsWriter:
         super().__enter__()
-        assert self._part is not None  # noqa: S101 - opened by the line above
-        self.begin = self._part.file.tell()
+        self.begin = self._file.tell()
         return self
 
     def append_to(self, part: Part, frames: np.ndarray) -> None:
@@ -366,8 +373,7 @@ class PartsWriter(MovieWriter):
             self.append(frames)
             return
         for page, frame in zip(pages.tolist(), frames):
-            if self._part is not None:
-                self._part.file.seek(self.begin + page * frame.nbytes)
+            self._file.seek(self.begin + page * frame.nbytes)
             self.append(frame[None])
 
     def _description(self) -> str:
@@ -409,3 +415,40 @@ class PartsWriter(MovieWriter):
         xml = tifffile.OmeXml()
         xml.addimage(self._dtype, self.recording.sizes, (pages, 1, 1, height, width, 1), axes=axes, **told)
         return xml.tostring(declaration=True).encode("ascii", "xmlcharrefreplace").decode("ascii")
+
+
+class SameWriter(PartsWriter):
+    """Write a movie in the format of its input, MetaImage, NRRD, NIfTI, HDF5 or NWB: a header, and frames behind it."""
+
+    def __init__(self, path: Path, recording: Recording, dtype: np.dtype) -> None:
+        if len(recording.parts) > 1:
+            raise MovieError(
+                f"{path}: expected one movie for this format, found {len(recording.parts)}; write TIFF"
+            )
+        super().__init__(path, recording, dtype)
+
+    def _write_headers(self, file: BinaryIO) -> int:
+        return same.begin(file, self.recording, self._dtype)
+
+
+class ZarrWriter(PartsWriter):
+    """Write a recording as OME-Zarr: a folder, which like a file gets its name when it is complete."""
+
+    def __enter__(self) -> ZarrWriter:
+        with self._cleanly("the folder cannot be created"):
+            self._check_space()
+            self._part = PartFolder(self._path)
+            self.zarr = same.ZarrFolder(self._part.folder, self.recording, self._dtype)
+        return self
+
+    def append_to(self, part: Part, frames: np.ndarray) -> None:
+        self._check_frames(frames)
+        with movies.errors_of(self._path, "the folder cannot be written", movies.UNWRITABLE):
+            self.zarr.append(part, self.done[part.name], frames)
+        self.done[part.name] += len(frames)
+        self._written += len(frames)
+
+    def _discard(self) -> None:
+        if self._part is not None:
+            self.zarr.close()
+        super()._discard()

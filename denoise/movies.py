@@ -31,7 +31,7 @@ import numpy as np
 import SimpleITK as sitk
 import tifffile
 
-from denoise.atomic import PartFile
+from denoise.atomic import PartFile, PartFolder
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 ITK_READERS = {".mha": "Meta", ".mhd": "Meta", ".nrrd": "Nrrd", ".nii": "Nifti", ".nii.gz": "Nifti"}
@@ -927,7 +927,7 @@ class MovieWriter:
         self._check()
         self._bytes = math.prod(self._shape) * self._dtype.itemsize + self._shape[0] * PAGE_BYTES
         self._written = 0
-        self._part: PartFile | None = None
+        self._part: PartFile | PartFolder | None = None
 
     def _check(self) -> None:
         if len(self._shape) != 3 or min(self._shape) < 1:
@@ -945,8 +945,15 @@ class MovieWriter:
                 _fail(self._path, "expected a free name to write to, found a folder; move it away")
             self._check_space()
             self._part = PartFile(self._path)
-            self._part.file.seek(self._write_headers(self._part.file))
+            self._file.seek(self._write_headers(self._file))
         return self
+
+    @property
+    def _file(self) -> BinaryIO:
+        """The file under way. Raises ValueError outside the with block."""
+        if not isinstance(self._part, PartFile):
+            raise ValueError(f"{self._path}: frames are written inside the with block")
+        return self._part.file
 
     def _check_space(self) -> None:
         """Hours of work must not end on a full disk; an older file of the same name stays until the end."""
@@ -981,17 +988,19 @@ class MovieWriter:
 
     def append(self, frames: np.ndarray) -> None:
         """Write the next frames (n, Y, X), of the writer's dtype."""
-        if self._part is None:
-            raise ValueError(f"{self._path}: frames are written inside the with block")
+        file = self._file
+        self._check_frames(frames)
+        with errors_of(self._path, "the file cannot be written", UNWRITABLE):
+            file.write(np.ascontiguousarray(frames).data)
+        self._written += len(frames)
+
+    def _check_frames(self, frames: np.ndarray) -> None:
         if frames.ndim != 3 or frames.shape[1:] != self._shape[1:]:
             raise ValueError(f"frames {frames.shape} must be (n, {self._shape[1]}, {self._shape[2]})")
         if frames.dtype != self._dtype:
             raise ValueError(f"frames of {frames.dtype} must be {self._dtype}")
         if self._written + len(frames) > self._shape[0]:
             raise ValueError(f"{self._written} + {len(frames)} frames must be at most {self._shape[0]}")
-        with errors_of(self._path, "the file cannot be written", UNWRITABLE):
-            self._part.file.write(np.ascontiguousarray(frames).data)
-        self._written += len(frames)
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is not None:

@@ -36,7 +36,9 @@ def told(plan: layout.Plan, folder: Path) -> dict[str, list[str]]:
 
 
 def test_numbered_files_are_one_movie_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    plan = planned(tmp_path / "in", "d/Img_10.tif", "d/Img_9.tif", "Img_1.tif", "d/Img_8.tif", "d/a.mha", "x.tif")
+    plan = planned(
+        tmp_path / "in", "d/Img_10.tif", "d/Img_9.tif", "Img_1.tif", "d/Img_8.tif", "d/a.mha", "x.tif"
+    )
     assert told(plan, tmp_path / "in") == {
         "d/Img.tif": ["d/Img_8.tif", "d/Img_9.tif", "d/Img_10.tif"],
         "Img_1.tif": ["Img_1.tif"],
@@ -48,7 +50,17 @@ def test_numbered_files_are_one_movie_in_the_order_of_their_numbers(tmp_path: Pa
 
 
 def test_the_last_number_counts_and_names_do_not_collide(tmp_path: Path) -> None:
-    names = ["0001.tif", "0002.tif", "m1_1.tif", "m1_2.tif", "m2_1.tif", "m2_2.tif", "m-1.tif", "m-2.tif", "m.tif"]
+    names = [
+        "0001.tif",
+        "0002.tif",
+        "m1_1.tif",
+        "m1_2.tif",
+        "m2_1.tif",
+        "m2_2.tif",
+        "m-1.tif",
+        "m-2.tif",
+        "m.tif",
+    ]
     found = told(planned(tmp_path / "day 1", *names), tmp_path / "day 1")
     assert found["day 1.tif"] == ["0001.tif", "0002.tif"], "named after its folder"
     assert (found["m1.tif"], found["m2.tif"]) == (["m1_1.tif", "m1_2.tif"], ["m2_1.tif", "m2_2.tif"])
@@ -140,7 +152,9 @@ def test_channels_are_taken_apart_in_every_file(tmp_path: Path) -> None:
 
 def test_ome_that_speaks_of_all_files_is_not_one_file_s_shape(tmp_path: Path) -> None:
     voxels = pixels(3)
-    description = OME.format(order="CZT", T=3, C=1, Z=1, channels="")  # as Bruker's software repeats it in each file
+    description = OME.format(
+        order="CZT", T=3, C=1, Z=1, channels=""
+    )  # as Bruker's software repeats it in each file
     paths = save_pieces(tmp_path, voxels, [1, 2], t1=description)
     with open_series(paths) as series:
         assert series.info.shape == (3, 7, 9)
@@ -150,7 +164,9 @@ def test_ome_that_speaks_of_all_files_is_not_one_file_s_shape(tmp_path: Path) ->
 def test_the_odd_file_is_named_with_both_values(tmp_path: Path) -> None:
     paths = save_pieces(tmp_path, pixels(4), [1, 2, 3])
     save_by_pillow(paths[2], np.zeros((1, 7, 8), np.uint16), "")
-    message = r"x_2\.tif: expected frames of Y 7 x X 9, uint16, as in x_0\.tif, found frames of Y 7 x X 8, uint16"
+    message = (
+        r"x_2\.tif: expected frames of Y 7 x X 9, uint16, as in x_0\.tif, found frames of Y 7 x X 8, uint16"
+    )
     with pytest.raises(MovieError, match=message):
         open_series(paths)
     save_by_pillow(paths[2], np.zeros((1, 7, 9), np.uint8), "")
