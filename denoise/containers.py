@@ -308,7 +308,7 @@ def _nwb_pixel_size(file: Any, inside: Mapping[str, _Kind], name: str) -> tuple[
         or not _lies_here(file[spacing])
     ):
         return None
-    unit = {"meters": "m", "micrometers": "um", "millimeters": "mm"}.get(
+    unit = {"meters": "m", "micrometers": "um", "microns": "um", "millimeters": "mm"}.get(
         str(attribute(file[spacing].attrs, "unit") or "meters"), ""
     )
     first, second = (float(length) * MICROMETRES.get(unit, math.nan) for length in file[spacing][:2])
