@@ -18,6 +18,7 @@ from torch import Tensor
 from denoise.adaptation import Adaptation, adapt
 from denoise.context import IMAGES, Context, ContextSums, dropped_rows
 from denoise.normalization import PercentileNormalization, Percentiles
+from denoise.precision import precision
 from denoise.tiling import Span, tile_axis, tile_grid
 from model import UNet3D, pad_to_grid
 
@@ -56,7 +57,7 @@ class Settings:
     """What a user may choose about the denoising itself."""
 
     percentiles: tuple[float, float] = (3.0, 97.0)
-    adapt_minutes: float = 0.0  # spent on adapting the network to each movie
+    adapt_minutes: float = 0.0  # at most, for adapting the network to each movie
     ensemble: bool = False  # the mean over sixteen mirrored and turned views, for sixteen times the work
 
 
@@ -69,6 +70,7 @@ class Result:
     noise: dict[str, float]  # gain and read_variance in the input's units
     warnings: list[str] = field(default_factory=list)
     adaptation: dict[str, object] | None = None  # see denoise.adaptation.Adaptation; None if there was none
+    model: UNet3D | None = None  # that denoised the movie: the adapted one, where that was kept
 
 
 @dataclass
@@ -116,8 +118,8 @@ def denoise_movie(
             tail = blended[final:].clone()
             frames = survey.context.restore(blended[:final] + network.static)
             write(survey.normalization.denormalize(frames.numpy()))
-    result = result_of(survey, tiles)
-    return replace(result, adaptation=asdict(adaptation) | {"kept": adaptation.kept} if adaptation else None)
+    told = asdict(adaptation) | {"kept": adaptation.kept} if adaptation else None
+    return replace(result_of(survey, tiles), adaptation=told, model=model)
 
 
 def adapted(
@@ -246,14 +248,6 @@ def coarse(level: Tensor, where: Sequence[slice], stride: int) -> Tensor:
     """The region of a feature map (1, C, Y / stride, X / stride) under (Y, X) slices that lie on the grid."""
     y, x = (slice(s.start // stride, s.stop // stride) for s in where)
     return level[..., y, x]
-
-
-def precision(device: torch.device) -> torch.dtype:
-    """bfloat16 or float16 where the processor computes in it, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    able = torch.cpu.get_capabilities()
-    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
 
 
 def time_slabs(shape: tuple[int, int, int], grid: int) -> list[Span]:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from denoise import inference
 from denoise.blindspot import context_of
-from denoise.inference import VIEWS, Network, Result, Settings, denoise_movie, precision
+from denoise.inference import VIEWS, Network, Result, Settings, denoise_movie
+from denoise.precision import precision
 from model import UNet3D, UNetConfig, load_model
 from simulation import LEVELS, challenge_scene, noisy
 
@@ -148,6 +149,14 @@ def test_missing_voxels_are_filled_and_told() -> None:
     assert ["3 voxels" in result.warnings[0], "1 rows" in result.warnings[1]] == [True, True]
     nothing, _ = run(np.full((3, 8, 8), np.nan, np.float32))
     assert np.isfinite(nothing).all()
+
+
+def test_a_dropped_frame_is_filled_like_its_neighbours(shipped: UNet3D) -> None:
+    frames = example((24, 24, 20))
+    frames[10] = 0
+    out, result = run(frames, shipped)
+    assert "24 rows hold one single value" in result.warnings[0]
+    assert abs(out[10] - (out[9] + out[11]) / 2).mean() < 0.05 * out[9].mean()
 
 
 @pytest.mark.parametrize("damage", [1e38, -1.7e38, 3e38])
