@@ -708,6 +708,7 @@ def report_facts(run: Run, job: Job, record: dict[str, Any], note: dict[str, Any
         "title": f"{job.name}, {note['name']}" if "name" in note else job.name,
         "shape": f"{' x '.join(map(str, record['shape']))} ({axes}), {record['input_dtype']}",
         "calibration": ", ".join(told),
+        "input": f"{record['input_files'][0]['name']}, SHA-256 {record['input_files'][0]['sha256']}",
         "output": f"{record['output']}, {record['output_dtype']}",
         "program": f"{NAME} {__version__}, torch {versions()['torch']}",
         "weights": f"{run.weights['path']}, SHA-256 {run.weights['sha256']}",
@@ -715,7 +716,9 @@ def report_facts(run: Run, job: Job, record: dict[str, Any], note: dict[str, Any
         "normalization": f"percentiles {run.options.percentiles[0]:g} and {run.options.percentiles[1]:g}, "
         f"found at {note['percentile_values'][0]:.5g} and {note['percentile_values'][1]:.5g}",
         "noise model": "gain {gain:.5g}, read variance {read_variance:.5g}".format(**note["noise"]),
+        "adaptation": adaptation_in_words(note["adaptation"]) if note["adaptation"] else "none",
         "ensemble": "the mean of mirrored views" if ensemble(run) else "off",
+        "frames": ":".join("" if end is None else str(end) for end in run.options.frames),
         "speed": f"{record['voxels_per_second'] / 1e6:.3g} million voxels a second",
         "started": run.started.isoformat(timespec="seconds"),
         "warnings": "; ".join(record["warnings"]) or "none",
@@ -764,37 +767,42 @@ def unexpected(error: Exception) -> str:
 
 
 def tell_plan(run: Run) -> int:
-    """List the movies of --dry-run with memory and time; exit status 1 if one of them cannot be denoised."""
-    from denoise.estimate import slab_bytes
+    """List the movies of --dry-run with time, memory and disk; exit status 1 if one of them cannot be denoised."""
+    from denoise.estimate import report_seconds, slab_bytes
 
     base = peak_memory(run.device)["peak_memory"]
-    problems, total = 0, 0.0
+    problems, total, disk = 0, 0.0, 0
     for job in run.plan.jobs:
         try:
-            parts, shape, told = look_at(job, run.options)
+            parts, shape, itemsize, told = look_at(job, run.options)
         except Exception as error:  # noqa: BLE001 - as in attempt: the others are looked at too
             problems += 1
             complain(explain(error, job))
             continue
         adapting = 60 * parts * adaptation_limit(run, shape, parts, time.monotonic())
-        seconds = parts * math.prod(shape) / run.speed + adapting
-        total += seconds
+        seconds = (
+            parts * (math.prod(shape) / run.speed + run.options.report * report_seconds(shape)) + adapting
+        )
+        size = parts * math.prod(shape) * itemsize
+        total, disk = total + seconds, disk + size
         memory = base + slab_bytes(shape, report=run.options.report)
         cost = duration(seconds) + (f" (of it at most {duration(adapting)} to adapt)" if adapting else "")
-        say(f"{job.name}: {told} -> {output_name(job, run)}; {cost}, {memory / 2**30:.1f} GB")
+        room = f"{in_bytes(memory)} of memory, {in_bytes(size)} on the disk"
+        say(f"{job.name}: {told} -> {output_name(job, run)}; {cost}, {room}")
     for name, reason in run.plan.unusable.items():
         problems += 1
         complain(f"{name}: {reason}")
     pace = f"{run.speed / 1e6:.3g} million voxels a second as measured just now"
-    say(f"dry run: {duration(total)} in all, at {pace}")
+    say(f"dry run: {duration(total)} and {in_bytes(disk)} on the disk in all, at {pace}")
     return 1 if problems else 0
 
 
-def look_at(job: Job, options: Options) -> tuple[int, tuple[int, int, int], str]:
-    """The number of movies in a file, the shape of each, and what its header says in words."""
+def look_at(job: Job, options: Options) -> tuple[int, tuple[int, int, int], int, str]:
+    """The number of movies in a file, the shape of each, the result's bytes a voxel, and its header in words."""
     with open_job(job, options) as recording:
         recording.parts[0].movie.read(0, 1)
-        return len(recording.parts), recording.info.shape, in_words(recording)
+        itemsize = output_dtype(recording.info, options).itemsize
+        return len(recording.parts), recording.info.shape, itemsize, in_words(recording)
 
 
 # ---- what is told on the way
@@ -875,6 +883,16 @@ def duration(seconds: float) -> str:
     if minutes == 0:
         return f"{rest} s"
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def in_bytes(number: float) -> str:
+    """As people say it: 2.5 kB, 31 MB, 1.2 GB."""
+    unit, name = next(
+        (unit, name)
+        for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+        if number >= unit or name == "kB"
+    )
+    return f"{number / unit:.2g} {name}" if number < 100 * unit else f"{number / unit:.0f} {name}"
 
 
 # ---- the metadata

@@ -260,7 +260,7 @@ def open_series(paths: Sequence[Path], frames: Range = (None, None)) -> Recordin
         if first.axes[first.place] != "Z"
         else ("the files name planes and no time: planes count as frames",)
     )
-    info = replace(pages.movie.info, notes=notes)
+    info = replace(pages.movie.info, notes=notes, axes=first.axes)
     sizes = [*first.sizes]
     sizes[first.place] = len(kept)
     number = math.prod(sizes[:-2]) // len(kept)

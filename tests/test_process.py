@@ -785,7 +785,9 @@ def test_dry_run_lists_and_writes_nothing(program: Callable[..., Ended], tmp_pat
     write(tmp_path / "in" / "a.tif", movie((7, 9, 10)))
     result = program("--dry-run")
     assert (result.status, result.err) == (0, [])
-    assert any("a.tif: 7 frames of 9 x 10, uint16 -> a.tif; 1 s" in line for line in result.out)
+    (line,) = (line for line in result.out if line.startswith("a.tif: "))
+    assert "7 frames of 9 x 10, uint16 -> a.tif; " in line
+    assert "GB of memory, 2.5 kB on the disk" in line or "MB of memory, 2.5 kB on the disk" in line
     assert not (tmp_path / "out").exists()
 
 
