@@ -204,6 +204,7 @@ def parse_options() -> Options:
     options = parser.parse_args()
     if options.demo:
         options.input, options.report, options.overwrite = EXAMPLE, True, True
+        options.adapt = 1.0 if options.adapt == "auto" else options.adapt  # minute: a first look shall not wait
     low, high = options.percentiles
     if not 0 <= low < high <= 100:
         parser.error(f"argument --percentiles: expected 0 <= LOW < HIGH <= 100, found {low:g} {high:g}")
