@@ -46,9 +46,11 @@ lint: $(READY) ## check style, format and types
 	$(PY) -m ruff format --check --diff .
 	$(PY) -m mypy
 
-fuzz: $(READY) ## try 3,600 damaged files and 100 kills (docs/reliability.md), which takes a quarter of an hour
+fuzz: $(READY) ## damage 3,600 files, kill 100 runs, search for bad files for 10 minutes (docs/reliability.md)
 	$(PY) -m tests.fuzz files --count 3600
 	$(PY) -m tests.fuzz kill --count 100
+	mkdir -p runs/fuzz
+	PYTHONPATH=tests $(PY) -m tests.guided runs/fuzz/corpus -max_total_time=600 -artifact_prefix=runs/fuzz/
 
 # These tools ask package indexes and know other people's packages: they stay out of .venv.
 RELEASE := .venv-release/bin
@@ -72,7 +74,7 @@ train: $(READY) ## train the shipped weights again, from simulated recordings: r
 example: $(READY) ## make the movie of --demo again: example/example.tif
 	$(PY) -m simulation.example example/example.tif
 
-benchmark: $(READY) ## score the shipped weights against methods without a network
+benchmark: $(READY) ## score the shipped weights against other methods: an hour or so, goes on where it was interrupted
 	$(PY) -m evaluation.benchmark
 
 build: ## build the Docker image calcium-denoiser

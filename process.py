@@ -53,6 +53,7 @@ DEMO_MINUTES = 1.0  # the same, for --demo
 CHALLENGE_MINUTES = 45.0  # for a movie in the challenge layout, of the 60 that its platform grants
 UNSTEADY = 1.5  # a movie may take longer by this than a trial says: disks, and other programs
 NAMES_SHOWN = 5  # in the closing line: the platform drops over-long lines
+COARSE = 1000  # steps of float32 within a movie's percentiles: fewer may show
 SAVED_EVERY = 5.0  # seconds, at least, between two writings of the metadata while the run goes on
 SAVING_SHARE = 0.05  # of the run's time at most, when there are many movies
 NOT_IN_RESULT = (
@@ -204,7 +205,6 @@ def parse_options() -> Options:
     options = parser.parse_args()
     if options.demo:
         options.input, options.report, options.overwrite = EXAMPLE, True, True
-        options.adapt = 1.0 if options.adapt == "auto" else options.adapt  # minute: a first look shall not wait
     low, high = options.percentiles
     if not 0 <= low < high <= 100:
         parser.error(f"argument --percentiles: expected 0 <= LOW < HIGH <= 100, found {low:g} {high:g}")
@@ -332,6 +332,7 @@ def prepare(options: Options, plan: Plan, signals: StopSignals) -> Run:
         say(f"WARNING: {warning}")
     device = choose_device(options.device)
     limit_threads()
+    limit_memory()
     model, weights = load_weights(options.weights, device)
     return Run(options, plan, device, model, weights, signals, read_records(options.output), started)
 
@@ -382,18 +383,48 @@ def cpu_quota(membership: Path, mount: Path) -> float:
     Source: the kernel's cgroup-v2 (cpu.max: "quota period") and cgroup-v1 (cpu.cfs_quota_us) documents.
     """
     quotas = [math.inf]
+    for folder in control_groups("cpu", membership, mount):
+        old = [read_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+        quota, period = read_text(folder / "cpu.max").split() or old
+        if quota.isdigit() and period.isdigit():  # not "max", -1, or no such file
+            quotas.append(int(quota) / int(period))
+    return min(quotas)
+
+
+def control_groups(controller: str, membership: Path, mount: Path) -> Iterator[Path]:
+    """Folders of the control groups of this process and those above them."""
     for line in read_text(membership).splitlines():
         _, controllers, group = line.split(":", 2)  # version 2: "0::/group"; 1: "4:cpu,cpuacct:/group"
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        top = mount / "cpu" if controllers else mount
+        top = mount / controller if controllers else mount
         leaf = top / group.lstrip("/")
-        for folder in (leaf, *(parent for parent in leaf.parents if parent.is_relative_to(top))):
-            old = [read_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
-            quota, period = read_text(folder / "cpu.max").split() or old
-            if quota.isdigit() and period.isdigit():  # not "max", -1, or no such file
-                quotas.append(int(quota) / int(period))
-    return min(quotas)
+        yield from (leaf, *(parent for parent in leaf.parents if parent.is_relative_to(top)))
+
+
+def limit_memory() -> None:
+    """Ask for no more memory than there is: an error costs one movie, where the kernel would end the whole run."""
+    import resource
+
+    if sys.platform != "linux":
+        return
+    there = memory_there(Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [limit for limit in (soft, hard, there) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits, default=soft), hard))
+
+
+def memory_there(meminfo: Path, membership: Path, mount: Path) -> int:
+    """Bytes of memory and swap space of this machine, or less if its control groups grant less; -1 if unknown.
+
+    Source: the kernel's cgroup-v2 (memory.max) and cgroup-v1 (memory.limit_in_bytes) documents.
+    """
+    sizes = re.findall(r"^(?:MemTotal|SwapTotal):\s*(\d+) kB$", read_text(meminfo), re.MULTILINE)
+    limits = [1024 * sum(map(int, sizes))] if sizes else []
+    for folder in control_groups("memory", membership, mount):
+        limit = (read_text(folder / "memory.max") or read_text(folder / "memory.limit_in_bytes")).strip()
+        limits += [int(limit)] if limit.isdigit() else []
+    return min(limits, default=-1)
 
 
 # ---- the movies
@@ -611,7 +642,27 @@ def denoise_part(
     diagnostics = Diagnostics(part.movie) if run.options.report else None
     write = writing(writer, part, diagnostics)
     settings = Settings(run.options.percentiles, limit, ensemble(run))
-    return denoise_movie(part.movie, run.model, settings, write, progress), diagnostics
+    result = denoise_movie(part.movie, run.model, settings, write, progress)
+    result.warnings.extend(resolution_warnings(result, part.movie.info.dtype, writer.dtype))
+    return result, diagnostics
+
+
+def resolution_warnings(result: Result, wanted: np.dtype, written: np.dtype) -> list[str]:
+    """Where a movie of another type is finer than float32. Raises MovieError where nothing of it would be left."""
+    import numpy as np
+
+    from denoise.movies import MovieError
+
+    low, high = result.percentiles
+    step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
+    if written != np.float32 or wanted.itemsize < 4 or wanted == written or high - low > COARSE * step:
+        return []
+    found = f"float32 has steps of {step:.3g} at these intensities, which range over {high - low:.3g}"
+    if high - low < np.finfo(np.float32).tiny:
+        raise MovieError(
+            f"expected intensities that float32 can tell apart, found that {found}; multiply them"
+        )
+    return [f"{found}; subtract an offset before, or for integers use --dtype input"]
 
 
 def adaptation_in_words(found: dict[str, Any]) -> str:
@@ -655,7 +706,7 @@ def dtype_warnings(info: MovieInfo, options: Options) -> list[str]:
 
 
 def writing(writer: PartsWriter, part: Part, diagnostics: Diagnostics | None) -> Callable[[np.ndarray], None]:
-    """Appends float32 frames (n, Y, X) to a part, in the output's dtype, after the report has looked.
+    """Appends frames (n, Y, X) to a part, in the output's dtype, after the report has looked.
 
     NaN or infinity never gets into a file.
     """
@@ -749,7 +800,7 @@ def explain(error: Exception, job: Job) -> str:
 
     if isinstance(error, MovieError):
         return str(error) if job.name in str(error) else f"{job.name}: {error}"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         text = f"expected enough memory, found too little ({error}); give it more, or a device with more"
     elif isinstance(error, OSError):
         found = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")

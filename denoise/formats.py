@@ -442,7 +442,7 @@ class ZarrWriter(PartsWriter):
         return self
 
     def append_to(self, part: Part, frames: np.ndarray) -> None:
-        self._check_frames(frames)
+        self._check_next(frames)
         with movies.errors_of(self._path, "the folder cannot be written", movies.UNWRITABLE):
             self.zarr.append(part, self.done[part.name], frames)
         self.done[part.name] += len(frames)

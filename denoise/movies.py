@@ -19,12 +19,11 @@ import shutil
 import stat
 import struct
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn, Protocol
+from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn, Protocol
 from xml.etree import ElementTree
 
 import numpy as np
@@ -32,6 +31,7 @@ import SimpleITK as sitk
 import tifffile
 
 from denoise.atomic import PartFile, PartFolder
+from denoise.deflated import DeflatedFrames, Inflated, Stored
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 ITK_READERS = {".mha": "Meta", ".mhd": "Meta", ".nrrd": "Nrrd", ".nii": "Nifti", ".nii.gz": "Nifti"}
@@ -43,7 +43,6 @@ WRITABLE = READABLE[:-1]  # the platform imports float64, but its evaluation can
 FRAME_AXES = "TZIQ"  # that may count frames: time, planes (as ImageJ calls the pages of a stack), unnamed
 FRAME_BYTES = 2**30  # a larger frame (16,384 x 16,384 float32) is no frame but a broken header
 DEFLATE_RATIO = 1032  # no deflate stream holds more bytes than this for each byte of its own
-ZLIB_OR_GZIP = zlib.MAX_WBITS + 32  # zlib's code for a header of either
 CLASSIC_BYTES = 3_900_000_000  # a classic TIFF ends at 4 GiB
 UNWRITABLE = "check space and permissions"
 BROKEN = "check that it is complete, or export it again"
@@ -144,8 +143,8 @@ def open_movie(path: Path) -> Movie:
 
     A file of three axes, the first of length 1, is a movie of one frame. A plain image (Y, X) is an error
     unless the file names a time axis of length 1 (OME, ImageJ with frames=1, our own); colours and several
-    channels or planes are errors. TIFF, and MetaImage and NIfTI without compression, are read from disk range
-    by range; SimpleITK's other files cannot be decoded in part: they stay in memory from the first read on.
+    channels or planes are errors. Files are read from disk range by range; only text and rare encodings of
+    MetaImage and NRRD stay in memory as a whole from the first read on.
 
     Raises MovieError.
     """
@@ -322,6 +321,7 @@ LAYOUT: dict[int, tuple[str, int | None]] = {
     339: ("SampleFormat", 1),
 }
 SUBFILE_TYPE, THUMBNAIL = 254, 1  # a tag, and its bit
+OF_EACH_SAMPLE = (258, 339)  # tags that have a number for each colour
 INTEGER_BYTES = {1: 1, 3: 2, 4: 4, 16: 8}  # by tag type
 MOST_TAGS = 4096
 
@@ -378,10 +378,16 @@ def _page_header(
         _fail(path, f"expected page {page} at byte {offset}, found none: cut off or damaged; copy it again")
     layout = {}
     for code, kind, number, value in dialect.entry.iter_unpack(block):
-        if (code in LAYOUT or code == SUBFILE_TYPE) and number == 1 and kind in INTEGER_BYTES:
-            layout[code] = int.from_bytes(value[: INTEGER_BYTES[kind]], dialect.order)  # type: ignore[arg-type]
-            if code in LAYOUT and layout[code] == LAYOUT[code][1]:
-                del layout[code]
+        if (code not in LAYOUT and code != SUBFILE_TYPE) or (code in OF_EACH_SAMPLE and number != 1):
+            continue
+        if number != 1 or kind not in INTEGER_BYTES:  # tifffile would calculate with a list
+            _fail(
+                path,
+                f"expected one whole number as tag {code} of page {page}, found none: damaged; copy it again",
+            )
+        layout[code] = int.from_bytes(value[: INTEGER_BYTES[kind]], dialect.order)  # type: ignore[arg-type]
+        if code in LAYOUT and layout[code] == LAYOUT[code][1]:
+            del layout[code]
     return layout, dialect.offset.unpack(following)[0]
 
 
@@ -502,7 +508,12 @@ def _tifffile(stack: ExitStack, path: Path, pages: int) -> tifffile.TiffFile:
 def _shaped_metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
     """The JSON that tifffile, and so MovieWriter, puts into the first page's description; else {}."""
     description = tif.pages.first.shaped_description or ""
-    return json.loads(description) if description.startswith("{") else {}
+    told = json.loads(description) if description.startswith("{") else {}
+    if not all(isinstance(size, (int, float)) for size in told.get("shape", [])):
+        raise ValueError(
+            "expected numbers as shape in its description"
+        )  # else tifffile takes products of lists
+    return told
 
 
 def _only_series(path: Path, tif: tifffile.TiffFile) -> tifffile.TiffPageSeries:
@@ -685,19 +696,32 @@ def _number(value: object) -> float:
 # ---- MetaImage, NRRD, NIfTI --------------------------------------------------------------------------------
 
 DATA_FILE = re.compile(rb"^(?:ElementDataFile[ \t]*=|data ?file:)[ \t]*([^\r\n]*?)[ \t]*\r?$\n?", re.I | re.M)
-BINARY = re.compile(rb"^BinaryData[ \t]*=[ \t]*True", re.I | re.M)
+BINARY = re.compile(rb"^BinaryData[ \t]*=[ \t]*[T1]", re.I | re.M)
 DIMENSIONS = re.compile(rb"NDims[^\S\r\n]*[=:]?[^\S\r\n]*([^\r\n]*?)[^\S\r\n]*\r?$", re.I | re.M)
 MOST_DIMENSIONS = 10  # of MetaIO
-COMPRESSED = re.compile(rb"^CompressedData[ \t]*=[ \t]*True", re.I | re.M)
+COMPRESSED = re.compile(rb"^CompressedData[ \t]*=[ \t]*[T1]", re.I | re.M)
+BIG_ENDIAN = re.compile(
+    rb"^(?:(?:BinaryData|Element)ByteOrderMSB[ \t]*=[ \t]*[T1]|endian:[ \t]*big)", re.I | re.M
+)
+SKIPPING = re.compile(rb"^(?:HeaderSize[ \t]*=|(?:line|byte) ?skip:)[ \t]*(?!0[ \t]*\r?$)", re.I | re.M)
+ENCODING = re.compile(rb"^encoding:[ \t]*(\w+)", re.I | re.M)
+NIFTI_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4"}  # by datatype
+NIFTI_SCALING = {
+    348: (112, "ff"),
+    540: (176, "dd"),
+}  # by bytes of the header: where slope and intercept stand
+
+
+Order = Literal["<", ">", "="]  # of the bytes of a number
 
 
 class _Voxels(NamedTuple):
-    """Where a file of SimpleITK's formats has its voxels."""
+    """Where and how a file of SimpleITK's formats has its voxels."""
 
     file: Path
     start: int  # byte of the first voxel; of the file's first byte for NIfTI
-    raw: bool  # as they are, so that ranges can be read
-    deflated: bool  # in a zlib or gzip stream from start on
+    way: str  # "raw": as they are; "deflated": in zlib or gzip streams from start on; "other", such as text
+    order: Order = "="  # of bytes, where it is known before the voxels are read
 
 
 def _open_itk(path: Path) -> Movie:
@@ -714,30 +738,58 @@ def _open_itk(path: Path) -> Movie:
         axes, sizes = axes + "S", (*sizes, reader.GetNumberOfComponents())
     shape = _movie_shape(path, axes, sizes, one_frame=len(sizes) > 2)
     dtype = check_frames(path, shape, _itk_dtype(reader.GetPixelID()))
-    size = _check_itk_size(path, voxels, reader)
+    _check_itk_size(path, voxels, reader)
     info = MovieInfo(path, shape, dtype, axes, *_itk_calibration(reader))
-    return Movie(info, _ItkRanges(reader) if voxels.raw else _ItkWhole(reader, voxels, size))
+    return Movie(info, _itk_source(kind, voxels, reader, info))
+
+
+def _itk_source(kind: str, voxels: _Voxels, reader: sitk.ImageFileReader, info: MovieInfo) -> Source:
+    """SimpleITK reads ranges of raw MetaImage and NIfTI only, and holds the GIL while it unpacks a whole file."""
+    stored = Stored(info.shape, info.dtype.newbyteorder(voxels.order))
+    if voxels.way == "deflated":
+        with ExitStack() as stack:
+            stream = stack.enter_context(closing(Inflated(voxels.file, voxels.start)))
+            stored = _nifti_stored(stream, reader, info) if kind == "Nifti" else stored
+            stack.pop_all()  # the source keeps it open
+        return DeflatedFrames(stream, stored, info.dtype)
+    if voxels.way == "raw" and kind == "Nrrd":
+        frame = math.prod(info.shape[1:]) * info.dtype.itemsize
+        offsets = voxels.start + frame * np.arange(info.shape[0])[:, None]
+        return _RawFrames(voxels.file, offsets, np.array([frame]), stored.dtype)
+    return _ItkRanges(reader) if voxels.way == "raw" else _ItkWhole(reader)
+
+
+def _nifti_stored(stream: Inflated, reader: sitk.ImageFileReader, info: MovieInfo) -> Stored:
+    """As its header tells (https://nifti.nimh.nih.gov/nifti-1, nifti-2); SimpleITK tells the scaling to six digits."""
+    header = bytes(stream.read(0, max(NIFTI_SCALING)))
+    order: Order = "<" if int.from_bytes(header[:4], "little") in NIFTI_SCALING else ">"
+    place, form = NIFTI_SCALING[int.from_bytes(header[:4], "little" if order == "<" else "big")]
+    slope, intercept = (
+        x if math.isfinite(x) else 0.0 for x in struct.unpack_from(order + form, header, place)
+    )
+    dtype = np.dtype(NIFTI_TYPES[int(reader.GetMetaData("datatype"))]).newbyteorder(order)
+    begin = int(float(reader.GetMetaData("vox_offset")))
+    return Stored(info.shape, dtype, begin, (slope or 1.0, intercept))
 
 
 def _itk_voxels(path: Path) -> _Voxels:
     """Find the voxels; raises MovieError if they are anywhere but in this file or one beside it."""
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
-        return _Voxels(path, 0, raw=name.endswith(".nii"), deflated=name.endswith(".gz"))
+        return _Voxels(path, 0, "deflated" if name.endswith(".gz") else "raw")
     with path.open("rb") as file:
         head = file.read(2**16)
-    if name.endswith(".nrrd"):
-        return _nrrd_voxels(path, head)
+    return _nrrd_voxels(path, head) if name.endswith(".nrrd") else _meta_voxels(path, head)
+
+
+def _meta_voxels(path: Path, head: bytes) -> _Voxels:
     sizes = DIMENSIONS.findall(head)  # more of them than MetaIO has room for, and it writes where it must not
     if not all(size.isdigit() and len(size) <= 2 and 1 <= int(size) <= MOST_DIMENSIONS for size in sizes):
         _fail(path, f"expected NDims = 1 to {MOST_DIMENSIONS}, found {sizes[0]!r}: damaged; copy it again")
-    deflated = COMPRESSED.search(head) is not None
-    raw = BINARY.search(head) is not None and not deflated
     match = DATA_FILE.search(head)
-    data = match[1] if match else b"LOCAL"
-    if data == b"LOCAL":
-        return _Voxels(path, match.end() if match else 0, raw, deflated)
-    return _Voxels(_beside(path, data), 0, raw, deflated)
+    header = head[: match.end()] if match else head
+    way = "deflated" if COMPRESSED.search(header) else "raw" if BINARY.search(header) else "other"
+    return _voxels_at(path, header, match[1] if match else b"LOCAL", way)
 
 
 def _nrrd_voxels(path: Path, head: bytes) -> _Voxels:
@@ -752,10 +804,29 @@ def _nrrd_voxels(path: Path, head: bytes) -> _Voxels:
         _fail(path, "expected an NRRD header, found bytes that are no text: damaged; copy it again")
     if match is None and len(parts) == 1:
         _fail(path, "expected an empty line after the NRRD header, found none: damaged; copy it again")
-    deflated = re.search(rb"^encoding:\s*gz(ip)?\s*$", parts[0], re.I | re.M) is not None
-    if match is not None:
-        return _Voxels(_beside(path, match[1]), 0, raw=False, deflated=deflated)
-    return _Voxels(path, len(head) - len(parts[1]), raw=False, deflated=deflated)
+    header = head[: len(head) - len(parts[1])] if len(parts) > 1 else head
+    encoding = ENCODING.search(parts[0])
+    way = {b"raw": "raw", b"gz": "deflated", b"gzip": "deflated"}.get(
+        encoding[1].lower() if encoding else b"", "other"
+    )
+    return _voxels_at(path, header, match[1] if match else b"LOCAL", way)
+
+
+def _voxels_at(path: Path, header: bytes, data: bytes, way: str) -> _Voxels:
+    """Voxels right after a header, or in the file of this name beside it."""
+    if SKIPPING.search(header):
+        if way == "deflated":
+            _fail(
+                path,
+                "expected compressed voxels from the start, found a header that skips some; convert it to TIFF",
+            )
+        way = "other" if way == "raw" and header.startswith(b"NRRD") else way
+    order: Order = ">" if BIG_ENDIAN.search(header) else "<"
+    return (
+        _Voxels(path, len(header), way, order)
+        if data == b"LOCAL"
+        else _Voxels(_beside(path, data), 0, way, order)
+    )
 
 
 def _beside(path: Path, data: bytes) -> Path:
@@ -772,8 +843,8 @@ def _beside(path: Path, data: bytes) -> Path:
     return file
 
 
-def _check_itk_size(path: Path, voxels: _Voxels, reader: sitk.ImageFileReader) -> int:
-    """Bytes from voxels.start on, unpacked; before memory is asked for them the file must be large enough."""
+def _check_itk_size(path: Path, voxels: _Voxels, reader: sitk.ImageFileReader) -> None:
+    """The file must be large enough for what its header tells, before memory is asked for it."""
     itemsize, header = _itk_dtype(reader.GetPixelID()).itemsize, 0
     if reader.HasMetaDataKey("bitpix"):  # NIfTI, which may store integers to be scaled to floating point
         itemsize, header = (
@@ -782,9 +853,11 @@ def _check_itk_size(path: Path, voxels: _Voxels, reader: sitk.ImageFileReader) -
         )
     needed = header + math.prod(reader.GetSize()) * itemsize
     there = voxels.file.stat().st_size - voxels.start
-    if needed > there * (1 if voxels.raw else DEFLATE_RATIO):
+    most = {"raw": 1, "deflated": DEFLATE_RATIO}.get(
+        voxels.way, itemsize
+    )  # a voxel of text is a byte or more
+    if needed > there * most:
         _fail(path, f"expected {needed} bytes of voxels, found {there}: cut off; copy it again")
-    return needed
 
 
 def _itk_dtype(pixel: int) -> np.dtype:
@@ -841,18 +914,14 @@ class _ItkRanges:
 
 
 class _ItkWhole:
-    """Frames of a compressed file, which can only be decoded at once."""
+    """Frames of a file that can only be decoded at once, such as text; no larger than a few times the file."""
 
-    def __init__(self, reader: sitk.ImageFileReader, voxels: _Voxels, size: int) -> None:
+    def __init__(self, reader: sitk.ImageFileReader) -> None:
         self._reader = reader
-        self._voxels = voxels
-        self._size = size
         self._image: sitk.Image | None = None
 
     def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
         if self._image is None:
-            if self._voxels.deflated:
-                _check_deflated(self._voxels, self._size)
             with _silence():
                 self._image = self._reader.Execute()
         voxels = sitk.GetArrayViewFromImage(self._image)
@@ -860,20 +929,6 @@ class _ItkWhole:
 
     def close(self) -> None:
         self._image = None
-
-
-def _check_deflated(voxels: _Voxels, size: int) -> None:
-    """Unpack once to nowhere: of a stream cut off or damaged SimpleITK makes voxels up, and zlib notices."""
-    found, stream = 0, zlib.decompressobj(ZLIB_OR_GZIP)
-    with voxels.file.open("rb") as file:
-        file.seek(voxels.start)
-        while block := file.read(2**16):
-            while block:
-                stream = zlib.decompressobj(ZLIB_OR_GZIP) if stream.eof else stream
-                found += len(stream.decompress(block))
-                block = stream.unused_data.lstrip(b"\0")  # a gzip file may hold several streams, and padding
-    if not stream.eof or found < size:
-        raise EOFError(f"expected {size} bytes, found the end of the stream after {found}")
 
 
 @contextmanager
@@ -989,12 +1044,12 @@ class MovieWriter:
     def append(self, frames: np.ndarray) -> None:
         """Write the next frames (n, Y, X), of the writer's dtype."""
         file = self._file
-        self._check_frames(frames)
+        self._check_next(frames)
         with errors_of(self._path, "the file cannot be written", UNWRITABLE):
             file.write(np.ascontiguousarray(frames).data)
         self._written += len(frames)
 
-    def _check_frames(self, frames: np.ndarray) -> None:
+    def _check_next(self, frames: np.ndarray) -> None:
         if frames.ndim != 3 or frames.shape[1:] != self._shape[1:]:
             raise ValueError(f"frames {frames.shape} must be (n, {self._shape[1]}, {self._shape[2]})")
         if frames.dtype != self._dtype:

@@ -738,6 +738,23 @@ def test_cpu_quota(
     assert names["cpu_quota"](tmp_path / "self", tmp_path / "cgroup") == processors
 
 
+def test_memory_that_is_there(names: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "self").write_text("0::/a/b\n4:memory:/c\n5:cpu:/d\n")
+    (tmp_path / "meminfo").write_text("MemTotal:  1000 kB\nMemFree:  1 kB\nSwapTotal:  24 kB\n")
+    paths = tmp_path / "meminfo", tmp_path / "self", tmp_path / "cgroup"
+    assert names["memory_there"](*paths) == 1024 * 1024
+    for folder, name, text, bytes_ in (
+        ("a/b", "memory.max", "max", 1024 * 1024),
+        ("memory/c", "memory.limit_in_bytes", "9223372036854771712", 1024 * 1024),
+        ("d", "memory.max", "5", 1024 * 1024),
+        ("a", "memory.max", "700\n", 700),
+    ):
+        (tmp_path / "cgroup" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / folder / name).write_text(text)
+        assert names["memory_there"](*paths) == bytes_
+    assert names["memory_there"](tmp_path / "no", tmp_path / "such", tmp_path) == -1
+
+
 def test_uploaded_weights_come_before_the_shipped_ones(
     names: dict[str, Any], tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
