@@ -388,7 +388,8 @@ def result_of(survey: Survey, tiles: int) -> Result:
         )
     if survey.dropped:
         warnings.append(
-            f"{survey.dropped} rows hold one single value (dropped by the microscope); they were filled"
+            f"{survey.dropped} rows hold one single value in some frames (dropped by the microscope, or a border that "
+            "registration left); they were filled"
         )
     noise = {"gain": gain, "read_variance": read_variance - gain * n.low}
     return Result((n.low, n.low + n.scale), tiles, noise, warnings)

@@ -30,7 +30,7 @@ import numpy as np
 import SimpleITK as sitk
 import tifffile
 
-from denoise.atomic import PartFile
+from denoise.atomic import PartFile, PartFolder
 from denoise.deflated import DeflatedFrames, Inflated, Stored
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -80,6 +80,7 @@ class MovieInfo:
     axes: the file's own: "TYX", "IYX" or "QYX" (unnamed), "ZYX" (an ImageJ stack), "TZYX" (of one plane), ...
     pixel_size: (y, x) in micrometres, None if the file does not say or says something absurd.
     frame_interval: seconds, None likewise.
+    notes: what a user should know of it.
     """
 
     path: Path
@@ -88,13 +89,14 @@ class MovieInfo:
     axes: str
     pixel_size: tuple[float, float] | None
     frame_interval: float | None
+    notes: tuple[str, ...] = ()
 
 
 class Source(Protocol):
     """Where a movie's frames come from: an open file of some format."""
 
-    def frames(self, start: int, stop: int) -> np.ndarray:
-        """Frames (stop - start, Y, X), a new array each time, for 0 <= start < stop <= T."""
+    def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
+        """Frames start, start + step, ... before stop: (n, Y, X), a new array each time, 0 <= start < stop <= T."""
 
     def close(self) -> None:
         """Close the file."""
@@ -107,8 +109,8 @@ class Movie:
         self.info = info
         self._source: Source | None = source
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Decode frames start to stop - 1 only: (stop - start, Y, X), info.dtype, C-contiguous.
+    def read(self, start: int, stop: int, step: int = 1) -> np.ndarray:
+        """Decode frames start, start + step, ... before stop only: (n, Y, X), info.dtype, C-contiguous.
 
         Raises MovieError if the file fails, ValueError for frames that the movie does not have.
         """
@@ -119,8 +121,8 @@ class Movie:
             raise ValueError(f"{self.info.path}: the movie is closed; read inside its with block")
         if start == stop:
             return np.empty((0, *size), self.info.dtype)
-        with _errors_of(self.info.path, f"frames {start} to {stop} cannot be read"):
-            block = self._source.frames(start, stop).reshape(stop - start, *size)
+        with errors_of(self.info.path, f"frames {start} to {stop} cannot be read"):
+            block = self._source.frames(start, stop, step).reshape(len(range(start, stop, step)), *size)
             return np.ascontiguousarray(block, self.info.dtype)  # (n, Y, X)
 
     def close(self) -> None:
@@ -147,13 +149,16 @@ def open_movie(path: Path) -> Movie:
     Raises MovieError.
     """
     path = Path(path)
-    with _errors_of(path, "the file cannot be opened"):
+    with errors_of(path, "the file cannot be opened"):
         _check_file(path)
         return _open_tiff(path) if path.name.lower().endswith(TIFF_SUFFIXES) else _open_itk(path)
 
 
-def open_pages(path: Path) -> Pages:
-    """Open a TIFF of any axes (..., Y, X) with each of its images as a frame. Raises MovieError."""
+def open_pages(path: Path, of_series: bool = False) -> Pages:
+    """Open a TIFF of any axes (..., Y, X) with each of its images as a frame. Raises MovieError.
+
+    of_series: it is one of a recording's files; what OME says of all of them together is not its shape.
+    """
     told: list[tuple[str, tuple[int, ...], list[str]]] = []
 
     def all_pages(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> Shape:
@@ -166,19 +171,20 @@ def open_pages(path: Path) -> Pages:
         return math.prod(sizes[:-2]), sizes[-2], sizes[-1]
 
     path = Path(path)
-    with _errors_of(path, "the file cannot be opened"):
+    with errors_of(path, "the file cannot be opened"):
         _check_file(path)
-        movie = _open_tiff(path, all_pages)
+        movie = _open_tiff(path, all_pages, of_series)
     return Pages(movie, *(told or [(movie.info.axes, movie.info.shape, [])])[0])
 
 
 class Pages(NamedTuple):
-    """A TIFF's images as the frames of a movie, the file's axes with their sizes, and names of its channels."""
+    """A file's images as the frames of a movie, the file's axes with their sizes, and names of its channels."""
 
     movie: Movie
     axes: str
     sizes: tuple[int, ...]
     channels: list[str]
+    dataset: str = ""  # its place, in a container of several arrays
 
 
 def movie_files(path: Path) -> list[Path]:
@@ -186,7 +192,7 @@ def movie_files(path: Path) -> list[Path]:
 
     Raises MovieError.
     """
-    with _errors_of(path, "the file cannot be opened"):
+    with errors_of(path, "the file cannot be opened"):
         _check_file(path)
         voxels = path if path.name.lower().endswith(TIFF_SUFFIXES) else _itk_voxels(path).file
         return list(dict.fromkeys([path, voxels]))
@@ -221,7 +227,7 @@ def _line(path: Path, text: str) -> str:
 
 
 @contextmanager
-def _errors_of(path: Path, what: str, advice: str = BROKEN) -> Iterator[None]:
+def errors_of(path: Path, what: str, advice: str = BROKEN) -> Iterator[None]:
     """Turn any exception into a MovieError: on damaged files the libraries fail in every way there is."""
     try:
         yield
@@ -256,7 +262,9 @@ def _movie_shape(path: Path, axes: str, shape: tuple[int, ...], one_frame: bool)
     if kept == "YX" and one_frame and set(axes) & set(FRAME_AXES):
         sizes = [("T", 1), *sizes]
     elif kept == "YX":
-        _fail(path, f"expected a movie (T, Y, X), {found}; put the images of a recording into one file")
+        _fail(
+            path, f"expected a movie (T, Y, X), {found}; give the folder of a recording's images and --series"
+        )
     elif "S" in kept:
         _fail(path, f"expected one intensity per voxel, {found}: colours; convert it to grayscale")
     elif len(kept) != 3 or kept[0] not in FRAME_AXES or kept[1:] != "YX":
@@ -265,7 +273,7 @@ def _movie_shape(path: Path, axes: str, shape: tuple[int, ...], one_frame: bool)
     return frames, height, width
 
 
-def _check_frames(path: Path, shape: Shape, dtype: np.dtype | None) -> np.dtype:
+def check_frames(path: Path, shape: Shape, dtype: np.dtype | None) -> np.dtype:
     """The movie's dtype, after a check that frames of this size and type are no nonsense."""
     if dtype is None or dtype.name not in READABLE:
         _fail(path, f"expected one of {', '.join(READABLE)}, found {dtype or 'an unknown type'}; convert it")
@@ -275,7 +283,7 @@ def _check_frames(path: Path, shape: Shape, dtype: np.dtype | None) -> np.dtype:
     return dtype.newbyteorder("=")
 
 
-def _believed(size: tuple[float, float]) -> tuple[float, float] | None:
+def believed(size: tuple[float, float]) -> tuple[float, float] | None:
     """A pixel size, if both of its micrometres make sense; NaN does not."""
     low, high = PIXEL_SIZES
     return size if all(low <= length <= high for length in size) else None
@@ -458,14 +466,17 @@ def _channel_names(tif: tifffile.TiffFile) -> list[str]:
     return names if all(names) else []
 
 
-def _open_tiff(path: Path, shape_of: ShapeOf = _tiff_shape) -> Movie:
+def _open_tiff(path: Path, shape_of: ShapeOf = _tiff_shape, of_series: bool = False) -> Movie:
     _hush_tifffile()
     pages = _count_pages(path)
     with ExitStack() as stack:
         tif = _tifffile(stack, path, pages)
+        if of_series and tif.is_ome and _ome_images(tif) != pages:
+            tif.close()
+            tif = stack.enter_context(tifffile.TiffFile(path, is_ome=False))
         series = _only_series(path, tif)
         shape = shape_of(path, tif, series)
-        dtype = _check_frames(path, shape, series.dtype)
+        dtype = check_frames(path, shape, series.dtype)
         _check_storage(path, tif, series, shape, pages)
         info = MovieInfo(path, shape, dtype, series.axes, *_tiff_calibration(tif))
         source = _tiff_source(path, tif, series, shape)
@@ -584,10 +595,11 @@ class _RawFrames:
         self._dtype = dtype  # in the file's byte order
         self._file = path.open("rb")
 
-    def frames(self, start: int, stop: int) -> np.ndarray:
-        data = np.empty((stop - start) * int(self._sizes.sum()), np.uint8)
+    def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
+        offsets = self._offsets[start:stop:step]  # (n, pieces)
+        data = np.empty(len(offsets) * int(self._sizes.sum()), np.uint8)
         rest = data.data
-        for offset, size in self._runs(start, stop):
+        for offset, size in self._runs(offsets):
             self._file.seek(offset)
             if self._file.readinto(rest[:size]) != size:
                 raise EOFError(f"expected {size} bytes at byte {offset}, found the end of the file")
@@ -595,10 +607,9 @@ class _RawFrames:
         frames, native = data.view(self._dtype), self._dtype.newbyteorder("=")
         return frames if self._dtype == native else frames.byteswap(inplace=True).view(native)
 
-    def _runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    def _runs(self, pieces: np.ndarray) -> Iterator[tuple[int, int]]:
         """(offset, size) of what is read in one go: neighbouring pieces together."""
-        offsets = self._offsets[start:stop].ravel()
-        sizes = np.tile(self._sizes, stop - start)
+        offsets, sizes = pieces.ravel(), np.tile(self._sizes, len(pieces))
         begins = np.r_[True, offsets[1:] != offsets[:-1] + sizes[:-1]]
         sizes = np.add.reduceat(sizes, np.flatnonzero(begins))
         return zip(offsets[begins].tolist(), sizes.tolist(), strict=True)
@@ -614,8 +625,8 @@ class _TiffPages:
         self._tif = tif
         self._series = series
 
-    def frames(self, start: int, stop: int) -> np.ndarray:
-        return self._tif.asarray(key=slice(start, stop), series=self._series)
+    def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
+        return self._tif.asarray(key=slice(start, stop, step), series=self._series)
 
     def close(self) -> None:
         self._tif.close()
@@ -631,6 +642,11 @@ def _tiff_calibration(tif: tifffile.TiffFile) -> tuple[tuple[float, float] | Non
     return _tiff_pixel_size(tif.pages.first, told), interval
 
 
+def _ome_images(tif: tifffile.TiffFile) -> float:
+    """How many images OME speaks of, in this file and others; NaN if it does not say."""
+    return math.prod(_number(_ome_pixels(tif).get(f"Size{axis}")) for axis in "TCZ")
+
+
 def _ome_pixels(tif: tifffile.TiffFile) -> Mapping[str, Any]:
     """Attributes of the first Pixels element, such as PhysicalSizeX and TimeIncrement."""
     if not tif.ome_metadata:
@@ -642,7 +658,7 @@ def _ome_pixels(tif: tifffile.TiffFile) -> Mapping[str, Any]:
 def _tiff_pixel_size(page: tifffile.TiffPage, told: Mapping[str, Any]) -> tuple[float, float] | None:
     if "PhysicalSizeX" in told:  # null in our own files of unknown pixel size: their resolution is nominal
         lengths = [_measure(told, f"PhysicalSize{axis}", MICROMETRES, "um") for axis in "YX"]
-        return _believed((lengths[0], lengths[1]))
+        return believed((lengths[0], lengths[1]))
     unit = RESOLUTION_UNITS.get(page.resolutionunit, "")
     per_x, per_y = page.resolution
     if "XResolution" not in page.tags or min(per_x, per_y) <= 0:
@@ -650,7 +666,7 @@ def _tiff_pixel_size(page: tifffile.TiffPage, told: Mapping[str, Any]) -> tuple[
     if unit == "inch" and {per_x, per_y} <= PRINTER_DPI:
         return None
     micrometres = MICROMETRES.get(str(told.get("unit", unit)).lower(), math.nan)
-    return _believed((micrometres / per_y, micrometres / per_x))
+    return believed((micrometres / per_y, micrometres / per_x))
 
 
 def _tiff_interval(told: Mapping[str, Any]) -> float | None:
@@ -721,7 +737,7 @@ def _open_itk(path: Path) -> Movie:
     if reader.GetNumberOfComponents() > 1:
         axes, sizes = axes + "S", (*sizes, reader.GetNumberOfComponents())
     shape = _movie_shape(path, axes, sizes, one_frame=len(sizes) > 2)
-    dtype = _check_frames(path, shape, _itk_dtype(reader.GetPixelID()))
+    dtype = check_frames(path, shape, _itk_dtype(reader.GetPixelID()))
     _check_itk_size(path, voxels, reader)
     info = MovieInfo(path, shape, dtype, axes, *_itk_calibration(reader))
     return Movie(info, _itk_source(kind, voxels, reader, info))
@@ -867,7 +883,7 @@ def _itk_calibration(reader: sitk.ImageFileReader) -> tuple[tuple[float, float] 
     """Spacing is millimetres along X and Y and seconds along the frames; 1 in files that know neither."""
     spacing = [float(f"{value:.7g}") for value in reader.GetSpacing()]  # NIfTI's are float32
     x, y, frames = spacing[0], spacing[1], spacing[_itk_frame_axis(reader)]
-    pixel_size = None if x == y == 1 else _believed((y * 1e3, x * 1e3))
+    pixel_size = None if x == y == 1 else believed((y * 1e3, x * 1e3))
     return pixel_size, None if frames == 1 else _interval(frames)
 
 
@@ -883,14 +899,15 @@ class _ItkRanges:
     def __init__(self, reader: sitk.ImageFileReader) -> None:
         self._reader = reader
 
-    def frames(self, start: int, stop: int) -> np.ndarray:
+    def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
         size, axis = list(self._reader.GetSize()), _itk_frame_axis(self._reader)
         index = [0] * len(size)
         index[axis], size[axis] = start, stop - start
         self._reader.SetExtractIndex(index)
         self._reader.SetExtractSize(size)
         with _silence():
-            return sitk.GetArrayFromImage(self._reader.Execute())
+            voxels = sitk.GetArrayFromImage(self._reader.Execute())
+        return voxels.reshape(-1, *voxels.shape[-2:])[::step]  # (n, Y, X)
 
     def close(self) -> None:
         """Nothing to close: SimpleITK opens the file for each range."""
@@ -903,12 +920,12 @@ class _ItkWhole:
         self._reader = reader
         self._image: sitk.Image | None = None
 
-    def frames(self, start: int, stop: int) -> np.ndarray:
+    def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
         if self._image is None:
             with _silence():
                 self._image = self._reader.Execute()
         voxels = sitk.GetArrayViewFromImage(self._image)
-        return voxels.reshape(-1, *voxels.shape[-2:])[start:stop].copy()  # (n, Y, X)
+        return voxels.reshape(-1, *voxels.shape[-2:])[start:stop:step].copy()  # (n, Y, X)
 
     def close(self) -> None:
         self._image = None
@@ -965,14 +982,14 @@ class MovieWriter:
         self._check()
         self._bytes = math.prod(self._shape) * self._dtype.itemsize + self._shape[0] * PAGE_BYTES
         self._written = 0
-        self._part: PartFile | None = None
+        self._part: PartFile | PartFolder | None = None
 
     def _check(self) -> None:
         if len(self._shape) != 3 or min(self._shape) < 1:
             raise ValueError(f"shape {self._shape} must be (T, Y, X), each at least 1")
         if self._dtype.name not in WRITABLE:
             raise ValueError(f"dtype {self._dtype} must be one of {', '.join(WRITABLE)}")
-        if self._pixel_size is not None and _believed(self._pixel_size) is None:
+        if self._pixel_size is not None and believed(self._pixel_size) is None:
             raise ValueError(f"pixel size {self._pixel_size} must lie within {PIXEL_SIZES} micrometres")
         if self._interval is not None and _interval(self._interval) is None:
             raise ValueError(f"frame interval {self._interval} must be a positive number of seconds")
@@ -983,8 +1000,15 @@ class MovieWriter:
                 _fail(self._path, "expected a free name to write to, found a folder; move it away")
             self._check_space()
             self._part = PartFile(self._path)
-            self._part.file.seek(self._write_headers(self._part.file))
+            self._file.seek(self._write_headers(self._file))
         return self
+
+    @property
+    def _file(self) -> BinaryIO:
+        """The file under way. Raises ValueError outside the with block."""
+        if not isinstance(self._part, PartFile):
+            raise ValueError(f"{self._path}: frames are written inside the with block")
+        return self._part.file
 
     def _check_space(self) -> None:
         """Hours of work must not end on a full disk; an older file of the same name stays until the end."""
@@ -1019,17 +1043,19 @@ class MovieWriter:
 
     def append(self, frames: np.ndarray) -> None:
         """Write the next frames (n, Y, X), of the writer's dtype."""
-        if self._part is None:
-            raise ValueError(f"{self._path}: frames are written inside the with block")
+        file = self._file
+        self._check_next(frames)
+        with errors_of(self._path, "the file cannot be written", UNWRITABLE):
+            file.write(np.ascontiguousarray(frames).data)
+        self._written += len(frames)
+
+    def _check_next(self, frames: np.ndarray) -> None:
         if frames.ndim != 3 or frames.shape[1:] != self._shape[1:]:
             raise ValueError(f"frames {frames.shape} must be (n, {self._shape[1]}, {self._shape[2]})")
         if frames.dtype != self._dtype:
             raise ValueError(f"frames of {frames.dtype} must be {self._dtype}")
         if self._written + len(frames) > self._shape[0]:
             raise ValueError(f"{self._written} + {len(frames)} frames must be at most {self._shape[0]}")
-        with _errors_of(self._path, "the file cannot be written", UNWRITABLE):
-            self._part.file.write(np.ascontiguousarray(frames).data)
-        self._written += len(frames)
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is not None:
@@ -1046,7 +1072,7 @@ class MovieWriter:
     def _cleanly(self, what: str) -> Iterator[None]:
         """Leave nothing behind on any exception, KeyboardInterrupt included."""
         try:
-            with _errors_of(self._path, what, UNWRITABLE):
+            with errors_of(self._path, what, UNWRITABLE):
                 yield
         except BaseException:
             self._discard()

@@ -944,9 +944,8 @@ def test_a_full_disk(tmp_path: Path, size: int) -> None:
 
     def fill() -> None:
         with MovieWriter(tmp_path / "a.tif", frames.shape, "float32") as writer:
-            assert writer._part is not None
             with Path("/dev/full").open("wb") as full:
-                os.dup2(full.fileno(), writer._part.file.fileno())
+                os.dup2(full.fileno(), writer._file.fileno())
             writer.append(frames)
 
     with pytest.raises(MovieError, match=r"a\.tif: the file cannot be written: No space left on device"):
