@@ -307,29 +307,10 @@ def limit_threads() -> None:
     """No more threads than processors that this process may use: torch counts those of the whole machine."""
     import torch
 
+    from denoise.limits import cpu_quota
+
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cpu_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
-    torch.set_num_threads(max(1, math.ceil(min(torch.get_num_threads(), allowed, quota))))
-
-
-def cpu_quota(membership: Path, mount: Path) -> float:
-    """Processors that the control groups of this process, and those above them, grant; infinite if no limit.
-
-    Source: the kernel's cgroup-v2 (cpu.max: "quota period") and cgroup-v1 (cpu.cfs_quota_us) documents.
-    """
-    quotas = [math.inf]
-    for line in read_text(membership).splitlines():
-        _, controllers, group = line.split(":", 2)  # version 2: "0::/group"; 1: "4:cpu,cpuacct:/group"
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        top = mount / "cpu" if controllers else mount
-        leaf = top / group.lstrip("/")
-        for folder in (leaf, *(parent for parent in leaf.parents if parent.is_relative_to(top))):
-            old = [read_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
-            quota, period = read_text(folder / "cpu.max").split() or old
-            if quota.isdigit() and period.isdigit():  # not "max", -1, or no such file
-                quotas.append(int(quota) / int(period))
-    return min(quotas)
+    torch.set_num_threads(max(1, math.ceil(min(torch.get_num_threads(), allowed, cpu_quota()))))
 
 
 # ---- the movies
@@ -403,8 +384,8 @@ def ensemble(run: Run) -> bool:
 def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:
     """The story of one movie: open it, denoise it frame by frame into a new file, and note what was done."""
     from denoise.formats import open_recording
-    from denoise.inference import SYMMETRIES
     from denoise.movies import MovieError, movie_files
+    from denoise.network import SYMMETRIES
     from denoise.records import fingerprint
 
     start = time.monotonic()
@@ -614,10 +595,11 @@ def unexpected(error: Exception) -> str:
 
 def tell_plan(run: Run) -> int:
     """List the movies of --dry-run with memory and time; exit status 1 if one of them cannot be denoised."""
-    from denoise.estimate import slab_bytes, trial_speed
-    from denoise.inference import SYMMETRIES
+    from denoise.estimate import trial_speed, working_bytes
+    from denoise.network import SYMMETRIES
 
-    speed = trial_speed(run.model) / (SYMMETRIES if ensemble(run) else 1)
+    views = SYMMETRIES if ensemble(run) else 1
+    speed = trial_speed(run.model) / views
     base = peak_memory(run.device)["peak_memory"]
     problems, total = 0, 0.0
     for job in run.plan.jobs:
@@ -629,7 +611,7 @@ def tell_plan(run: Run) -> int:
             continue
         seconds = parts * math.prod(shape) / speed
         total += seconds
-        memory = base + slab_bytes(shape, report=run.options.report)
+        memory = base + working_bytes(shape, views, report=run.options.report)
         say(f"{job.name}: {told} -> {output_name(job, run)}; {duration(seconds)}, {memory / 2**30:.1f} GB")
     for name, reason in run.plan.unusable.items():
         problems += 1
@@ -836,6 +818,8 @@ def hardware_name(device: torch.device) -> str:
     """The GPU's or the processor's name."""
     import torch
 
+    from denoise.limits import read_text
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = re.search(r"^model name\s*:\s*(.+)$", read_text(Path("/proc/cpuinfo")), re.MULTILINE)
@@ -853,14 +837,6 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     return peak | (
         {"peak_gpu_memory": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
     )
-
-
-def read_text(path: Path) -> str:
-    """The file's text; empty if there is no such file, as on other systems than Linux."""
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
 
 
 if __name__ == "__main__":

@@ -593,33 +593,6 @@ def test_duration(names: dict[str, Any], seconds: float, text: str) -> None:
     assert names["duration"](seconds) == text
 
 
-@pytest.mark.parametrize(
-    ("membership", "quotas", "processors"),
-    [
-        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
-        ("0::/\n", {"cpu.max": "max 100000\n"}, math.inf),
-        ("0::/a/b\n", {"a/cpu.max": "200000 100000\n", "a/b/cpu.max": "max 100000\n"}, 2.0),
-        ("0::/a/b\n", {"a/cpu.max": "200000 100000\n", "a/b/cpu.max": "50000 100000\n"}, 0.5),
-        (
-            "5:cpu,cpuacct:/docker/1\n4:memory:/docker/1\n",
-            {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"},
-            3.0,
-        ),
-        ("5:cpu:/\n0::/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
-        ("", {}, math.inf),
-    ],
-)
-def test_cpu_quota(
-    names: dict[str, Any], tmp_path: Path, membership: str, quotas: dict[str, str], processors: float
-) -> None:
-    (tmp_path / "self").write_text(membership)
-    for name, text in quotas.items():
-        path = tmp_path / "cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    assert names["cpu_quota"](tmp_path / "self", tmp_path / "cgroup") == processors
-
-
 def test_uploaded_weights_come_before_the_shipped_ones(
     names: dict[str, Any], tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
