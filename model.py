@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
 from operator import mul
@@ -102,10 +103,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.relu(self.first(F.relu(x))))
 
-    def stream(self, x: Tensor, past: Past) -> Tensor:
+    def stream(self, x: Tensor, past: Past, ended: bool) -> Tensor:
         """What `forward` gives, for the next frames x (1, C, n, Y, X) of a movie. Raises Waiting."""
         past.put(self, x)
-        moved = conv_stream(self.second, F.relu(conv_stream(self.first, F.relu(x), past), inplace=True), past)
+        moved = conv_stream(self.first, F.relu(x), past, ended)
+        moved = conv_stream(self.second, F.relu(moved, inplace=True), past, ended)
         return moved.add_(past.take(self, moved.shape[2]))
 
 
@@ -121,7 +123,6 @@ class Past:
 
     def __init__(self) -> None:
         self.frames: dict[nn.Module, tuple[Tensor, ...]] = {}
-        self.ended = False  # whether the chunk at hand is the movie's last
 
     def put(self, layer: nn.Module, x: Tensor) -> None:
         """Keep frames for a layer, after those that it has."""
@@ -147,13 +148,13 @@ class Past:
         return self.take(layer, whole)
 
 
-def conv_stream(conv: nn.Conv3d, x: Tensor, past: Past) -> Tensor:
+def conv_stream(conv: nn.Conv3d, x: Tensor, past: Past, ended: bool) -> Tensor:
     """The frames of a convolution's answer whose neighbours are known, x being its next frames. Raises Waiting.
 
     Before the first frame and after the last one comes a frame of zeros, as the convolution itself pads.
     """
     border = torch.zeros_like(x[:, :, :1])
-    known = torch.cat([*past.frames.get(conv, (border,)), x, *([border] if past.ended else [])], 2)
+    known = torch.cat([*past.frames.get(conv, (border,)), x, *([border] if ended else [])], 2)
     past.frames[conv] = (known[:, :, -2:].clone(),)
     if known.shape[2] < 3:
         raise Waiting
@@ -225,25 +226,35 @@ class MovieNet(nn.Module):
             x = block(skip + up(F.relu(x)))
         return depth_to_space(self.head(F.relu(x)), self.stride)
 
-    def stream(self, residual: Tensor, features: Sequence[Tensor], past: Past) -> Tensor:
+    def stream(self, residual: Tensor, features: Sequence[Tensor], past: Past, ended: bool) -> Tensor:
         """What `forward` gives, for the next frames (1, 1, n, Y, X) of a movie; n a multiple of the first stride.
 
-        All but the last answer may lag behind. Raises Waiting.
+        The answer lags behind; to a chunk after which the movie has ended comes all the rest. Raises Waiting.
         """
         x = space_to_depth(residual, self.stride).contiguous(memory_format=torch.channels_last_3d)
-        x = conv_stream(self.stem, x, past).add_(features[0].unsqueeze(2))
+        x = conv_stream(self.stem, x, past, ended).add_(features[0].unsqueeze(2))
         steps: Any = zip(self.encoder, self.down, self.up, features[1:])
         for block, down, up, feature in steps:
-            x = block.stream(x, past)
+            x = block.stream(x, past, ended)
             past.put(up, x)  # where it is needed again
             x = down(past.steps(down, F.relu(x), down.stride[0])).add_(feature.unsqueeze(2))
         blocks: Any = self.bottom
         for block in blocks:
-            x = block.stream(x, past)
-        steps = zip(reversed(self.up), reversed(self.decoder))
+            x = block.stream(x, past, ended)
+        answers, parts = [], x.split(1, 2)  # little by little: at the end a hundred frames come at once
+        for number, part in enumerate(parts, 1):
+            with suppress(Waiting):
+                answers.append(self._answer(part, past, ended and number == len(parts)))
+        if not answers:
+            raise Waiting
+        return torch.cat(answers, 2)
+
+    def _answer(self, x: Tensor, past: Past, ended: bool) -> Tensor:
+        """From the coarsest level up to the frames (1, 1, n, Y, X). Raises Waiting."""
+        steps: Any = zip(reversed(self.up), reversed(self.decoder))
         for up, block in steps:
             x = up(F.relu(x))
-            x = block.stream(x.add_(past.take(up, x.shape[2])), past)
+            x = block.stream(x.add_(past.take(up, x.shape[2])), past, ended)
         return depth_to_space(self.head(F.relu(x)), self.stride)
 
 

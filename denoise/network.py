@@ -288,9 +288,8 @@ class Network:
         scale = scale_of(self.geometry.dtype)
         tile = pad_to_grid(residual[None, None], self.model.config.grid, "constant") * scale
         turned = stream.view.of(tile).to(self.geometry.dtype)
-        stream.past.ended = ended
         try:
-            answer = stream.movie_net.stream(turned, stream.features, stream.past)
+            answer = stream.movie_net.stream(turned, stream.features, stream.past, ended)
         except Waiting:
             return None
         return stream.view.undo(answer.float())[0, 0, :, :height, :width] / scale

@@ -106,7 +106,7 @@ def test_identity_network_returns_the_movie(t: int, y: int, x: int, ensemble: bo
     model = model_of(0.0)
     monkeypatch = pytest.MonkeyPatch()
     with monkeypatch.context() as patch:
-        patch.setattr(MovieNet, "stream", lambda self, residual, features, past: residual)
+        patch.setattr(MovieNet, "stream", lambda self, residual, *_: residual)
         out, _ = run(frames, model, Settings(ensemble=ensemble))
     np.testing.assert_allclose(out, frames, rtol=1e-4, atol=2e-2)
 
@@ -201,11 +201,11 @@ def test_a_gpu_that_is_too_small_gets_smaller_parts_and_the_same_result_comes_ou
     stream = MovieNet.stream
 
     def too_much(
-        self: MovieNet, residual: torch.Tensor, features: list[torch.Tensor], past: Past
+        self: MovieNet, residual: torch.Tensor, features: list[torch.Tensor], past: Past, ended: bool
     ) -> torch.Tensor:
         """As a GPU that has no room for what it got, so many times, at frame 128 and later."""
         sizes.append(tuple(residual.shape[2:]))
-        answer = stream(self, residual, features, past)
+        answer = stream(self, residual, features, past, ended)
         if len(sizes) > 2 and len(sizes) <= 2 + failures:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return answer
