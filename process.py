@@ -11,6 +11,7 @@ Progress and warnings go to stdout; errors to stderr, one line each: the platfor
 from __future__ import annotations  # and no torch or numpy up here: --help and a wrong option answer at once
 
 import argparse
+import io
 import math
 import os
 import platform
@@ -22,6 +23,7 @@ import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -46,6 +48,10 @@ UPLOADED_WEIGHTS = Path("/opt/ml/model/best_model_n2v.pth")  # where the platfor
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent / UPLOADED_WEIGHTS.name
 EXAMPLE = Path(__file__).resolve().parent / "example"  # the folder with the movie of --demo
 REPORTS = "report"  # the folder of --report below the output
+AUTO_MINUTES = {"cuda": 3.0, "cpu": 4.0}  # of --adapt auto, at most, for each movie
+DEMO_MINUTES = 1.0  # the same, for --demo
+CHALLENGE_MINUTES = 45.0  # for a movie in the challenge layout, of the 60 that its platform grants
+UNSTEADY = 1.5  # a movie may take longer by this than a trial says: disks, and other programs
 NAMES_SHOWN = 5  # in the closing line: the platform drops over-long lines
 SAVED_EVERY = 5.0  # seconds, at least, between two writings of the metadata while the run goes on
 SAVING_SHARE = 0.05  # of the run's time at most, when there are many movies
@@ -57,6 +63,7 @@ NOT_IN_RESULT = (
     "overwrite",
     "resume",
     "report",
+    "save_weights",
     "demo",
     "dry_run",
 )  # options that change no voxel
@@ -76,7 +83,9 @@ class Options:
     device: str
     dtype: str  # of the output: "float32", or "input" for the movie's own
     percentiles: tuple[float, float]
-    adapt: float  # minutes for each movie, 0 for none
+    adapt: float | str  # minutes for each movie at most, 0 for none, or "auto"
+    time_limit: float | None  # minutes for each movie; None for that of the layout
+    save_weights: Path | None  # where the adapted weights go
     ensemble: str  # "on", "off", or "auto": on in the challenge layout, where the score is all
     overwrite: bool
     resume: bool
@@ -99,6 +108,14 @@ class Run:
     earlier: dict[str, dict[str, Any]]  # records of movies that earlier runs finished, by output name
     started: datetime
     records: list[dict[str, Any]] = field(default_factory=list)
+
+    @cached_property
+    def speed(self) -> float:
+        """Voxels a second that this machine denoises, by a trial."""
+        from denoise.estimate import trial_speed
+        from denoise.network import SYMMETRIES
+
+        return trial_speed(self.model) / (SYMMETRIES if ensemble(self) else 1)
 
 
 def main() -> int:
@@ -154,8 +171,14 @@ def parse_options() -> Options:
     add("--dtype", choices=("float32", "input"), default="float32", help="of the output (default: float32)")
     add("--percentiles", type=float, nargs=2, metavar=("LOW", "HIGH"), default=(3.0, 97.0),
         help="of the movie's intensities, for its normalization (default: 3 97)")  # fmt: skip
-    add("--adapt", type=minutes, default=0.0, metavar="off|MINUTES",
-        help="first learn from each movie for so long; kept only if it helps (default: off)")  # fmt: skip
+    add("--adapt", type=minutes, default="auto", metavar="auto|off|MINUTES",
+        help="first learn from each movie, for so long at most; kept only if it helps (default: auto, "
+        f"{AUTO_MINUTES['cuda']:g} minutes on a GPU, {AUTO_MINUTES['cpu']:g} on a CPU, less if no better)")  # fmt: skip
+    add("--time-limit", type=a_time, metavar="MINUTES",
+        help="for each movie: it is adapted to only as long as leaves time to denoise it "
+        f"(default: {CHALLENGE_MINUTES:g} in the challenge layout, none elsewhere)")  # fmt: skip
+    add("--save-weights", type=a_path, metavar="FILE",
+        help="keep the weights adapted to the movie, for --weights and the microscope's next recordings")  # fmt: skip
     add("--ensemble", choices=("auto", "on", "off"), default="auto",
         help="average 16 mirrored views: about 0.5 dB for 16 times the work (auto: for the challenge)")  # fmt: skip
     existing = parser.add_mutually_exclusive_group()
@@ -175,13 +198,24 @@ def parse_options() -> Options:
     low, high = options.percentiles
     if not 0 <= low < high <= 100:
         parser.error(f"argument --percentiles: expected 0 <= LOW < HIGH <= 100, found {low:g} {high:g}")
+    if options.save_weights and options.adapt == 0:
+        parser.error("argument --save-weights: expected adaptation to the movie, found --adapt off")
     return Options(**{**vars(options), "percentiles": (low, high)})
 
 
-def minutes(text: str) -> float:
+def minutes(text: str) -> float | str:
+    if text == "auto":
+        return text
     value = 0.0 if text == "off" else float(text)
     if not 0 <= value < math.inf:
         raise ValueError
+    return value
+
+
+def a_time(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected minutes, more than 0, found {text!r}")
     return value
 
 
@@ -211,9 +245,27 @@ def make_plan(options: Options) -> Plan:
     from denoise.layout import LayoutError, plan_movies
 
     try:
-        return plan_movies(options.input, options.output)
+        plan = plan_movies(options.input, options.output)
     except LayoutError as error:
         raise Refusal(str(error)) from error
+    check_save_weights(options, plan)
+    return plan
+
+
+def check_save_weights(options: Options, plan: Plan) -> None:
+    """One file takes the weights of one movie, and replaces no other unasked. Raises Refusal."""
+    path = options.save_weights
+    if path is None:
+        return
+    if len(plan.jobs) != 1:
+        raise Refusal(
+            f"--save-weights {path}: expected one movie, whose weights it shall hold, found {len(plan.jobs)} in "
+            f"{options.input}; choose one of them by --input"
+        )
+    if path.exists() and not (path.is_file() and (options.overwrite or options.resume)):
+        raise Refusal(
+            f"--save-weights {path}: expected no such file yet, found one; choose another name, or --overwrite"
+        )
 
 
 @contextmanager
@@ -223,6 +275,8 @@ def own_output(options: Options, plan: Plan) -> Iterator[None]:
     from denoise.layout import LayoutError, refuse_existing
 
     check_writable(options.output)
+    if options.save_weights:
+        check_writable(options.save_weights.parent)
     try:
         with sole_use(options.output) as locked:
             if not locked:
@@ -370,6 +424,8 @@ def take_over(run: Run, job: Job, record: dict[str, Any]) -> bool:
     earlier = run.earlier.get(strict(record["output"]), {})
     if run.options.report and "report" not in earlier:
         return False
+    if run.options.save_weights and not run.options.save_weights.exists():
+        return False
     if not is_complete(earlier, movie_files(job.source), made_with(run), job.output):
         return False
     record.update(earlier, kept=True)
@@ -401,17 +457,51 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
             progress.say(f"as the mean of {SYMMETRIES} mirrored views; --ensemble off is that much faster")
         job.output.parent.mkdir(parents=True, exist_ok=True)
         with recording.writer(job.output, dtype) as writer:
-            done = [(part, *denoise_part(run, part, writer, progress)) for part in recording.parts]
+            done = denoise_parts(run, recording, writer, start, progress)
             if state != [changes(path) for path in inputs]:
                 raise MovieError(
                     f"{job.name}: expected a movie that is complete, found it changed while it was read; "
                     "nothing was kept: run it again when it is"
                 )
     record["output_file"] = fingerprint(job.output)
+    record |= save_weights(run, record, done[0][1])
     speed = math.prod(recording.sizes) / (time.monotonic() - start)
     record.update(ensemble=ensemble(run), voxels_per_second=speed)
     if len(done) > 1:
         record["parts"] = [{"name": part.name} for part, *_ in done]
+    note_parts(run, job, record, done, progress)
+    for warning in record["warnings"]:
+        progress.say(f"WARNING: {warning}")
+    progress.say(f"done, {speed / 1e6:.3g} million voxels a second")
+
+
+def denoise_parts(
+    run: Run, recording: Recording, writer: PartsWriter, start: float, progress: Progress
+) -> list[tuple[Part, Result, Diagnostics | None]]:
+    """Denoise every channel and plane of a movie that was begun at `start` (time.monotonic)."""
+    from denoise.movies import MovieError
+
+    count = len(recording.parts)
+    if run.options.save_weights and count > 1:
+        raise MovieError(
+            f"--save-weights: expected one channel and plane, whose weights the file shall hold, found {count}; "
+            "leave that option out"
+        )
+    done = []
+    for number, part in enumerate(recording.parts):
+        limit = adaptation_limit(run, recording.info.shape, count - number, start)
+        done.append((part, *denoise_part(run, part, writer, limit, progress)))
+    return done
+
+
+def note_parts(
+    run: Run,
+    job: Job,
+    record: dict[str, Any],
+    done: list[tuple[Part, Result, Diagnostics | None]],
+    progress: Progress,
+) -> None:
+    """Put what was found and done into the record, part by part where there are several, and write the reports."""
     for number, (part, result, diagnostics) in enumerate(done):
         note = record["parts"][number] if len(done) > 1 else record
         note |= {"percentiles": run.options.percentiles, "percentile_values": result.percentiles}
@@ -424,23 +514,60 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
             progress.say(
                 f"report: {run.options.output / note['report']['page']}: {note['report']['verdict']}"
             )
-    for warning in record["warnings"]:
-        progress.say(f"WARNING: {warning}")
-    progress.say(f"done, {speed / 1e6:.3g} million voxels a second")
+
+
+def adaptation_limit(run: Run, shape: tuple[int, int, int], parts: int, start: float) -> float:
+    """Minutes at most for adapting to the next of the `parts` (T, Y, X) that are left of a movie.
+
+    They leave time to denoise them all before the limit of the movie, which began at `start` (time.monotonic).
+    """
+    from denoise.adaptation import FEWEST
+
+    options = run.options
+    auto = DEMO_MINUTES if options.demo else AUTO_MINUTES[run.device.type]
+    wanted = auto if isinstance(options.adapt, str) else options.adapt
+    limit = options.time_limit or (CHALLENGE_MINUTES if run.plan.layout == "challenge" else math.inf)
+    if shape[0] < FEWEST or not wanted or math.isinf(limit):
+        return wanted if shape[0] >= FEWEST else 0.0
+    denoising = UNSTEADY * parts * math.prod(shape) / run.speed
+    left = 60 * limit - (time.monotonic() - start) - denoising
+    return min(wanted, max(0.0, left / 60 / parts))
+
+
+def save_weights(run: Run, record: dict[str, Any], result: Result) -> dict[str, Any]:
+    """Keep the weights that a movie was denoised with, if asked to; what the metadata tells of them."""
+    from denoise.atomic import write_file
+    from model import save_model, sha256
+
+    path = run.options.save_weights
+    if path is None:
+        return {}
+    origin = {
+        "adapted_from": run.weights["sha256"],
+        "movie": record["input"],
+        "adaptation": result.adaptation,
+    }
+    content = io.BytesIO()
+    save_model(content, result.model or run.model, {"program": f"{NAME} {__version__}", **origin})
+    write_file(path, content.getvalue())
+    return {"saved_weights": {"path": str(path), "sha256": sha256(path)}}
 
 
 def denoise_part(
-    run: Run, part: Part, writer: PartsWriter, progress: Progress
+    run: Run, part: Part, writer: PartsWriter, limit: float, progress: Progress
 ) -> tuple[Result, Diagnostics | None]:
-    """Denoise one channel and plane, a movie of its own, into its place in the output."""
+    """Denoise one channel and plane, a movie of its own, into its place in the output, adapting for `limit` minutes."""
     from denoise.diagnostics import Diagnostics
     from denoise.inference import Settings, denoise_movie
 
     if part.name:
         progress.say(part.name)
+    if limit:
+        most = f"at most {duration(60 * limit)}, less where that no longer helps"
+        progress.say(f"adapting to it first, {most}; --adapt off leaves it out")
     diagnostics = Diagnostics(part.movie) if run.options.report else None
     write = writing(writer, part, diagnostics)
-    settings = Settings(run.options.percentiles, run.options.adapt, ensemble(run))
+    settings = Settings(run.options.percentiles, limit, ensemble(run))
     return denoise_movie(part.movie, run.model, settings, write, progress), diagnostics
 
 
@@ -450,7 +577,8 @@ def adaptation_in_words(found: dict[str, Any]) -> str:
     errors = (
         f"error at held-out voxels {found['error_before']:.5f} -> {found['error_after']:.5f} noise variances"
     )
-    return f"adapted in {found['steps']} steps, {duration(found['seconds'])}: {errors}; {outcome}"
+    steps = f"{found['steps']} of {found['planned']} steps ({found['ended']}), {duration(found['seconds'])}"
+    return f"adapted in {steps}: {errors}; {outcome}"
 
 
 def in_words(recording: Recording) -> str:
@@ -595,11 +723,10 @@ def unexpected(error: Exception) -> str:
 
 def tell_plan(run: Run) -> int:
     """List the movies of --dry-run with memory and time; exit status 1 if one of them cannot be denoised."""
-    from denoise.estimate import trial_speed, working_bytes
+    from denoise.estimate import working_bytes
     from denoise.network import SYMMETRIES
 
     views = SYMMETRIES if ensemble(run) else 1
-    speed = trial_speed(run.model) / views
     base = peak_memory(run.device)["peak_memory"]
     problems, total = 0, 0.0
     for job in run.plan.jobs:
@@ -609,14 +736,16 @@ def tell_plan(run: Run) -> int:
             problems += 1
             complain(explain(error, job))
             continue
-        seconds = parts * math.prod(shape) / speed
+        adapting = 60 * parts * adaptation_limit(run, shape, parts, time.monotonic())
+        seconds = parts * math.prod(shape) / run.speed + adapting
         total += seconds
         memory = base + working_bytes(shape, views, report=run.options.report)
-        say(f"{job.name}: {told} -> {output_name(job, run)}; {duration(seconds)}, {memory / 2**30:.1f} GB")
+        cost = duration(seconds) + (f" (of it at most {duration(adapting)} to adapt)" if adapting else "")
+        say(f"{job.name}: {told} -> {output_name(job, run)}; {cost}, {memory / 2**30:.1f} GB")
     for name, reason in run.plan.unusable.items():
         problems += 1
         complain(f"{name}: {reason}")
-    pace = f"{speed / 1e6:.3g} million voxels a second as measured just now"
+    pace = f"{run.speed / 1e6:.3g} million voxels a second as measured just now"
     say(f"dry run: {duration(total)} in all, at {pace}")
     return 1 if problems else 0
 

@@ -1,13 +1,19 @@
 """Adapt a copy of the network to one movie: Noise2Void on that movie alone, kept only if it predicts the movie better.
 
-Some voxels are held out: the adaptation never sees their values. The blind-spot error there, before and after, decides
-whether the adapted copy is used. Where the noise of neighbours in a row or column is correlated, the blind spot covers
+    held-out voxels hidden -> steps planned by the time -> learn, look, ... -> the best of the averages looked at
+
+Some voxels are held out: the adaptation never sees their values. The blind-spot error there decides when to stop and
+whether an adapted copy is used. Where the noise of neighbours in a row or column is correlated, the blind spot covers
 the run (structured Noise2Void, Broaddus et al., ISBI 2020).
+
+The number of steps is planned once, before the first: by the movie's size, or where that takes too long, by the time
+a step took just now, as a power of two. So a machine gives the same result again unless its speed changed a lot.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +22,8 @@ import torch
 from torch import Tensor
 
 from denoise.blindspot import Samples, blind_errors, correlated_axes, make_samples
-from denoise.learning import Learner, Sampler, autocast
+from denoise.learning import Learner, Sampler
+from denoise.precision import autocast
 from model import UNet3D
 
 RATE = 2e-4  # learning rate: a seventh of the training's
@@ -26,17 +33,23 @@ BATCH = {"cpu": 2, "cuda": 16}  # patches a step
 HELD_OUT = 0.02  # of the voxels
 CHECKS = 16  # patches in which held-out voxels are predicted
 FEWEST = 16  # frames: there is nothing to learn from fewer
+PASSES = 32  # over the excerpt at most: what a small movie can teach is learned soon
+LOOKS = 8  # at the held-out error on the way
+PATIENCE = 2  # looks without a new best, after which it stops
+UNSTEADY = 1.25  # steps may turn out slower than the one on the clock by this
 
 
 @dataclass(frozen=True)
 class Adaptation:
     """What an adaptation did; plain values for the metadata."""
 
-    steps: int
+    steps: int  # learned
+    planned: int  # steps, for which the learning rate's schedule was made; the result depends on it, not on the time
+    ended: str  # why
     seconds: float
     error_before: float  # mean squared, at held-out voxels, in noise variances
-    error_after: float
-    correlated: tuple[bool, bool]  # noise along (y, x)
+    error_after: float  # the best that was seen
+    correlated: tuple[bool, bool]  # noise along (y, x), so that the blind spot covers a run
 
     @property
     def kept(self) -> bool:
@@ -52,35 +65,89 @@ class Excerpt:
     device: torch.device
 
 
+class Lesson:
+    """What one movie (T, Y, X) teaches: batches without the held-out voxels, and the error of a network at those."""
+
+    def __init__(self, frames: Tensor, device: torch.device) -> None:
+        self.axes = correlated_axes(frames[:64].float())
+        generator = torch.Generator(device).manual_seed(0)
+        frames = frames.half().to(device)
+        held_out = torch.rand(frames.shape, device=device, generator=generator) < HELD_OUT
+        self.patch = (min(PATCH[0], len(frames)), min(PATCH[1], *frames.shape[1:]))
+        self.batch = BATCH[device.type]
+        self.checks = [check(frames, held_out, self.patch, n, self.axes, generator) for n in range(CHECKS)]
+        self.excerpt = Excerpt([frames.masked_fill(held_out, torch.nan)], [self.axes], device)
+        self.sampler = Sampler(self.excerpt, seed=0)
+        self.voxels = frames.numel()
+
+    def learn(self, learner: Learner[UNet3D], progress: float) -> None:
+        """One step."""
+        learner.learn(self.sampler.samples(self.patch, self.batch), progress)
+
+    def error(self, model: UNet3D) -> float:
+        """Mean blind-spot error at the held-out voxels, in noise variances."""
+        return error_of(model, self.checks)
+
+    def plan(self, model: UNet3D, seconds: float) -> int:
+        """Steps: those for PASSES over the excerpt, or a power of two that fits into the time, 0 if none does."""
+        enough = math.ceil(PASSES * self.voxels / (self.batch * self.patch[0] * self.patch[1] ** 2))
+        trial = self.trial(model)
+        fitting = (seconds - 2 * trial) / (UNSTEADY * trial)
+        return min(enough, 2 ** int(math.log2(fitting))) if fitting >= 1 else 0
+
+    def trial(self, model: UNet3D) -> float:
+        """Seconds that a step takes, by the second of two on a copy that is thrown away."""
+        sampler, learner = Sampler(self.excerpt, seed=1), Learner(copy.deepcopy(model), RATE, AVERAGING)
+        seconds = []
+        for _ in range(2):
+            start = time.monotonic()
+            learner.learn(sampler.samples(self.patch, self.batch), 0.0)
+            seconds.append(time.monotonic() - start)
+        return seconds[-1]
+
+
 def adapt(
     frames: Tensor, model: UNet3D, seconds: float, tell: Callable[[float], None]
 ) -> tuple[UNet3D, Adaptation | None]:
     """The network to use for a movie, and what was found; the given one is never changed.
 
-    frames: normalized (T, Y, X) of it, NaN where missing. `tell` gets the share of the time that has passed. A movie of
-    fewer than FEWEST frames is not adapted to: None.
+    frames: normalized (T, Y, X) of it, NaN where missing. seconds: at most, all in all. `tell` gets the share that is
+    done. A movie of fewer than FEWEST frames is not adapted to: None.
     """
     if len(frames) < FEWEST:
         return model, None
     start = time.monotonic()
-    device = next(model.parameters()).device
-    axes = correlated_axes(frames[:64].float())
-    generator = torch.Generator(device).manual_seed(0)
-    frames = frames.half().to(device)
-    held_out = torch.rand(frames.shape, device=device, generator=generator) < HELD_OUT
-    patch = (min(PATCH[0], len(frames)), min(PATCH[1], *frames.shape[1:]))
-    checks = [check(frames, held_out, patch, number, axes, generator) for number in range(CHECKS)]
-    sampler = Sampler(Excerpt([frames.masked_fill(held_out, torch.nan)], [axes], device), seed=0)
-    learner = Learner(copy.deepcopy(model), RATE, AVERAGING)
-    before = error_of(model, checks)
-    while (passed := (time.monotonic() - start) / seconds) < 1:
-        learner.learn(sampler.samples(patch, BATCH[device.type]), passed)
-        tell(min(1.0, passed))
-    result = Adaptation(
-        learner.step, time.monotonic() - start, before, error_of(learner.average, checks), axes
-    )
+    lesson = Lesson(frames, next(model.parameters()).device)
+    before = lesson.error(model)
+    looking = (1 + LOOKS) * (time.monotonic() - start)
+    planned = lesson.plan(model, seconds - looking)
+    best, after, steps, ended = learn(lesson, model, before, planned, start + seconds, tell)
     tell(1.0)
-    return (learner.average if result.kept else model), result
+    found = Adaptation(steps, planned, ended, time.monotonic() - start, before, after, lesson.axes)
+    return best, found
+
+
+def learn(
+    lesson: Lesson, model: UNet3D, before: float, planned: int, deadline: float, tell: Callable[[float], None]
+) -> tuple[UNet3D, float, int, str]:
+    """The best network (the given one unless another errs less), its error, the steps taken, and why they ended."""
+    best, least, since = model, before, 0
+    learner = Learner(copy.deepcopy(model), RATE, AVERAGING)
+    every = max(1, planned // LOOKS)
+    while learner.step < planned:
+        if time.monotonic() > deadline:
+            return best, least, learner.step, "out of time"
+        lesson.learn(learner, learner.step / planned)
+        tell(learner.step / planned)
+        if learner.step % every and learner.step < planned:
+            continue
+        error = lesson.error(learner.average)
+        since = 0 if error < least else since + 1
+        if error < least:
+            best, least = copy.deepcopy(learner.average), error
+        if since == PATIENCE:
+            return best, least, learner.step, "no longer better"
+    return best, least, learner.step, "as planned" if planned else "too little time for a step"
 
 
 def check(

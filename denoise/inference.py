@@ -65,7 +65,7 @@ class Settings:
     """What a user may choose about the denoising itself."""
 
     percentiles: tuple[float, float] = (3.0, 97.0)
-    adapt_minutes: float = 0.0  # spent on adapting the network to each movie
+    adapt_minutes: float = 0.0  # at most, for adapting the network to each movie
     ensemble: bool = False  # the mean over sixteen mirrored and turned views, for sixteen times the work
 
 
@@ -78,6 +78,7 @@ class Result:
     noise: dict[str, float]  # gain and read_variance in the input's units
     warnings: list[str] = field(default_factory=list)
     adaptation: dict[str, object] | None = None  # see denoise.adaptation.Adaptation; None if there was none
+    model: UNet3D | None = None  # that denoised the movie: the adapted one, where that was kept
 
 
 @dataclass
@@ -113,13 +114,13 @@ def denoise_movie(
             network.predict(lambda *where: residuals(movie, survey, *where), 0, frames)
         )
         with closing(pairs):
-            told = telling(pairs, lambda done: progress("denoising", done, frames))
-            for _residual, prediction in slabs(told, bounds):
+            passing = telling(pairs, lambda done: progress("denoising", done, frames))
+            for _residual, prediction in slabs(passing, bounds):
                 for part in pieces(prediction):
                     restored = survey.context.restore(part.cpu() + network.static)
                     write(survey.normalization.denormalize(restored.numpy()))
-    result = result_of(survey, network)
-    return replace(result, adaptation=asdict(adaptation) | {"kept": adaptation.kept} if adaptation else None)
+    told = asdict(adaptation) | {"kept": adaptation.kept} if adaptation else None
+    return replace(result_of(survey, network), adaptation=told, model=model)
 
 
 def adapted(

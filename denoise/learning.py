@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from denoise.blindspot import Samples, blind_errors, make_samples
-from model import UNet3D
+from denoise.precision import autocast
 
 # (frames, side) of a patch and how often it is drawn: long ones teach dynamics, short ones are whole short movies
 PATCHES = (
@@ -25,6 +25,7 @@ PATCHES = (
 WHOLE = 32  # frames up to which a patch is the whole of its movie
 CLIP = 1.0  # norm of the gradient
 WARM_UP = 0.0125  # share of the learning over which the rate rises
+Net = TypeVar("Net", bound=nn.Module)  # predicts from what Samples hold, as model.UNet3D does
 
 
 class Recordings(Protocol):
@@ -90,16 +91,10 @@ def next_batch(sampler: Sampler, patches: list[tuple[tuple[int, int], float]], b
     return sampler.samples(patch, max(1, min(4 * batch, batch * 128 * 64 * 64 // voxels)))
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16, but not on a GPU without it: float16 would need its gradients scaled, so float32 serves there."""
-    able = device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.autocast(device.type, torch.bfloat16, enabled=able)
-
-
-class Learner:
+class Learner(Generic[Net]):
     """A network that learns, the moving average of its weights, and its optimizer."""
 
-    def __init__(self, model: UNet3D, rate: float, averaging: float) -> None:
+    def __init__(self, model: Net, rate: float, averaging: float) -> None:
         self.model = model.train().requires_grad_(True)
         self.device = next(model.parameters()).device
         self.rate, self.averaging, self.step = rate, averaging, 0

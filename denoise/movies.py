@@ -19,6 +19,7 @@ import shutil
 import stat
 import struct
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -102,11 +103,12 @@ class Source(Protocol):
 
 
 class Movie:
-    """An open movie, read by frame ranges. A context manager; one thread at a time."""
+    """An open movie, read by frame ranges. A context manager; threads that read take turns."""
 
     def __init__(self, info: MovieInfo, source: Source) -> None:
         self.info = info
         self._source: Source | None = source
+        self._turn = threading.Lock()
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Decode frames start to stop - 1 only: (stop - start, Y, X), info.dtype, C-contiguous.
@@ -120,7 +122,7 @@ class Movie:
             raise ValueError(f"{self.info.path}: the movie is closed; read inside its with block")
         if start == stop:
             return np.empty((0, *size), self.info.dtype)
-        with _errors_of(self.info.path, f"frames {start} to {stop} cannot be read"):
+        with self._turn, _errors_of(self.info.path, f"frames {start} to {stop} cannot be read"):
             block = self._source.frames(start, stop).reshape(stop - start, *size)
             return np.ascontiguousarray(block, self.info.dtype)  # (n, Y, X)
 

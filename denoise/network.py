@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from denoise.context import IMAGES, Context
 from denoise.limits import free_memory
+from denoise.precision import precision
 from denoise.tiling import Span, tile_axis, tile_grid
 from model import MovieNet, Past, UNet3D, Waiting, pad_to_grid
 
 CHUNK_VOXELS = {
-    "cpu": 1 << 21,
+    "cpu": 1 << 20,
     "cuda": 1 << 25,
 }  # computed at once where the memory allows: more is no faster
 VOXEL_BYTES = 64  # of memory for each voxel that is computed at once, in half precision; measured
@@ -341,11 +342,3 @@ def coarse(level: Tensor, where: Sequence[slice], stride: int) -> Tensor:
     """The region of a feature map (1, C, Y / stride, X / stride) under (Y, X) slices that lie on the grid."""
     y, x = (slice(s.start // stride, s.stop // stride) for s in where)
     return level[..., y, x]
-
-
-def precision(device: torch.device) -> torch.dtype:
-    """bfloat16 or float16 where the processor computes in it, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    able = torch.cpu.get_capabilities()
-    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32

@@ -136,7 +136,9 @@ class Method:
     name: str
     run: Callable[..., np.ndarray]
     start: Mapping[str, float] = field(default_factory=dict)
-    weights: str = ""  # first eight digits of their SHA-256
+    weights: str = ""  # of a network of this project: first eight digits of their SHA-256
+    code: str = ""  # what else the outputs depend on: digest of the method's own files
+    groups: tuple[str, ...] = ()  # of cases that it is for; all if empty
 
 
 BASELINES = (

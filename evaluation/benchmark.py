@@ -1,10 +1,11 @@
 """Measure every method on every movie: `python -m evaluation.benchmark`, or with --quick in a few minutes.
 
-    case -> noisy movie -> each method, baselines tuned with the truth -> row of numbers -> tables, panel
+    case -> noisy movie -> each method, baselines tuned with the truth -> rows of numbers -> tables, panel
 
-Rows are kept in output/benchmark.csv and found again by the movie, the method and the weights, so an
-interrupted run goes on and new weights cost only their own rows. The whole benchmark writes
-docs/quality.md (between its markers), docs/quality.csv and docs/images/; --quick prints its table alone.
+Rows are kept in output/benchmark.csv as the cases come, and found again by the case, the method and a digest of all
+files that they depend on: an interrupted run goes on, and a change costs only its own rows. Two processes of one
+thread each do the work. The whole benchmark writes docs/quality.md (between its markers), docs/quality.csv and
+docs/images/; --quick prints its table alone.
 """
 
 from __future__ import annotations
@@ -13,17 +14,22 @@ import argparse
 import csv
 import hashlib
 import json
+import multiprocessing
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
+from denoise import adaptation
 from denoise.inference import Settings, denoise_movie
-from evaluation import report
+from evaluation import keyhole, report
 from evaluation.baselines import BASELINES, Method, tune
 from evaluation.samples import RECORDINGS, Case, Sample, cases
 from model import ModelError, load_model
@@ -31,12 +37,26 @@ from model import ModelError, load_model
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "output" / "benchmark.csv"
 WEIGHTS = ROOT / "best_model_n2v.pth"
-KEY = ("group", "name", "level", "data", "method", "weights")
+KEY = ("group", "name", "level", "method", "made_with")
 SCORES = ("ssnr", "tsnr", "stsnr", "spsnr", "tpsnr", "stpsnr")
 CELLS = ("trace_correlation", "amplitude_kept", "bias", "slope", "false_transients", "false_height")
 NUMBERS = ("seconds", *SCORES, *CELLS, "heldout_error")
-COLUMNS = (*KEY, "parameters", *NUMBERS)
+COLUMNS = (*KEY, "weights", "parameters", *NUMBERS, "heldout_parts")
 TOLD = ("stsnr", "false_transients", "heldout_error", "seconds")  # on the way
+DATA_CODE = ("simulation/*.py", "evaluation/samples.py", "evaluation/cells.py", "evaluation/metrics.py")
+NETWORK_CODE = ("denoise/*.py", "model.py")
+ENSEMBLE_GROUPS = (
+    "challenge",
+    "noise",
+    "different",
+    "real few",
+)  # where sixteen times the work is affordable
+KEYHOLE = "3D N2V, no context"
+SLOW_GROUPS = ("challenge few", "different few", "real few")  # a few cases of each, see samples.cases
+ADAPTED_PASSES = (
+    8  # over the movie: 64 steps of a challenge movie, about a minute on two cores; no clock decides
+)
+PROCESSES = 2
 Row = dict[str, str]
 
 
@@ -45,12 +65,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="two scenes, three levels, no files in docs/")
     parser.add_argument("--weights", type=Path, nargs="*", default=[WEIGHTS], help="networks, or none")
     parser.add_argument(
-        "--ensemble", action="store_true", help="also each network's mean over mirrored views"
+        "--processes", type=int, default=PROCESSES, help=f"of one thread each, default {PROCESSES}"
     )
     options = parser.parse_args(arguments)
     try:
-        views = (False, True) if options.ensemble else (False,)
-        methods = [*BASELINES, *(network(path, many) for path in options.weights for many in views)]
+        methods = all_methods(tuple(options.weights))
     except ModelError as error:
         print(error, file=sys.stderr)
         return 1
@@ -59,7 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{RECORDINGS}: no such folder, so no real recordings in this run")
         todo = [case for case in todo if case.group != "real"]
     table = Table(ROWS)
-    rows = [row for case in todo for row in measure_case(case, methods, table)]
+    measure(todo, methods, table, tuple(options.weights), options.processes)
+    rows = [row for case in todo for row in table.of(case, methods)]
     text = report.markdown(rows)
     print(text)
     if not options.quick:
@@ -68,18 +88,105 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+# ---- methods
+
+
+@cache
+def all_methods(weights: tuple[Path, ...]) -> list[Method]:
+    """Baselines, the keyhole network, and three ways to use each of our networks. Raises ModelError."""
+    with_data = [Method(m.name, m.run, m.start, code=digest("evaluation/baselines.py")) for m in BASELINES]
+    return [*with_data, keyhole_method(), *(method for path in weights for method in networks(path))]
+
+
+def keyhole_method() -> Method:
+    """The seed's network: no network of this project, so it counts among the baselines."""
+    net = keyhole.load()
+    code = digest("evaluation/keyhole.p*", "denoise/context.py")
+    return Method(KEYHOLE, lambda movie: keyhole.denoise(movie, net), code=code, groups=SLOW_GROUPS)
+
+
+def networks(path: Path) -> list[Method]:
+    """A checkpoint's network run as process.py runs it: in one pass, as the mean of views, after adaptation."""
+    model = load_model(path, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    name = "this project" if path == WEIGHTS else path.stem
+    short, code = hashlib.sha256(path.read_bytes()).hexdigest()[:8], digest(*NETWORK_CODE)
+
+    def way(suffix: str, settings: Settings, groups: tuple[str, ...] = ()) -> Method:
+        def run(movie: np.ndarray) -> np.ndarray:
+            parts: list[np.ndarray] = []
+            with patch.object(adaptation, "PASSES", ADAPTED_PASSES):
+                denoise_movie(ArrayMovie(movie), model, settings, lambda x: parts.append(x.copy()), _silent)
+            return np.concatenate(parts)
+
+        return Method(name + suffix, run, weights=short, code=code, groups=groups)
+
+    no_clock = 1e6  # minutes
+    return [
+        way("", Settings()),
+        way(", ensemble", Settings(ensemble=True), ENSEMBLE_GROUPS),
+        way(", adapted", Settings(adapt_minutes=no_clock), SLOW_GROUPS),
+    ]
+
+
+@cache
+def digest(*patterns: str) -> str:
+    """First eight digits of the SHA-256 of all files of the repository that match."""
+    content = hashlib.sha256()
+    for pattern in patterns:
+        for path in sorted(ROOT.glob(pattern)):
+            content.update(path.name.encode() + path.read_bytes())
+    return content.hexdigest()[:8]
+
+
+def is_for(method: Method, case: Case) -> bool:
+    return not method.groups or bool({case.group, f"{case.group} {case.size}"} & set(method.groups))
+
+
+def label_of(case: Case, method: Method) -> Row:
+    """What a row is found by."""
+    made_with = f"{digest(*DATA_CODE)} {method.code} {method.weights}".strip()
+    where = {"group": case.group, "name": case.name, "level": str(case.level)}
+    return where | {"method": method.name, "made_with": made_with}
+
+
+# ---- rows
+
+
 class Table:
     """The rows measured so far, in a CSV file that grows as they come."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: dict[tuple[str, ...], Row] = {}
-        if path.exists():
-            with path.open(newline="") as file:
-                self.rows = {tuple(row[name] for name in KEY): row for row in csv.DictReader(file)}
+        if not path.exists():
+            return
+        with path.open(newline="") as file:
+            lines = csv.DictReader(file)
+            if lines.fieldnames == list(COLUMNS):
+                self.rows = {tuple(row[name] for name in KEY): row for row in lines}
+        if not self.rows:  # of an earlier version
+            path.unlink()
 
-    def find(self, row: Row) -> Row | None:
-        return self.rows.get(tuple(row[name] for name in KEY))
+    def find(self, case: Case, method: Method) -> Row | None:
+        label = label_of(case, method)
+        return self.rows.get(tuple(label[name] for name in KEY))
+
+    def of(self, case: Case, methods: Iterable[Method]) -> list[Row]:
+        """All rows of a case."""
+        found = (self.find(case, method) for method in methods if is_for(method, case))
+        return [row for row in found if row is not None]
+
+    def start(self, case: Case, method: Method) -> Mapping[str, float]:
+        """Where to start tuning: what was best for the movie most like this one of those measured already."""
+        if not method.start:
+            return {}
+        alike = [
+            row
+            for row in self.rows.values()
+            if (row["method"], row["level"]) == (method.name, str(case.level))
+        ]
+        alike.sort(key=lambda row: row["group"] == case.group)
+        return json.loads(alike[-1]["parameters"]) if alike else method.start
 
     def add(self, row: Row) -> None:
         new = not self.path.exists()
@@ -92,42 +199,75 @@ class Table:
         self.rows[tuple(row[name] for name in KEY)] = row
 
 
-def measure_case(case: Case, methods: Sequence[Method], table: Table) -> list[Row]:
-    """One row for each method on one case; those in the table are not measured again."""
-    sample = case.make()
-    where = {
-        "group": case.group,
-        "name": case.name,
-        "level": str(case.level),
-        "data": fingerprint(sample.movie),
-    }
-    rows = []
-    for method in methods:
-        label = where | {"method": method.name, "weights": method.weights}
-        row = table.find(label)
-        if row is None:
-            row = dict.fromkeys(COLUMNS, "") | label | measure_method(sample, method)
+def measure(
+    todo: Sequence[Case], methods: Sequence[Method], table: Table, weights: tuple[Path, ...], processes: int
+) -> None:
+    """Fill the table with the rows that it lacks."""
+
+    def take(rows: Iterable[Row]) -> None:
+        for row in rows:
             table.add(row)
-            told = " ".join(
-                f"{name} {row[name]}" for name in ("stsnr", *NUMBERS[-2:], "seconds") if row.get(name)
-            )
-            print(f"{case.group}, {case.name}, level {case.level}: {method.name}: {told}", flush=True)
-        rows.append(row)
-    return rows
+            told = " ".join(f"{name} {row[name]}" for name in TOLD if row[name])
+            print(f"{row['group']}, {row['name']}, level {row['level']}: {row['method']}: {told}", flush=True)
+
+    tasks = unfinished(todo, methods, table)
+    if processes == 1:
+        for case, starts in tasks:
+            take(measure_case(case, [m for m in methods if m.name in starts], starts))
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as pool:
+        running: set[Future[list[Row]]] = set()
+        for case, starts in tasks:
+            running.add(pool.submit(measure_apart, case, weights, starts))
+            if len(running) == processes:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    take(future.result())
+        for future in running:
+            take(future.result())
 
 
-def fingerprint(movie: np.ndarray) -> str:
-    """Mean and deviation: not a digest, since the last bits of a simulation depend on the number of threads."""
-    return f"{movie.mean():.4g} +- {movie.std():.4g}"
+Starts = dict[str, Mapping[str, float]]  # method -> parameters to start the tuning from
 
 
-def measure_method(sample: Sample, method: Method) -> Row:
+def unfinished(
+    todo: Sequence[Case], methods: Sequence[Method], table: Table
+) -> Iterator[tuple[Case, Starts]]:
+    """Cases, and of each the methods that are not measured yet; the table is looked at as late as possible."""
+    for case in todo:
+        missing = [m for m in methods if is_for(m, case) and table.find(case, m) is None]
+        if missing:
+            yield case, {method.name: table.start(case, method) for method in missing}
+
+
+def measure_apart(case: Case, weights: tuple[Path, ...], starts: Starts) -> list[Row]:
+    """The same in a process of its own, which makes its own methods."""
+    return measure_case(case, [m for m in all_methods(weights) if m.name in starts], starts)
+
+
+def measure_case(case: Case, methods: Sequence[Method], starts: Starts) -> list[Row]:
+    """One row for each method on one case."""
+    sample = case.make()
+    return [
+        dict.fromkeys(COLUMNS, "")
+        | label_of(case, method)
+        | {"weights": method.weights}
+        | measure_method(sample, method, starts[method.name])
+        for method in methods
+    ]
+
+
+def measure_method(sample: Sample, method: Method, start: Mapping[str, float]) -> Row:
     """Tune a method if it has something to tune, run it once on the clock, and measure its output."""
-    best = tune(method.run, sample.part, sample.quality, method.start) if method.start else {}
-    start = time.process_time()  # over all cores: other work on the machine does not count
+    best = tune(method.run, sample.part, sample.quality, start) if start else {}
+    began = time.process_time()  # over all threads: other work on the machine does not count
     output = method.run(sample.movie, **best)
-    values = {"seconds": time.process_time() - start, **sample.measure(output)}
+    seconds = time.process_time() - began
+    values = {"seconds": seconds, **sample.measure(output)}
     row = {name: f"{values[name]:.6g}" for name in NUMBERS if name in values}
+    if sample.parts:
+        row["heldout_parts"] = json.dumps([float(f"{error:.6g}") for error in sample.parts(output)])
     return row | {"parameters": json.dumps(best)}
 
 
@@ -148,20 +288,6 @@ class ArrayMovie:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         return np.ascontiguousarray(self.frames[start:stop])
-
-
-def network(path: Path, ensemble: bool = False) -> Method:
-    """The network of a checkpoint, run as process.py runs it. Raises ModelError."""
-    model = load_model(path, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    name = ("this project" if path == WEIGHTS else path.stem) + (", ensemble" if ensemble else "")
-    settings = Settings(ensemble=ensemble)
-
-    def run(movie: np.ndarray) -> np.ndarray:
-        parts: list[np.ndarray] = []
-        denoise_movie(ArrayMovie(movie), model, settings, lambda frames: parts.append(frames.copy()), _silent)
-        return np.concatenate(parts)
-
-    return Method(name, run, weights=hashlib.sha256(path.read_bytes()).hexdigest()[:8])
 
 
 def _silent(stage: str, done: int, total: int) -> None:

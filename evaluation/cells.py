@@ -10,15 +10,18 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.ndimage import label, uniform_filter
+from scipy.ndimage import find_objects, label, uniform_filter
 from scipy.signal import find_peaks
 
 SMALLEST_CELL = 9  # pixels
 RISE = 30  # frames within which an isolated transient rises from its foot to its peak
 SMALLEST_TRANSIENT = 0.2  # of the cell's resting level
-SPOT = 5  # pixels; a side of the squares in which false transients are looked for
+SPOT = 5  # pixels; a side of the squares in which false transients are looked for, about a cell's body
 DEVIATIONS = 5.0  # robust standard deviations that make a transient
-SMALLEST_CHANGE = 0.01  # of the local level: below that nobody calls it a transient
+SHORTEST = 3  # frames: no indicator rises and falls faster at these rates
+ROUNDING = (
+    1e-5  # of the level: a float32 output that is flat but for its rounding has no deviation to compare with
+)
 
 
 def pixels_of(footprint: np.ndarray) -> np.ndarray:
@@ -91,16 +94,21 @@ def height(trace: np.ndarray, foot: int, peak: int) -> float:
 def score_noise(output: np.ndarray) -> dict[str, float]:
     """Of the output (T, Y, X) for a movie of noise on a constant: what a cell finder would take for activity.
 
-    false_transients: number of connected groups of voxels of the 5 x 5 pixels mean that lie above their pixel's
-        median by five robust standard deviations (1.4826 times the median absolute deviation in time) and 1%.
+    false_transients: number of events that stand out by five robust standard deviations of the output itself, as a
+        cell finder sees it: in the 5 x 5 pixels mean, less each pixel's median. All pixels are alike here, so that
+        one deviation (1.4826 times the median absolute one) is taken over all of them: that of a single pixel of a
+        smooth output rests on a handful of independent values. An event is a connected group of such voxels that
+        covers a cell (SMALLEST_CELL pixels) and lasts SHORTEST frames; cell finders drop what is smaller or shorter.
     false_height: the largest rise of that mean over its pixel's median, relative to it.
     """
     spots = uniform_filter(output.astype(np.float32), (0, SPOT, SPOT))
     median = np.median(spots, axis=0)  # (Y, X)
     spots -= median
-    deviation = 1.4826 * np.median(np.abs(spots), axis=0)  # (Y, X)
-    above = spots > np.maximum(DEVIATIONS * deviation, SMALLEST_CHANGE * np.abs(median))
-    return {
-        "false_transients": label(above, structure=np.ones((3, 3, 3)))[1],
-        "false_height": float(np.max(spots / np.abs(median))),
-    }
+    deviation = 1.4826 * np.median(np.abs(spots))
+    above = spots > max(DEVIATIONS * deviation, ROUNDING * float(np.abs(median).max()))
+    events, _ = label(above, structure=np.ones((3, 3, 3)))
+    taken = 0
+    for number, place in enumerate(find_objects(events), 1):
+        event = events[place] == number
+        taken += bool(event.any(0).sum() >= SMALLEST_CELL and event.any((1, 2)).sum() >= SHORTEST)
+    return {"false_transients": taken, "false_height": float(np.max(spots / np.abs(median)))}

@@ -66,7 +66,7 @@ def save_movie(path: Path, movie: np.ndarray) -> None:
 def denoise(source: Path, result: Path) -> int:
     """Run process.py on a folder, as any user would; returns its exit status."""
     program = [sys.executable, str(ROOT / "process.py")]
-    folders = ["--input", str(source), "--output", str(result), "--overwrite"]
+    folders = ["--input", str(source), "--output", str(result), "--overwrite", "--adapt", "1"]
     return subprocess.run(program + folders, check=False).returncode  # noqa: S603 - our own program
 
 

@@ -21,6 +21,7 @@ from denoise.context import Context, ContextSums
 from denoise.inference import Settings, denoise_movie
 from denoise.learning import Sampler, next_batch, usable_patches
 from evaluation.benchmark import WEIGHTS, ArrayMovie
+from evaluation.keyhole import close_sums, keyhole
 from evaluation.metrics import score
 from model import UNet3D, UNetConfig, load_model
 from simulation import FIRST_EVALUATION_SEED, LEVELS, challenge_scene, noisy
@@ -34,15 +35,6 @@ OVERLAPS = {
     "16 pixels": (136, 16),
     "32 pixels": (144, 32),
 }  # tile, overlap
-
-close_sums = ContextSums.context  # gives the shipped design's context, in training and in inference
-
-
-def keyhole(context: Context) -> Context:
-    """No context: one level for all pixels, and empty images."""
-    level = context.mean.mean((-2, -1), keepdim=True).expand_as(context.mean)
-    images, error = torch.zeros_like(context.images), torch.zeros_like(context.standard_error)
-    return replace(context, mean=level, images=images, standard_error=error)
 
 
 def mean_only(context: Context) -> Context:
@@ -88,12 +80,17 @@ def train(plan: Plan, seconds: float, device: torch.device) -> UNet3D:
 
 
 def scores(
-    model: UNet3D, settings: Settings, scenes: int, frames: int = 500, size: int = 128
+    model: UNet3D,
+    settings: Settings,
+    scenes: int,
+    frames: int = 500,
+    size: int = 128,
+    first: int = FIRST_EVALUATION_SEED,
 ) -> Iterator[float]:
-    """stSNR of each noise level, the mean over held-out scenes."""
+    """stSNR of each noise level, the mean over scenes of the seeds from `first` on."""
     for level, (gain, read_variance) in LEVELS.items():
         values = []
-        for seed in range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + scenes):
+        for seed in range(first, first + scenes):
             clean = challenge_scene(seed, frames, size).clean()
             movie = (
                 noisy(clean, gain, read_variance, np.random.default_rng([seed, level]))

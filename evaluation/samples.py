@@ -42,6 +42,8 @@ RECORDINGS = Path(__file__).resolve().parents[2] / "shared" / "data"  # not part
 SCENES = 8
 LENGTHS = (100, 1500)  # frames, beside the 500 of the other scenes
 SCENES_OF_A_LENGTH = 2
+FEW = 3  # challenge scenes that slow methods get
+SPANS = 20  # of frames, for the standard error of a held-out error
 FRAMES, SIZE = 500, 128
 BRIGHTNESS = 204.0  # mean of the challenge's movies
 HIDDEN = 0.005  # of the voxels
@@ -61,27 +63,30 @@ class Sample:
     part: np.ndarray  # of the movie: parameters are tuned on it
     quality: Quality  # of an output for `part`; the higher the better
     clean: np.ndarray | None = None
+    parts: Callable[[np.ndarray], list[float]] | None = None  # of an output: errors in equal spans of frames
 
 
 @dataclass(frozen=True)
 class Case:
-    """A sample that is not made yet. Level 0 is a real recording."""
+    """A sample that is not made yet. Level 0 is a real recording. size "few": one that slow methods get too."""
 
     group: str
     name: str
     level: int
     make: Callable[[], Sample]
+    size: str = ""
 
 
 def cases(quick: bool) -> Iterator[Case]:
     """The whole benchmark; quick: two scenes and the noise alone, at each level."""
     for number in range(2 if quick else SCENES):
-        yield from _levels("challenge", f"scene {number}", partial(challenge, number, FRAMES))
+        size = "few" if number < FEW and not quick else ""
+        yield from _levels("challenge", f"scene {number}", partial(challenge, number, FRAMES), size)
     yield from _levels("noise", "pure noise", pure_noise)
     if quick:
         return
     for kind in DIFFERENT_KINDS:
-        yield from _levels("different", kind, partial(different, kind))
+        yield from _levels("different", kind, partial(different, kind), "few")
     for frames in LENGTHS:
         for number in range(SCENES_OF_A_LENGTH):
             yield from _levels(
@@ -92,12 +97,12 @@ def cases(quick: bool) -> Iterator[Case]:
         "FMI, thinned": fmi_thinned,
         "mouse, hidden": mouse_hidden,
     }.items():
-        yield Case("real", name, 0, make)
+        yield Case("real", name, 0, make, "few" if name.startswith("mouse") else "")
 
 
-def _levels(group: str, name: str, make: Callable[[int], Sample]) -> Iterator[Case]:
+def _levels(group: str, name: str, make: Callable[[int], Sample], size: str = "") -> Iterator[Case]:
     for level in LEVELS:
-        yield Case(group, name, level, partial(make, level))
+        yield Case(group, name, level, partial(make, level), size)
 
 
 # ---- simulated
@@ -200,9 +205,15 @@ def compared(movie: np.ndarray, target: np.ndarray, counts: np.ndarray) -> Sampl
     def measure(output: np.ndarray) -> dict[str, float]:
         return {"heldout_error": error(target, counts, output)}
 
+    def parts(output: np.ndarray) -> list[float]:
+        spans = np.array_split(np.arange(len(target)), SPANS)
+        return [
+            error(target[s[0] : s[-1] + 1], counts[s[0] : s[-1] + 1], output[s[0] : s[-1] + 1]) for s in spans
+        ]
+
     middle = middle_of(movie)
     worse = partial(error, target[middle], counts[middle])
-    return Sample(movie, measure, movie[middle], lambda output: -worse(output))
+    return Sample(movie, measure, movie[middle], lambda output: -worse(output), parts=parts)
 
 
 def middle_of(movie: np.ndarray) -> tuple[slice, slice, slice]:

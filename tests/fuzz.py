@@ -243,7 +243,7 @@ def run_batch(folder: Path, weights: Path, findings: Findings) -> None:
 
 def run_process(source: Path, output: Path, weights: Path) -> tuple[int, str, str]:
     command = [sys.executable, str(ROOT / "process.py"), "--input", str(source), "--output", str(output)]
-    command += ["--weights", str(weights), "--device", "cpu", "--overwrite"]
+    command += ["--weights", str(weights), "--device", "cpu", "--adapt", "off", "--overwrite"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SLOWEST * BATCH, check=False)  # noqa: S603
     except subprocess.TimeoutExpired as error:
@@ -304,7 +304,7 @@ def kill_often(folder: Path, count: int, seed: int) -> Findings:
         "--output",
         str(folder / "out"),
     ]
-    command += ["--weights", str(weights), "--device", "cpu", "--resume"]
+    command += ["--weights", str(weights), "--device", "cpu", "--adapt", "off", "--resume"]
     for number in range(count):
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603
             time.sleep(rng.uniform(0.0, 1.1) * seconds)

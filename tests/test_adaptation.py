@@ -1,6 +1,7 @@
 """Adaptation to a movie: it helps or leaves the weights alone, and never looks at what it is judged by."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -29,6 +30,10 @@ def model() -> UNet3D:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adaptation, "CHECKS", 2)
     monkeypatch.setattr(adaptation, "BATCH", {"cpu": 1})
+    monkeypatch.setattr(adaptation, "PATIENCE", adaptation.LOOKS)
+
+
+LONG = 1e6  # seconds: more than any number of steps takes, however busy the machine
 
 
 def test_what_helps_is_kept_and_the_given_weights_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +41,7 @@ def test_what_helps_is_kept_and_the_given_weights_stay_as_they_are(monkeypatch: 
     given = model()
     before = copy.deepcopy(given.state_dict())
     shares: list[float] = []
-    adapted, found = adapt(flicker(), given, 6.0, shares.append)
+    adapted, found = adapt(flicker(), given, LONG, shares.append)
     assert found is not None
     assert found.kept
     assert found.error_after < found.error_before
@@ -50,10 +55,73 @@ def test_what_helps_is_kept_and_the_given_weights_stay_as_they_are(monkeypatch: 
 def test_what_harms_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adaptation, "RATE", 1e3)
     given = model()
-    adapted, found = adapt(torch.randn(20, 32, 32), given, 1.0, lambda share: None)
+    adapted, found = adapt(torch.randn(20, 32, 32), given, LONG, lambda share: None)
     assert found is not None
     assert not found.kept
     assert adapted is given
+    assert found.error_after == found.error_before
+
+
+def test_the_same_movie_gives_the_same_weights_again() -> None:
+    results = [adapt(flicker(), model(), LONG, lambda share: None)[0] for _ in range(2)]
+    first, again = (result.state_dict() for result in results)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_steps_are_planned_by_the_movie_or_by_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 frames of 32 x 32 are one patch: PASSES steps. Ten seconds at one each: 8 / 1.25 = 6.4, so four."""
+    lesson = adaptation.Lesson(flicker(), torch.device("cpu"))
+    monkeypatch.setattr(lesson, "trial", lambda model: 1.0)
+    assert lesson.plan(model(), LONG) == adaptation.PASSES
+    assert lesson.plan(model(), 10.0) == 4
+    assert lesson.plan(model(), 3.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("errors", "steps", "least"),
+    [
+        ([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], 8, 0.2),
+        ([0.9, 0.8, 0.85, 0.81, 0.1], 4, 0.8),  # two looks in a row without a better one
+        ([1.1, 1.2], 2, 1.0),
+    ],
+)
+def test_it_stops_when_no_longer_better_and_keeps_the_best(
+    monkeypatch: pytest.MonkeyPatch, errors: list[float], steps: int, least: float
+) -> None:
+    monkeypatch.setattr(adaptation, "PATIENCE", 2)
+    given, lesson = model(), adaptation.Lesson(flicker(), torch.device("cpu"))
+    seen: list[UNet3D] = []
+
+    def error(network: UNet3D) -> float:
+        seen.append(copy.deepcopy(network))
+        return errors[len(seen) - 1]
+
+    monkeypatch.setattr(lesson, "error", error)
+    best, *found, ended = adaptation.learn(lesson, given, 1.0, 8, math.inf, lambda share: None)
+    assert found == [least, steps]
+    assert ended == ("as planned" if steps == 8 else "no longer better")
+    wanted = seen[errors.index(least)] if least < 1 else given
+    assert all(map(torch.equal, best.state_dict().values(), wanted.state_dict().values()))
+
+
+def test_it_stops_when_the_time_is_over() -> None:
+    given, lesson = model(), adaptation.Lesson(flicker(), torch.device("cpu"))
+    assert adaptation.learn(lesson, given, 1.0, 8, 0.0, lambda share: None) == (given, 1.0, 0, "out of time")
+
+
+def test_what_is_missing_is_never_scored() -> None:
+    """A dropped frame, a dropped row and a voxel; the same holds where they are held out to be judged by."""
+    movie = torch.randn(30, 20, 24)
+    movie[7] = torch.nan
+    movie[3, 4] = torch.nan
+    movie[9, 5, 6] = torch.nan
+    lesson = adaptation.Lesson(movie, torch.device("cpu"))
+    for samples in [*lesson.checks, lesson.sampler.samples(lesson.patch, 4)]:
+        assert samples.scored.any()
+        assert torch.isfinite(samples.target[samples.scored]).all()
+    held_out = torch.ones(movie.shape, dtype=torch.bool)
+    samples = check(movie, held_out, (30, 20), 0, (False, False), torch.Generator().manual_seed(0))
+    assert torch.equal(samples.scored[0, 0], torch.isfinite(movie[:, :, :20]))
 
 
 def test_too_few_frames_are_left_alone() -> None:

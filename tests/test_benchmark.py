@@ -98,16 +98,53 @@ class TestBenchmark:
             calls.append(1)
             return raw(movie)
 
-        counting = [Method("counting", method)]
-        case = tiny_cases()[0]
-        first = benchmark.measure_case(case, counting, benchmark.Table(rows_file))
-        again = benchmark.measure_case(case, counting, benchmark.Table(rows_file))
+        def measure(counting: Method) -> list[dict[str, str]]:
+            table = benchmark.Table(rows_file)
+            benchmark.measure(tiny_cases()[:1], [counting], table, (), 1)
+            return table.of(tiny_cases()[0], [counting])
+
+        first = measure(Method("counting", method))
+        assert first
+        assert measure(Method("counting", method)) == first
         assert len(calls) == 1
-        assert first == again
-        benchmark.measure_case(
-            case, [Method("counting", method, weights="0badcafe")], benchmark.Table(rows_file)
-        )
-        assert len(calls) == 2  # other weights are another method
+        measure(Method("counting", method, weights="0badcafe"))
+        measure(Method("counting", method, code="0badcafe"))
+        assert len(calls) == 3  # other weights, or another program, are another method
+
+    def test_processes_of_their_own_give_the_same_rows(self, rows_file: Path) -> None:
+        todo = tiny_cases()[:2]
+        rows = {}
+        for processes in (1, 2):
+            table = benchmark.Table(rows_file.with_name(f"{processes}.csv"))
+            benchmark.measure(todo, benchmark.all_methods(())[:2], table, (), processes)
+            rows[processes] = [row | {"seconds": ""} for row in table.rows.values()]
+        assert sorted(rows[1], key=str) == sorted(rows[2], key=str)
+        assert len(rows[1]) == 4
+
+    def test_rows_of_an_earlier_version_are_dropped(self, rows_file: Path) -> None:
+        rows_file.parent.mkdir()
+        rows_file.write_text("group,name\nchallenge,scene 0\n")
+        table = benchmark.Table(rows_file)
+        assert not table.rows
+        benchmark.measure(tiny_cases()[:1], [BASELINES[0]], table, (), 1)
+        assert len(benchmark.Table(rows_file).rows) == 1
+
+    def test_slow_methods_get_some_cases_only(self) -> None:
+        todo = list(samples.cases(quick=False))
+        adapted = Method("adapted", raw, groups=benchmark.SLOW_GROUPS)
+        chosen = [case for case in todo if benchmark.is_for(adapted, case)]
+        assert len(chosen) == 3 * 3 + 4 * 3 + 1
+        assert all(benchmark.is_for(BASELINES[0], case) for case in todo)
+
+    def test_tuning_starts_from_what_was_best_for_a_movie_alike(self, rows_file: Path) -> None:
+        table = benchmark.Table(rows_file)
+        method = BASELINES[3]
+        first, _, other_level = tiny_cases()
+        assert table.start(first, method) == method.start
+        row = dict.fromkeys(benchmark.COLUMNS, "") | benchmark.label_of(first, method)
+        table.add(row | {"parameters": '{"width": 121}'})
+        assert table.start(first, method) == {"width": 121}
+        assert table.start(other_level, method) == method.start
 
     def test_baselines_are_tuned_on_the_part_alone(self) -> None:
         shapes = []
@@ -123,7 +160,7 @@ class TestBenchmark:
             movie[:, :2, :2],
             lambda o: -abs(o + 9).sum(),
         )
-        row = benchmark.measure_method(sample, Method("shift", method, {"width": 7}))
+        row = benchmark.measure_method(sample, Method("shift", method, {"width": 7}), {"width": 9})
         assert row["stsnr"] == "-9"
         assert shapes[-1] == (4, 8, 8)
         assert set(shapes[:-1]) == {(4, 2, 2)}
@@ -132,20 +169,21 @@ class TestBenchmark:
         torch.manual_seed(0)
         small = UNetConfig(channels=(4, 8), context_channels=(4, 8), time_strides=(2, 2))
         save_model(tmp_path / "tiny.pth", UNet3D(small), {})
-        method = benchmark.network(tmp_path / "tiny.pth")
-        assert method.name == "tiny"
+        methods = benchmark.networks(tmp_path / "tiny.pth")
+        assert [method.name for method in methods] == ["tiny", "tiny, ensemble", "tiny, adapted"]
         movie = samples.simulated(challenge_scene(FIRST_EVALUATION_SEED, 21, 33), 2, 0).movie
-        output = method.run(movie)
-        assert output.shape == movie.shape
-        assert output.dtype == np.float32
-        assert np.isfinite(output).all()
+        for method in methods:
+            output = method.run(movie)
+            assert output.shape == movie.shape
+            assert output.dtype == np.float32
+            assert np.isfinite(output).all()
 
     def test_from_the_command_line_to_the_tables(
         self, rows_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(benchmark, "cases", lambda quick: tiny_cases())
-        monkeypatch.setattr(benchmark, "BASELINES", BASELINES[:4])
-        assert benchmark.main(["--quick", "--weights"]) == 0
+        monkeypatch.setattr(benchmark, "all_methods", lambda weights: list(BASELINES[:4]))
+        assert benchmark.main(["--quick", "--weights", "--processes", "1"]) == 0
         printed = capsys.readouterr().out
         assert "### Noise level 3, mean of 1 scenes" in printed
         assert "| moving average, tuned | " in printed
@@ -157,6 +195,17 @@ class TestBenchmark:
 
 
 class TestReport:
+    def test_differences_by_hand(self) -> None:
+        """2 and 4 dB behind: 3 on average, standard error 1. Errors 11 and 12 over 10 and 10: 15% +- 5%."""
+        rows = [row("raw", "scene 0", 27), row("net", "scene 0", 29)]
+        rows += [row("raw", "scene 1", 25), row("net", "scene 1", 29), row("raw", "scene 2", 3)]
+        assert report.behind_ours(rows, "raw", 1) == [-2, -4]
+        assert "| -3.00 ± 1.00 |" in report.markdown(rows)
+        real = [row("raw", "FMI", 0, "real", 0), row("net", "FMI", 0, "real", 0)]
+        for line, parts in zip(real, ("[11, 12]", "[10, 10]")):
+            line |= {"stsnr": "", "heldout_error": "11", "heldout_parts": parts}
+        assert "+15.00% ± 5.00%" in report.markdown(rows + real)
+
     def test_only_the_text_between_the_markers_changes(self) -> None:
         page = report.between_markers("# Quality\n\nby hand\n", "first")
         page = page + "\n## More by hand\n"
@@ -172,7 +221,7 @@ class TestReport:
         rows += [row("raw", "axons", 21, "different"), row("net", "axons", 20, "different")]
         rows += [row(method, "scene 0", 10, level=level) for method in ("raw", "net") for level in (2, 3)]
         [sentence] = report.margins(rows)
-        assert "+2.00 / +0.00 / +0.00 dB" in sentence
+        assert "+2.00 ± 1.00 / +0.00 / +0.00 dB" in sentence
         assert "-1.00 dB (axons, level 1)" in sentence
 
     def test_table_means_by_hand_and_dashes_for_what_is_not_known(self) -> None:
@@ -183,7 +232,7 @@ class TestReport:
     def test_publish_and_panels(self, tmp_path: Path) -> None:
         case = tiny_cases()[1]
         methods = [BASELINES[0], BASELINES[4]]
-        rows = benchmark.measure_case(case, methods, benchmark.Table(tmp_path / "rows.csv"))
+        rows = benchmark.measure_case(case, methods, {m.name: m.start for m in methods})
         report.publish(tmp_path / "docs", "text", rows, benchmark.COLUMNS)
         assert "text" in (tmp_path / "docs" / "quality.md").read_text()
         assert len((tmp_path / "docs" / "quality.csv").read_text().splitlines()) == 3

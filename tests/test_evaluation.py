@@ -84,12 +84,22 @@ def test_false_transients_are_counted_once_each() -> None:
     assert cells.score_noise(np.full((20, 8, 8), 204.0)) == {"false_transients": 0, "false_height": 0}
 
 
-def test_a_ripple_below_one_percent_is_no_transient() -> None:
+@pytest.mark.parametrize(("frames", "side", "taken"), [(10, 8, 1), (2, 8, 0), (10, 2, 1), (50, 8, 1)])
+def test_what_a_cell_finder_takes_lasts(frames: int, side: int, taken: int) -> None:
+    """A flash of two frames is dropped; a bright speck fills its 5 x 5 surroundings."""
+    output = np.random.default_rng(1).normal(204, 3, (200, 40, 40)).astype(np.float32)
+    before = cells.score_noise(output)["false_transients"]
+    output[50 : 50 + frames, 10 : 10 + side, 10 : 10 + side] += 100
+    assert before == 0
+    assert cells.score_noise(output)["false_transients"] == taken
+
+
+def test_a_ripple_among_ripples_is_no_transient_and_one_on_a_flat_output_is() -> None:
     output = np.full((50, 16, 16), 204.0)
-    output[20, 4:12, 4:12] += 1.5
-    assert cells.score_noise(output)["false_transients"] == 0
-    output[20, 4:12, 4:12] += 1.5
+    output[20:30, 4:12, 4:12] += 1.5
     assert cells.score_noise(output)["false_transients"] == 1
+    output += np.random.default_rng(2).normal(0, 5, output.shape)
+    assert cells.score_noise(output)["false_transients"] == 0
 
 
 def test_score_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from denoise import inference, network
 from denoise.blindspot import context_of
 from denoise.inference import Result, Settings, denoise_movie
-from denoise.network import VIEWS, Chunks, Geometry, Network, View, fitting, precision
+from denoise.network import VIEWS, Chunks, Geometry, Network, View, fitting
+from denoise.precision import precision
 from model import MovieNet, Past, UNet3D, UNetConfig, load_model
 from simulation import LEVELS, challenge_scene, noisy
 
@@ -170,6 +171,14 @@ def test_missing_voxels_are_filled_and_told() -> None:
     assert ["3 voxels" in result.warnings[0], "1 rows" in result.warnings[1]] == [True, True]
     nothing, _ = run(np.full((3, 8, 8), np.nan, np.float32))
     assert np.isfinite(nothing).all()
+
+
+def test_a_dropped_frame_is_filled_like_its_neighbours(shipped: UNet3D) -> None:
+    frames = example((24, 24, 20))
+    frames[10] = 0
+    out, result = run(frames, shipped)
+    assert "24 rows hold one single value" in result.warnings[0]
+    assert abs(out[10] - (out[9] + out[11]) / 2).mean() < 0.05 * out[9].mean()
 
 
 @pytest.mark.parametrize("damage", [1e38, -1.7e38, 3e38])

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ import denoise.inference
 from denoise import __version__
 from denoise.inference import Result
 from denoise.movies import open_movie
-from model import UNet3D, UNetConfig, save_model
+from model import UNet3D, UNetConfig, load_model, save_model
 
 PROCESS = Path(__file__).parents[1] / "process.py"
 INPUT_SOCKET = "images/stacked-neuron-images-with-noise"
@@ -90,6 +91,8 @@ def program(
             weights,
             "--device",
             "cpu",
+            "--adapt",
+            "off",
             *arguments,
         ]  # argparse: the last wins
         monkeypatch.setattr(sys, "argv", [str(argument) for argument in own])
@@ -219,7 +222,8 @@ def test_metadata_of_the_run_is_complete(folder_run: FolderRun, weights: Path) -
     }
     assert found["settings"] | {"input": None, "output": None} == {
         "input": None, "output": None, "weights": str(weights), "device": "auto", "dtype": "float32",
-        "percentiles": [3.0, 97.0], "adapt": 0.0, "ensemble": "auto", "overwrite": False, "resume": False,
+        "percentiles": [3.0, 97.0], "adapt": "auto", "time_limit": None, "save_weights": None,
+        "ensemble": "auto", "overwrite": False, "resume": False,
         "report": False, "demo": False, "dry_run": False, "frames": [None, None],
     }  # fmt: skip
     assert found["hardware"]
@@ -316,7 +320,7 @@ def test_a_signal_stops_the_run_and_leaves_nothing_half_written(
     write(tmp_path / "in/b.tif", movie((1000, 128, 128)))
     write(tmp_path / "in/c.tif", movie())
     arguments = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--weights", weights)
-    with start(*arguments) as process:
+    with start(*arguments, "--adapt", "off") as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith(f"[2/3] b.tif: {stage}"):
@@ -540,6 +544,118 @@ def test_a_swallowed_signal_stops_the_run_all_the_same(
     assert [record["status"] for record in metadata(tmp_path / "out")["movies"]] == [status, "not started"]
 
 
+# ---- adaptation
+
+
+def test_the_adapted_weights_are_kept_and_taken_for_the_next_recording(
+    program: Callable[..., Ended], tmp_path: Path
+) -> None:
+    write(tmp_path / "in/a.tif", movie((24, 16, 16)))
+    saved = tmp_path / "mine" / "a.pth"
+    result = program("--adapt", "auto", "--save-weights", saved)
+    assert (result.status, result.err) == (0, [])
+    assert any("adapting to it first, at most 4 min 0 s" in line for line in result.out)
+    found = metadata(tmp_path / "out")["movies"][0]
+    adapted = found["adaptation"]
+    assert 0 < adapted["steps"] <= adapted["planned"]
+    assert adapted["correlated"] == [False, False]
+    assert found["saved_weights"]["sha256"] == hashlib.sha256(saved.read_bytes()).hexdigest()
+    again = program("--adapt", "off", "--weights", saved, "--overwrite")
+    assert (again.status, again.err) == (0, [])
+    assert metadata(tmp_path / "out")["weights"]["sha256"] == found["saved_weights"]["sha256"]
+
+
+def test_resume_makes_missing_weights_again(program: Callable[..., Ended], tmp_path: Path) -> None:
+    write(tmp_path / "in/a.tif", movie())
+    saved = tmp_path / "a.pth"
+    for weights_there in (False, True):
+        assert saved.exists() == weights_there
+        result = program("--adapt", "auto", "--save-weights", saved, "--resume")
+        assert (result.status, result.err) == (0, [])
+        assert any("complete since" in line for line in result.out) == weights_there
+    saved.unlink()
+    program("--adapt", "auto", "--save-weights", saved, "--resume")
+    assert saved.exists()
+
+
+def test_weights_of_several_movies_do_not_go_into_one_file(
+    program: Callable[..., Ended], tmp_path: Path
+) -> None:
+    saved = tmp_path / "a.pth"
+    write(tmp_path / "in/a.tif", movie())
+    write(tmp_path / "in/b.tif", movie())
+    for arguments in ((), ("--dry-run",)):
+        result = program("--adapt", "auto", "--save-weights", saved, *arguments)
+        assert result.status == 1
+        assert "expected one movie" in result.err[-1]
+        assert "found 2" in result.err[-1]
+    assert not (tmp_path / "out").exists()
+    assert not saved.exists()
+
+
+def test_weights_that_exist_are_not_replaced_unasked(program: Callable[..., Ended], tmp_path: Path) -> None:
+    write(tmp_path / "in/a.tif", movie())
+    saved = tmp_path / "a.pth"
+    saved.write_bytes(b"precious")
+    result = program("--adapt", "1", "--save-weights", saved)
+    assert result.status == 1
+    assert "found one" in result.err[-1]
+    assert saved.read_bytes() == b"precious"
+    assert program("--save-weights", saved).status == 2  # without adaptation
+    assert program("--adapt", "1", "--save-weights", saved, "--overwrite").status == 0
+    assert load_model(saved, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("options", "layout", "shape", "passed", "expected"),
+    [
+        ((), "folder", (100, 100, 100), 0, 4.0),
+        (("--adapt", "7"), "folder", (100, 100, 100), 0, 7.0),
+        ((), "folder", (15, 100, 100), 0, 0.0),  # too short to learn from
+        ((), "challenge", (100, 100, 100), 0, 4.0),
+        (
+            (),
+            "challenge",
+            (100, 100, 100),
+            42,
+            3 - 1.5,
+        ),  # 45 - 42 are left, and a minute of denoising by trial
+        (("--time-limit", "60"), "challenge", (100, 100, 100), 42, 4.0),
+        (("--time-limit", "3"), "folder", (100, 100, 100), 0, 1.5),
+        (("--time-limit", "1"), "folder", (100, 100, 100), 0, 0.0),
+        (("--demo",), "folder", (100, 100, 100), 0, 1.0),
+    ],
+)
+def test_adaptation_leaves_time_for_the_denoising(
+    names: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    layout: str,
+    shape: tuple[int, int, int],
+    passed: float,
+    expected: float,
+) -> None:
+    """Speed: a million voxels a minute."""
+    monkeypatch.setattr(sys, "argv", ["process.py", *options])
+    run = SimpleNamespace(
+        options=names["parse_options"](),
+        device=torch.device("cpu"),
+        plan=SimpleNamespace(layout=layout),
+        speed=1e6 / 60,
+    )
+    limit = names["adaptation_limit"](run, shape, 1, time.monotonic() - 60 * passed)
+    assert limit == pytest.approx(expected, abs=0.05)
+
+
+def test_parts_of_a_movie_share_the_time(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten minutes for two parts of a minute each by trial: (10 - 2 * 1.5) / 2."""
+    monkeypatch.setattr(sys, "argv", ["process.py", "--time-limit", "10"])
+    plan, device = SimpleNamespace(layout="folder"), torch.device("cpu")
+    run = SimpleNamespace(options=names["parse_options"](), device=device, plan=plan, speed=1e6 / 60)
+    limit = names["adaptation_limit"](run, (100, 100, 100), 2, time.monotonic())
+    assert limit == pytest.approx(3.5, abs=0.05)
+
+
 # ---- progress
 
 
@@ -642,6 +758,13 @@ def test_dry_run_lists_and_writes_nothing(program: Callable[..., Ended], tmp_pat
     assert (result.status, result.err) == (0, [])
     assert any("a.tif: 7 frames of 9 x 10, uint16 -> a.tif; 1 s" in line for line in result.out)
     assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_counts_the_adaptation(program: Callable[..., Ended], tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.tif", movie((16, 9, 10)))
+    result = program("--dry-run", "--adapt", "2")
+    assert (result.status, result.err) == (0, [])
+    assert any("2 min 1 s (of it at most 2 min 0 s to adapt)" in line for line in result.out)
 
 
 def test_dry_run_tells_of_what_cannot_be_denoised(program: Callable[..., Ended], tmp_path: Path) -> None:

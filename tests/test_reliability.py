@@ -63,7 +63,7 @@ class Runner:
         self.folder = folder
         self.input, self.output = folder / "in", folder / "out"
         self.command = [sys.executable, str(PROCESS), "--input", str(self.input), "--output", str(self.output),
-                        "--weights", str(weights), "--device", "cpu"]  # fmt: skip
+                        "--weights", str(weights), "--device", "cpu", "--adapt", "off"]  # fmt: skip
         self.input.mkdir(exist_ok=True)
 
     def start(

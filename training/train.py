@@ -68,7 +68,7 @@ class Pool:
         self.oldest = (self.oldest + 1) % len(self.movies)
 
 
-class Trainer(Learner):
+class Trainer(Learner[UNet3D]):
     """State of a training: what learns, and where it stands."""
 
     def __init__(self, plan: Plan, device: torch.device, start: UNet3D | None = None) -> None:
