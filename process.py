@@ -53,6 +53,7 @@ DEMO_MINUTES = 1.0  # the same, for --demo
 CHALLENGE_MINUTES = 45.0  # for a movie in the challenge layout, of the 60 that its platform grants
 UNSTEADY = 1.5  # a movie may take longer by this than a trial says: disks, and other programs
 NAMES_SHOWN = 5  # in the closing line: the platform drops over-long lines
+COARSE = 1000  # steps of float32 within a movie's percentiles: fewer may show
 SAVED_EVERY = 5.0  # seconds, at least, between two writings of the metadata while the run goes on
 SAVING_SHARE = 0.05  # of the run's time at most, when there are many movies
 NOT_IN_RESULT = (
@@ -82,6 +83,7 @@ class Options:
     weights: Path | None
     device: str
     dtype: str  # of the output: "float32", or "input" for the movie's own
+    format: str  # of the output: "tif", or "same" for the movie's own
     percentiles: tuple[float, float]
     adapt: float | str  # minutes for each movie at most, 0 for none, or "auto"
     time_limit: float | None  # minutes for each movie; None for that of the layout
@@ -90,6 +92,8 @@ class Options:
     overwrite: bool
     resume: bool
     frames: tuple[int | None, int | None]  # [first, end) of each movie
+    series: bool  # numbered files are one movie
+    dataset: str | None  # which array of an HDF5, NWB or Zarr file
     report: bool
     demo: bool
     dry_run: bool
@@ -169,6 +173,8 @@ def parse_options() -> Options:
     )
     add("--device", type=a_device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--dtype", choices=("float32", "input"), default="float32", help="of the output (default: float32)")
+    add("--format", choices=("tif", "same"), default="tif",
+        help="of the output: TIFF, or the input's own where it can be written (default: tif)")  # fmt: skip
     add("--percentiles", type=float, nargs=2, metavar=("LOW", "HIGH"), default=(3.0, 97.0),
         help="of the movie's intensities, for its normalization (default: 3 97)")  # fmt: skip
     add("--adapt", type=minutes, default="auto", metavar="auto|off|MINUTES",
@@ -189,6 +195,10 @@ def parse_options() -> Options:
         help="write report/<movie>.html and .png: pictures, traces, and what was removed")  # fmt: skip
     add("--frames", type=a_range, default=(None, None), metavar="A:B",
         help="denoise frames A to B - 1 of each movie, counted from 0; each may be left out (default: all)")  # fmt: skip
+    add("--series", action="store_true",
+        help="TIFF files whose names differ by their last number alone are one movie")  # fmt: skip
+    add("--dataset", metavar="NAME",
+        help="which dataset of HDF5, NWB and Zarr files holds the movie (default: the only one that can)")  # fmt: skip
     add("--demo", action="store_true", help="denoise the example movie that comes along, with a report")
     add("--dry-run", action="store_true", help="list the movies, memory and time; denoise nothing")
     add("--version", action="version", version=f"{NAME} {__version__}")
@@ -245,7 +255,7 @@ def make_plan(options: Options) -> Plan:
     from denoise.layout import LayoutError, plan_movies
 
     try:
-        plan = plan_movies(options.input, options.output)
+        plan = plan_movies(options.input, options.output, options.series, options.format == "same")
     except LayoutError as error:
         raise Refusal(str(error)) from error
     check_save_weights(options, plan)
@@ -322,6 +332,7 @@ def prepare(options: Options, plan: Plan, signals: StopSignals) -> Run:
         say(f"WARNING: {warning}")
     device = choose_device(options.device)
     limit_threads()
+    limit_memory()
     model, weights = load_weights(options.weights, device)
     return Run(options, plan, device, model, weights, signals, read_records(options.output), started)
 
@@ -365,6 +376,20 @@ def limit_threads() -> None:
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, math.ceil(min(torch.get_num_threads(), allowed, cpu_quota()))))
+
+
+def limit_memory() -> None:
+    """Ask for no more memory than there is: an error costs one movie, where the kernel would end the whole run."""
+    import resource
+
+    from denoise.limits import memory_there
+
+    if sys.platform != "linux":
+        return
+    there = memory_there()
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [limit for limit in (soft, hard, there) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits, default=soft), hard))
 
 
 # ---- the movies
@@ -418,18 +443,33 @@ def attempt(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> N
 
 def take_over(run: Run, job: Job, record: dict[str, Any]) -> bool:
     """Whether an earlier run finished this very movie; its record then counts for this run too."""
-    from denoise.movies import movie_files
     from denoise.records import is_complete, strict
 
     earlier = run.earlier.get(strict(record["output"]), {})
-    if run.options.report and "report" not in earlier:
+    if run.options.report and not all("report" in note for note in earlier.get("parts", [earlier])):
         return False
     if run.options.save_weights and not run.options.save_weights.exists():
         return False
-    if not is_complete(earlier, movie_files(job.source), made_with(run), job.output):
+    if not is_complete(earlier, input_files(job), made_with(run), job.output):
         return False
     record.update(earlier, kept=True)
     return True
+
+
+def open_job(job: Job, options: Options) -> Recording:
+    """The movies of a file, or of a series of files."""
+    from denoise.formats import open_recording, open_series
+
+    if job.series:
+        return open_series(job.series, options.frames)
+    return open_recording(job.source, options.frames, options.dataset)
+
+
+def input_files(job: Job) -> list[Path]:
+    """All files that a movie is read from."""
+    from denoise.formats import recording_files
+
+    return [file for path in job.series or (job.source,) for file in recording_files(path)]
 
 
 def ensemble(run: Run) -> bool:
@@ -439,19 +479,18 @@ def ensemble(run: Run) -> bool:
 
 def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:
     """The story of one movie: open it, denoise it frame by frame into a new file, and note what was done."""
-    from denoise.formats import open_recording
-    from denoise.movies import MovieError, movie_files
+    from denoise.movies import MovieError
     from denoise.network import SYMMETRIES
-    from denoise.records import fingerprint
+    from denoise.records import files_at, fingerprints
 
     start = time.monotonic()
-    with open_recording(job.source, run.options.frames) as recording:
-        inputs = movie_files(job.source)
+    with open_job(job, run.options) as recording:
+        inputs = input_files(job)
         state = [changes(path) for path in inputs]
-        record.update(made_with=made_with(run), input_files=list(map(fingerprint, inputs)))
+        record.update(made_with=made_with(run), input_files=fingerprints(inputs))
         dtype = output_dtype(recording.info, run.options)
         record.update(describe(recording), output_dtype=str(dtype))
-        record["warnings"] = dtype_warnings(recording.info, run.options)
+        record["warnings"] = [*recording.info.notes, *dtype_warnings(recording.info, run.options)]
         progress.say(f"{in_words(recording)} -> {record['output']}")
         if ensemble(run):
             progress.say(f"as the mean of {SYMMETRIES} mirrored views; --ensemble off is that much faster")
@@ -463,7 +502,7 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
                     f"{job.name}: expected a movie that is complete, found it changed while it was read; "
                     "nothing was kept: run it again when it is"
                 )
-    record["output_file"] = fingerprint(job.output)
+    record["output_file"] = fingerprints(files_at(job.output))[0]
     record |= save_weights(run, record, done[0][1])
     speed = math.prod(recording.sizes) / (time.monotonic() - start)
     record.update(ensemble=ensemble(run), voxels_per_second=speed)
@@ -568,7 +607,27 @@ def denoise_part(
     diagnostics = Diagnostics(part.movie) if run.options.report else None
     write = writing(writer, part, diagnostics)
     settings = Settings(run.options.percentiles, limit, ensemble(run))
-    return denoise_movie(part.movie, run.model, settings, write, progress), diagnostics
+    result = denoise_movie(part.movie, run.model, settings, write, progress)
+    result.warnings.extend(resolution_warnings(result, part.movie.info.dtype, writer.dtype))
+    return result, diagnostics
+
+
+def resolution_warnings(result: Result, wanted: np.dtype, written: np.dtype) -> list[str]:
+    """Where a movie of another type is finer than float32. Raises MovieError where nothing of it would be left."""
+    import numpy as np
+
+    from denoise.movies import MovieError
+
+    low, high = result.percentiles
+    step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
+    if written != np.float32 or wanted.itemsize < 4 or wanted == written or high - low > COARSE * step:
+        return []
+    found = f"float32 has steps of {step:.3g} at these intensities, which range over {high - low:.3g}"
+    if high - low < np.finfo(np.float32).tiny:
+        raise MovieError(
+            f"expected intensities that float32 can tell apart, found that {found}; multiply them"
+        )
+    return [f"{found}; subtract an offset before, or for integers use --dtype input"]
 
 
 def adaptation_in_words(found: dict[str, Any]) -> str:
@@ -612,7 +671,7 @@ def dtype_warnings(info: MovieInfo, options: Options) -> list[str]:
 
 
 def writing(writer: PartsWriter, part: Part, diagnostics: Diagnostics | None) -> Callable[[np.ndarray], None]:
-    """Appends float32 frames (n, Y, X) to a part, in the output's dtype, after the report has looked.
+    """Appends frames (n, Y, X) to a part, in the output's dtype, after the report has looked.
 
     NaN or infinity never gets into a file.
     """
@@ -666,6 +725,7 @@ def report_facts(run: Run, job: Job, record: dict[str, Any], note: dict[str, Any
         "title": f"{job.name}, {note['name']}" if "name" in note else job.name,
         "shape": f"{' x '.join(map(str, record['shape']))} ({axes}), {record['input_dtype']}",
         "calibration": ", ".join(told),
+        "input": f"{record['input_files'][0]['name']}, SHA-256 {record['input_files'][0]['sha256']}",
         "output": f"{record['output']}, {record['output_dtype']}",
         "program": f"{NAME} {__version__}, torch {versions()['torch']}",
         "weights": f"{run.weights['path']}, SHA-256 {run.weights['sha256']}",
@@ -673,7 +733,9 @@ def report_facts(run: Run, job: Job, record: dict[str, Any], note: dict[str, Any
         "normalization": f"percentiles {run.options.percentiles[0]:g} and {run.options.percentiles[1]:g}, "
         f"found at {note['percentile_values'][0]:.5g} and {note['percentile_values'][1]:.5g}",
         "noise model": "gain {gain:.5g}, read variance {read_variance:.5g}".format(**note["noise"]),
+        "adaptation": adaptation_in_words(note["adaptation"]) if note["adaptation"] else "none",
         "ensemble": "the mean of mirrored views" if ensemble(run) else "off",
+        "frames": ":".join("" if end is None else str(end) for end in run.options.frames),
         "speed": f"{record['voxels_per_second'] / 1e6:.3g} million voxels a second",
         "started": run.started.isoformat(timespec="seconds"),
         "warnings": "; ".join(record["warnings"]) or "none",
@@ -703,7 +765,7 @@ def explain(error: Exception, job: Job) -> str:
 
     if isinstance(error, MovieError):
         return str(error) if job.name in str(error) else f"{job.name}: {error}"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         text = f"expected enough memory, found too little ({error}); give it more, or a device with more"
     elif isinstance(error, OSError):
         found = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
@@ -722,41 +784,44 @@ def unexpected(error: Exception) -> str:
 
 
 def tell_plan(run: Run) -> int:
-    """List the movies of --dry-run with memory and time; exit status 1 if one of them cannot be denoised."""
-    from denoise.estimate import working_bytes
+    """List the movies of --dry-run with time, memory and disk; exit status 1 if one of them cannot be denoised."""
+    from denoise.estimate import report_seconds, working_bytes
     from denoise.network import SYMMETRIES
 
     views = SYMMETRIES if ensemble(run) else 1
     base = peak_memory(run.device)["peak_memory"]
-    problems, total = 0, 0.0
+    problems, total, disk = 0, 0.0, 0
     for job in run.plan.jobs:
         try:
-            parts, shape, told = look_at(job, run.options)
+            parts, shape, itemsize, told = look_at(job, run.options)
         except Exception as error:  # noqa: BLE001 - as in attempt: the others are looked at too
             problems += 1
             complain(explain(error, job))
             continue
         adapting = 60 * parts * adaptation_limit(run, shape, parts, time.monotonic())
-        seconds = parts * math.prod(shape) / run.speed + adapting
-        total += seconds
+        seconds = (
+            parts * (math.prod(shape) / run.speed + run.options.report * report_seconds(shape)) + adapting
+        )
+        size = parts * math.prod(shape) * itemsize
+        total, disk = total + seconds, disk + size
         memory = base + working_bytes(shape, views, report=run.options.report)
         cost = duration(seconds) + (f" (of it at most {duration(adapting)} to adapt)" if adapting else "")
-        say(f"{job.name}: {told} -> {output_name(job, run)}; {cost}, {memory / 2**30:.1f} GB")
+        room = f"{in_bytes(memory)} of memory, {in_bytes(size)} on the disk"
+        say(f"{job.name}: {told} -> {output_name(job, run)}; {cost}, {room}")
     for name, reason in run.plan.unusable.items():
         problems += 1
         complain(f"{name}: {reason}")
     pace = f"{run.speed / 1e6:.3g} million voxels a second as measured just now"
-    say(f"dry run: {duration(total)} in all, at {pace}")
+    say(f"dry run: {duration(total)} and {in_bytes(disk)} on the disk in all, at {pace}")
     return 1 if problems else 0
 
 
-def look_at(job: Job, options: Options) -> tuple[int, tuple[int, int, int], str]:
-    """The number of movies in a file, the shape of each, and what its header says in words."""
-    from denoise.formats import open_recording
-
-    with open_recording(job.source, options.frames) as recording:
+def look_at(job: Job, options: Options) -> tuple[int, tuple[int, int, int], int, str]:
+    """The number of movies in a file, the shape of each, the result's bytes a voxel, and its header in words."""
+    with open_job(job, options) as recording:
         recording.parts[0].movie.read(0, 1)
-        return len(recording.parts), recording.info.shape, in_words(recording)
+        itemsize = output_dtype(recording.info, options).itemsize
+        return len(recording.parts), recording.info.shape, itemsize, in_words(recording)
 
 
 # ---- what is told on the way
@@ -837,6 +902,16 @@ def duration(seconds: float) -> str:
     if minutes == 0:
         return f"{rest} s"
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def in_bytes(number: float) -> str:
+    """As people say it: 2.5 kB, 31 MB, 1.2 GB."""
+    unit, name = next(
+        (unit, name)
+        for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+        if number >= unit or name == "kB"
+    )
+    return f"{number / unit:.2g} {name}" if number < 100 * unit else f"{number / unit:.0f} {name}"
 
 
 # ---- the metadata
@@ -927,6 +1002,7 @@ def describe(recording: Recording) -> dict[str, Any]:
         "pixel_size": info.pixel_size,
         "frame_interval": info.frame_interval,
         **({"channels": recording.channels} if recording.channels else {}),
+        **({"dataset": recording.dataset} if recording.dataset else {}),
     }
 
 

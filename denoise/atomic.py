@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,7 +35,7 @@ class PartFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._part = path.with_name(f".{path.name[:NAME_SHOWN]}.{uuid.uuid4().hex[:8]}{ENDING}")
+        self._part = _part_name(path)
         _under_way.add(self._part)  # before it exists: discard_all may come at any time
         try:
             self.file: BinaryIO = self._part.open("x+b")
@@ -61,9 +62,51 @@ class PartFile:
         self._forget()
 
     def _forget(self) -> None:
-        with suppress(OSError):
-            self._part.unlink(missing_ok=True)
-        _under_way.discard(self._part)
+        _remove(self._part)
+
+
+class PartFolder:
+    """A folder under way: fill `folder`, then `keep` or `discard` it. Raises OSError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.folder = _part_name(path)
+        _under_way.add(self.folder)
+        try:
+            self.folder.mkdir()
+            self._lock = os.open(self.folder, os.O_RDONLY)
+            _lock(self._lock)
+        except BaseException:
+            self._forget()
+            raise
+
+    def keep(self) -> None:
+        """Put the folder on the disk, and under its name.
+
+        An older one makes room just before; should the run be killed in between, there is neither.
+        """
+        for place, _, names in os.walk(self.folder):
+            for name in names:
+                _sync_file(Path(place) / name)
+            _sync_folder(Path(place))
+        old = _part_name(self.path)
+        _under_way.add(old)
+        if self.path.is_dir():
+            self.path.replace(old)
+        self.folder.replace(self.path)
+        os.close(self._lock)
+        _sync_folder(self.path.parent)
+        _under_way.discard(self.folder)
+        _remove(old)
+
+    def discard(self) -> None:
+        """Leave nothing; after `keep` this does nothing."""
+        if self.folder in _under_way:
+            os.close(self._lock)
+            self._forget()
+
+    def _forget(self) -> None:
+        _remove(self.folder)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -79,8 +122,7 @@ def write_file(path: Path, content: bytes) -> None:
 def discard_all() -> None:
     """Remove every temporary file of this process, which is about to end; any thread may call it."""
     for part in list(_under_way):
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        _remove(part)
 
 
 def remove_leftovers(folders: Iterable[Path]) -> list[Path]:
@@ -102,6 +144,19 @@ def sole_use(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
+def _part_name(path: Path) -> Path:
+    return path.with_name(f".{path.name[:NAME_SHOWN]}.{uuid.uuid4().hex[:8]}{ENDING}")
+
+
+def _remove(part: Path) -> None:
+    """Remove a file or folder under way, if it is there. Raises nothing."""
+    if part.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+    with suppress(OSError):
+        part.unlink(missing_ok=True)
+    _under_way.discard(part)
+
+
 def _lock(handle: int) -> bool:
     """Lock an open file or folder until it is closed; False if that cannot be done here."""
     if fcntl is None:
@@ -116,14 +171,19 @@ def _lock(handle: int) -> bool:
 
 
 def _remove_if_dead(path: Path) -> bool:
+    folder = path.is_dir()
     try:
-        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        mode = os.O_RDONLY | os.O_DIRECTORY if folder else os.O_RDWR
+        handle = os.open(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:
         if not _lock(handle):
             return False
-        path.unlink()
+        if folder:
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     except OSError:  # locked by its writer, or gone since
         return False
     finally:
@@ -136,6 +196,14 @@ def _list(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError:
         return []
+
+
+def _sync_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -480,9 +480,9 @@ def judge_time(numbers: dict[str, Any]) -> Check:
     if most > max(everywhere[0], active[0], 0.03):
         told += f", up to {most:.3f} within {len(active)} frames"
     if most - chance > 0.1:
-        return Check(question, f"no: {told}; signal was removed", "bad")
+        return Check(question, f"no: signal was removed ({told})", "bad")
     if most - chance > 0.03:
-        return Check(question, f"nearly: {told}; look for cells in the residual", "watch")
+        return Check(question, f"nearly: a little activity may have been removed ({told})", "watch")
     if least + chance < -0.1:
         return Check(question, f"no: {told}; negative: noise of neighbouring frames was left in", "watch")
     return Check(question, f"yes: {told}", "good")
@@ -517,7 +517,12 @@ def judge_space(numbers: dict[str, Any]) -> Check:
                 return Check(question, f"{told}; {100 * (1 - removed):.0f}% of that was left in", "bad")
             return Check(question, f"{told}; it was removed", "good")
     if max(left.values()) - chance > 0.1:
-        return Check(question, f"no: {told}; structure was removed, or the noise is correlated", "watch")
+        own = None not in raw.values() and all(left[axis] <= raw[axis] + 0.02 for axis in "xy")
+        cause = (
+            "the recording's own noise is shared by neighbours: was it smoothed, binned or registered before?"
+            if own else "structure was removed"
+        )  # fmt: skip
+        return Check(question, f"no: {cause} ({told})", "watch")
     return Check(question, f"yes: {told}", "good")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from denoise.diagnostics import STATISTICS_VOXELS, TRACE_VOXELS
 from denoise.inference import Settings, denoise_movie, slab_bounds
 from denoise.movies import Movie, MovieInfo
 from denoise.network import CHUNK_VOXELS, STATE_BYTES, VOXEL_BYTES
@@ -16,6 +17,10 @@ from model import UNet3D
 
 TRIAL = (64, 128, 128)  # frames, height, width of what is denoised to learn the speed
 REPORT_BYTES = 200 << 20  # at most
+REPORT_SECONDS = (
+    3.0,
+    4e-8,
+)  # for its pictures, and for each voxel that it examines: 10 s for 100,000 x 64 x 64, measured
 
 
 def trial_speed(model: UNet3D) -> float:
@@ -38,14 +43,20 @@ def working_bytes(shape: tuple[int, int, int], views: int, report: bool) -> int:
     return 8 * slab * pixels + computed + (REPORT_BYTES if report else 0)
 
 
+def report_seconds(shape: tuple[int, int, int]) -> float:
+    """Time that the report on a movie (T, Y, X) takes; bounded, as it looks at a sample."""
+    once, each = REPORT_SECONDS
+    return once + each * min(math.prod(shape), STATISTICS_VOXELS + TRACE_VOXELS)
+
+
 class ArraySource:
     """Frames (T, Y, X) that are in memory."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
 
-    def frames(self, start: int, stop: int) -> np.ndarray:
-        return self.array[start:stop].copy()
+    def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
+        return self.array[start:stop:step].copy()
 
     def close(self) -> None:
         """Nothing to close."""

@@ -15,13 +15,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import tifffile
 
+from denoise import containers, movies, same
+from denoise.atomic import PartFolder
 from denoise.movies import (
     CLASSIC_BYTES,
+    FRAME_AXES,
     PAGE_BYTES,
     TIFF_SUFFIXES,
     Movie,
@@ -29,13 +32,19 @@ from denoise.movies import (
     MovieInfo,
     MovieWriter,
     Pages,
+    Source,
     open_movie,
     open_pages,
 )
 
 NAMES = {"C": "channel", "Z": "plane"}
 IMAGEJ_AXES = "TZC"  # in ImageJ's order of pages, slowest first
+SUFFIXES = (*movies.SUFFIXES, *containers.SUFFIXES)  # what open_recording reads, in upper or lower case
 IMAGEJ_TYPES = ("uint8", "uint16", "float32")
+SERIES_OPEN = 4  # files of a series that are open at a time
+
+Range = tuple[int | None, int | None]  # [start, stop) as Python counts
+Layout = tuple[str, list[int], int]  # axes, their sizes, the place of the frames' axis
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Recording:
-    """An open file of one or more movies of like shape. A context manager.
+    """An open recording of one or more movies of like shape. A context manager.
 
     axes and sizes are of the result: the file's own, singletons left out, its time cut by `frames`.
     """
@@ -59,7 +68,10 @@ class Recording:
     sizes: tuple[int, ...]
     parts: list[Part]
     channels: list[str]
-    source: Movie
+    source: Closable
+    frame_axis: str  # which of the axes counts the frames
+    first: int = 0  # number of the first frame, of those of the file
+    dataset: str = ""  # its place in a container of several
 
     def __enter__(self) -> Recording:
         return self
@@ -68,65 +80,87 @@ class Recording:
         self.source.close()
 
     def writer(self, path: Path, dtype: np.dtype) -> PartsWriter:
-        return PartsWriter(path, self, dtype)
+        """For a TIFF; by the path's ending for another format, which then is the input's own."""
+        if path.name.lower().endswith(TIFF_SUFFIXES):
+            return PartsWriter(path, self, dtype)
+        return (ZarrWriter if path.name.lower().endswith(containers.ZARR_SUFFIXES) else SameWriter)(
+            path, self, dtype
+        )
 
 
-def open_recording(path: Path, frames: tuple[int | None, int | None] = (None, None)) -> Recording:
-    """Open a file of one movie, or a TIFF of several channels or planes; frames [start, stop) of each part.
+class Closable(Protocol):
+    """What holds files open."""
+
+    def close(self) -> None: ...
+
+
+def open_recording(path: Path, frames: Range = (None, None), dataset: str | None = None) -> Recording:
+    """Open a file of one movie, or of several channels or planes; frames [start, stop) of each part.
+
+    dataset: which array of an HDF5, NWB or Zarr file; the only one that can be a movie where it is not told.
 
     Raises MovieError.
     """
+    if path.name.lower().endswith(containers.SUFFIXES):
+        return split(containers.open_container(path, dataset), frames)
     try:
         movie = open_movie(path)
     except MovieError:
         if not path.name.lower().endswith(TIFF_SUFFIXES):
             raise
-        return open_hyperstack(path, frames)
-    try:
-        kept = chosen_frames(path, movie.info.shape[0], frames)
-    except MovieError:
-        movie.close()
-        raise
-    info = replace(movie.info, shape=(len(kept), *movie.info.shape[1:]))
-    part = Part("", Movie(info, PartSource(movie, kept)), np.arange(len(kept)))
-    return Recording(info, "TYX", info.shape, [part], [], movie)
-
-
-def open_hyperstack(path: Path, frames: tuple[int | None, int | None]) -> Recording:
-    """A TIFF of more axes than time, y and x. Raises MovieError, that of open_movie where it has no more."""
-    pages = open_pages(path)
-    try:
+        pages = open_pages(path)
+        if len(kept_axes(pages)[0]) < 4:
+            pages.movie.close()
+            raise  # what open_movie says: it has no more axes than a movie
         return split(pages, frames)
+    return split(Pages(movie, "TYX", movie.info.shape, []), frames)
+
+
+def split(pages: Pages, frames: Range) -> Recording:
+    """The movies of a file of many pages: one for each channel, plane, ...; closed on an error. Raises MovieError."""
+    try:
+        axes, sizes = kept_axes(pages)
+        place = frame_axis(pages.movie.info.path, axes)
+        stored = in_order_of_frames(sizes, place)  # (T, ...) number of the page in the input
+        kept = chosen_frames(pages.movie.info.path, len(stored), frames)
     except BaseException:
         pages.movie.close()
         raise
+    sources = [PartSource(pages.movie, stored[(kept, *where)]) for where in np.ndindex(stored.shape[1:])]
+    sizes[place] = len(kept)
+    recording = recording_of(pages.movie.info, pages.channels, (axes, sizes, place), sources, pages.movie)
+    return replace(recording, dataset=pages.dataset, first=int(kept[0]))
 
 
-def split(pages: Pages, frames: tuple[int | None, int | None]) -> Recording:
-    """The movies of a file of many pages: one for each channel, plane, ... Raises MovieError."""
+def recording_of(
+    info: MovieInfo, channels: list[str], layout: Layout, sources: Sequence[Source], holder: Closable
+) -> Recording:
+    """A recording of these axes, sizes and place of the frames' axis, with a source for each part."""
+    axes, sizes, place = layout
+    info = replace(
+        info, shape=(sizes[place], sizes[-2], sizes[-1]), axes=axes if len(axes) > 3 else info.axes
+    )
+    written = in_order_of_frames(sizes, place)  # (T, ...) number of the page in the output
+    others = axes[:place] + axes[place + 1 : -2]
+    parts = [
+        Part(name_of(others, where, channels), Movie(info, source), written[(slice(None), *where)])
+        for where, source in zip(np.ndindex(written.shape[1:]), sources)
+    ]
+    return Recording(info, axes, tuple(sizes), parts, channels, holder, axes[place])
+
+
+def kept_axes(pages: Pages) -> tuple[str, list[int]]:
+    """Axes and sizes without those of length 1; with time, of one frame, where nothing else can count frames."""
     kept = [(axis, size) for axis, size in zip(pages.axes, pages.sizes) if size > 1 or axis in "YX"]
     axes, sizes = "".join(axis for axis, _ in kept), [size for _, size in kept]
-    place = frame_axis(pages.movie.info.path, axes)
-    stored = in_order_of_frames(sizes, place)  # (T, ...) number of the page in the input
-    range_ = chosen_frames(pages.movie.info.path, len(stored), frames)
-    sizes[place] = len(range_)
-    written = in_order_of_frames(sizes, place)  # (T, ...) in the output
-    height, width = sizes[-2:]
-    info = replace(pages.movie.info, shape=(len(range_), height, width), axes=axes)
-    others = axes[:place] + axes[place + 1 : -2]
-    parts = []
-    for where in np.ndindex(stored.shape[1:]):
-        source = PartSource(pages.movie, stored[range_][(slice(None), *where)])
-        name = name_of(others, where, pages.channels)
-        parts.append(Part(name, Movie(info, source), written[(slice(None), *where)]))
-    return Recording(info, axes, tuple(sizes), parts, pages.channels, pages.movie)
+    if not set(axes) & set(FRAME_AXES) and "T" in pages.axes:
+        return f"T{axes}", [1, *sizes]
+    return axes, sizes
 
 
 def frame_axis(path: Path, axes: str) -> int:
     """Which of the axes counts the frames: time, else unnamed ones, else planes. Raises MovieError."""
     time = next((axis for axis in "TIQZ" if axis in axes), None)
-    if len(axes) < 4:
-        open_movie(path).close()  # raises, as it did before
     if time is None or len(set(axes)) < len(axes):
         raise MovieError(
             f"{path}: expected one axis of frames and others that are named, found axes {axes}; "
@@ -145,7 +179,7 @@ def in_order_of_frames(sizes: Sequence[int], place: int) -> np.ndarray:
     return np.moveaxis(np.arange(math.prod(leading)).reshape(leading), place, 0)
 
 
-def chosen_frames(path: Path, count: int, frames: tuple[int | None, int | None]) -> np.ndarray:
+def chosen_frames(path: Path, count: int, frames: Range) -> np.ndarray:
     """The numbers of frames [start, stop) of a movie, counted as Python does. Raises MovieError if there is none."""
     kept = np.arange(count)[slice(*frames)]
     if not len(kept):
@@ -168,16 +202,151 @@ class PartSource:
 
     def __init__(self, movie: Movie, pages: np.ndarray) -> None:
         self.movie = movie
-        self.pages = pages  # (T,)
+        self.pages = pages  # (T,) evenly spaced
 
-    def frames(self, start: int, stop: int) -> np.ndarray:
-        pages = self.pages[start:stop]
-        if pages[-1] - pages[0] == len(pages) - 1:
-            return self.movie.read(int(pages[0]), int(pages[-1]) + 1)
-        return np.concatenate([self.movie.read(page, page + 1) for page in pages.tolist()])
+    def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
+        pages = self.pages[start:stop:step]
+        spacing = int(pages[1] - pages[0]) if len(pages) > 1 else 1
+        return self.movie.read(int(pages[0]), int(pages[-1]) + 1, spacing)
 
     def close(self) -> None:
         """The recording closes the file."""
+
+
+def recording_files(path: Path) -> list[Path]:
+    """The files that open_recording reads for a recording. Raises MovieError."""
+    if path.name.lower().endswith(containers.SUFFIXES):
+        return containers.container_files(path)
+    return movies.movie_files(path)
+
+
+# ---- several files as one recording ------------------------------------------------------------------------
+
+
+class Piece(NamedTuple):
+    """One file of a series: what it holds, in the order of its pages."""
+
+    path: Path
+    axes: str
+    sizes: list[int]
+    place: int  # of the axis of frames
+    dtype: np.dtype
+
+    @property
+    def frames(self) -> int:
+        return self.sizes[self.place]
+
+    @property
+    def rest(self) -> dict[str, int]:
+        """All axes but that of frames, with their sizes."""
+        return dict(zip(self.axes[: self.place] + self.axes[self.place + 1 :],
+                        self.sizes[: self.place] + self.sizes[self.place + 1 :]))  # fmt: skip
+
+
+def open_series(paths: Sequence[Path], frames: Range = (None, None)) -> Recording:
+    """The TIFF files of one recording, in order, as one: the frames of each follow those of the one before.
+
+    Each is opened once here, to see whether all fit together, and again when it is read. Raises MovieError.
+    """
+    pieces = [look_at(path) for path in paths]
+    first = pieces[0]
+    for piece in pieces:
+        refuse_another(piece, first)
+    kept = chosen_frames(first.path, sum(piece.frames for piece in pieces), frames)
+    files = SeriesFiles(pieces)
+    pages = files.open(0)
+    notes = (
+        ()
+        if first.axes[first.place] != "Z"
+        else ("the files name planes and no time: planes count as frames",)
+    )
+    info = replace(pages.movie.info, notes=notes, axes=first.axes)
+    sizes = [*first.sizes]
+    sizes[first.place] = len(kept)
+    number = math.prod(sizes[:-2]) // len(kept)
+    sources = [SeriesSource(files, part, int(kept[0])) for part in range(number)]
+    return recording_of(info, pages.channels, (first.axes, sizes, first.place), sources, files)
+
+
+def look_at(path: Path) -> Piece:
+    """Open a file of a series, and close it."""
+    pages = open_pages(path, of_series=True)
+    pages.movie.close()
+    axes, sizes = kept_axes(pages)
+    if not set(axes) & set(FRAME_AXES):
+        axes, sizes = f"T{axes}", [1, *sizes]  # a single image is a frame of the series
+    return Piece(path, axes, sizes, frame_axis(path, axes), pages.movie.info.dtype)
+
+
+def refuse_another(piece: Piece, first: Piece) -> None:
+    """Raise MovieError if a file of a series has other frames than the first one."""
+    told = [
+        f"frames of {' x '.join(f'{axis} {size}' for axis, size in one.rest.items())}, {one.dtype}"
+        for one in (first, piece)
+    ]
+    if told[0] != told[1]:
+        raise MovieError(
+            f"{piece.path}: expected {told[0]}, as in {first.path.name}, found {told[1]}; "
+            "move it away if it is of another recording"
+        )
+
+
+class SeriesFiles:
+    """The files of a series; a few of them are open at a time."""
+
+    def __init__(self, pieces: list[Piece]) -> None:
+        self.pieces = pieces
+        self.ends = np.cumsum([piece.frames for piece in pieces])  # (files,) number of the frame behind each
+        self.opened: dict[int, Pages] = {}
+
+    def open(self, number: int) -> Pages:
+        if number not in self.opened:
+            if len(self.opened) >= SERIES_OPEN:
+                self.opened.pop(next(iter(self.opened))).movie.close()
+            pages = open_pages(self.pieces[number].path, of_series=True)
+            self.opened[number] = pages
+            self._refuse_changed(self.pieces[number], pages)
+        return self.opened[number]
+
+    def _refuse_changed(self, piece: Piece, pages: Pages) -> None:
+        if pages.movie.info.shape[0] != math.prod(piece.sizes[:-2]):
+            raise MovieError(f"{piece.path}: expected the file that it was, found another; run it again")
+
+    def read(self, part: int, start: int, stop: int) -> np.ndarray:
+        """Frames (stop - start, Y, X) of a part, from as many files as it takes."""
+        found = []
+        while start < stop:
+            number = int(np.searchsorted(self.ends, start, side="right"))
+            piece, end = self.pieces[number], int(self.ends[number])
+            pages = in_order_of_frames(piece.sizes, piece.place).reshape(piece.frames, -1)[:, part]
+            offset = end - piece.frames
+            source = PartSource(self.open(number).movie, pages)
+            found.append(source.frames(start - offset, min(stop, end) - offset))
+            start = min(stop, end)
+        return np.concatenate(found)
+
+    def close(self) -> None:
+        for pages in self.opened.values():
+            pages.movie.close()
+        self.opened.clear()
+
+
+class SeriesSource:
+    """The frames of one part of a series, from frame `first` on; a denoise.movies.Source."""
+
+    def __init__(self, files: SeriesFiles, part: int, first: int) -> None:
+        self.files = files
+        self.part = part
+        self.first = first
+
+    def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
+        return self.files.read(self.part, self.first + start, self.first + stop)[::step]
+
+    def close(self) -> None:
+        """The recording closes the files."""
+
+
+# ---- writing -----------------------------------------------------------------------------------------------
 
 
 class PartsWriter(MovieWriter):
@@ -188,13 +357,12 @@ class PartsWriter(MovieWriter):
         pages = math.prod(recording.sizes[:-2])
         super().__init__(path, (pages, *info.shape[1:]), dtype, info.pixel_size, info.frame_interval)
         self.dtype = np.dtype(dtype)
-        self.begin = 0
+        self.begin = 0  # byte of the first voxel
         self.done = dict.fromkeys((part.name for part in recording.parts), 0)
 
     def __enter__(self) -> PartsWriter:
         super().__enter__()
-        assert self._part is not None  # noqa: S101 - opened by the line above
-        self.begin = self._part.file.tell()
+        self.begin = self._file.tell()
         return self
 
     def append_to(self, part: Part, frames: np.ndarray) -> None:
@@ -205,8 +373,7 @@ class PartsWriter(MovieWriter):
             self.append(frames)
             return
         for page, frame in zip(pages.tolist(), frames):
-            if self._part is not None:
-                self._part.file.seek(self.begin + page * frame.nbytes)
+            self._file.seek(self.begin + page * frame.nbytes)
             self.append(frame[None])
 
     def _description(self) -> str:
@@ -248,3 +415,40 @@ class PartsWriter(MovieWriter):
         xml = tifffile.OmeXml()
         xml.addimage(self._dtype, self.recording.sizes, (pages, 1, 1, height, width, 1), axes=axes, **told)
         return xml.tostring(declaration=True).encode("ascii", "xmlcharrefreplace").decode("ascii")
+
+
+class SameWriter(PartsWriter):
+    """Write a movie in the format of its input, MetaImage, NRRD, NIfTI, HDF5 or NWB: a header, and frames behind it."""
+
+    def __init__(self, path: Path, recording: Recording, dtype: np.dtype) -> None:
+        if len(recording.parts) > 1:
+            raise MovieError(
+                f"{path}: expected one movie for this format, found {len(recording.parts)}; write TIFF"
+            )
+        super().__init__(path, recording, dtype)
+
+    def _write_headers(self, file: BinaryIO) -> int:
+        return same.begin(file, self.recording, self._dtype)
+
+
+class ZarrWriter(PartsWriter):
+    """Write a recording as OME-Zarr: a folder, which like a file gets its name when it is complete."""
+
+    def __enter__(self) -> ZarrWriter:
+        with self._cleanly("the folder cannot be created"):
+            self._check_space()
+            self._part = PartFolder(self._path)
+            self.zarr = same.ZarrFolder(self._part.folder, self.recording, self._dtype)
+        return self
+
+    def append_to(self, part: Part, frames: np.ndarray) -> None:
+        self._check_next(frames)
+        with movies.errors_of(self._path, "the folder cannot be written", movies.UNWRITABLE):
+            self.zarr.append(part, self.done[part.name], frames)
+        self.done[part.name] += len(frames)
+        self._written += len(frames)
+
+    def _discard(self) -> None:
+        if self._part is not None:
+            self.zarr.close()
+        super()._discard()

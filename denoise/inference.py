@@ -36,6 +36,9 @@ SLAB_VOXELS = 1 << 27  # of one slab of frames; float32, twice
 SLAB_SHARE = 4  # the part of the free memory that a slab may take: one in so many
 LONGEST_SLAB = 512  # frames
 ABSURD = 1e15  # times the movie's own scale: damage, no intensity; its square would not fit into float32
+FAR = 1e3  # times the movie's own scale, from which a voxel is looked at
+SATURATED = 1e-3  # share of voxels from which it is told
+RARE = 1e-4  # of the voxels at most are errors
 
 
 class HasShape(Protocol):
@@ -89,6 +92,7 @@ class Survey:
     context: Context  # in normalized units
     not_finite: int
     dropped: int  # rows
+    saturated: float  # share of the voxels
 
 
 def denoise_movie(
@@ -98,7 +102,7 @@ def denoise_movie(
     write: Callable[[np.ndarray], None],
     progress: Progress,
 ) -> Result:
-    """Denoise a movie (T, Y, X): `write` gets float32 frames (n, Y, X) in the input's units, in order.
+    """Denoise a movie (T, Y, X): `write` gets frames (n, Y, X) of result_type in the input's units, in order.
 
     `progress(stage, done, frames)` is told how far the stages "reading" and "denoising" are.
     """
@@ -118,9 +122,18 @@ def denoise_movie(
             for _residual, prediction in slabs(passing, bounds):
                 for part in pieces(prediction):
                     restored = survey.context.restore(part.cpu() + network.static)
-                    write(survey.normalization.denormalize(restored.numpy()))
+                    write(survey.normalization.denormalize(restored.numpy(), result_type(movie.info.dtype)))
     told = asdict(adaptation) | {"kept": adaptation.kept} if adaptation else None
     return replace(result_of(survey, network), adaptation=told, model=model)
+
+
+def result_type(dtype: np.dtype) -> np.dtype:
+    """Of the frames that come out: float32, or float64 for integers that float32 does not hold.
+
+    >>> result_type(np.dtype("uint16")), result_type(np.dtype("int32"))
+    (dtype('float32'), dtype('float64'))
+    """
+    return np.dtype(np.float64 if dtype.kind in "iu" and dtype.itemsize >= 4 else np.float32)
 
 
 def adapted(
@@ -130,7 +143,7 @@ def adapted(
     if not minutes:
         return model, None
     frames, height, width = movie.info.shape
-    length = min(frames, LONGEST_SLAB, max(64, SLAB_VOXELS // (height * width)))
+    length = min(frames, LONGEST_SLAB, max(64, SLAB_VOXELS // (2 * height * width)))
     start = (frames - length) // 2
     excerpt, _ = without_missing(survey.normalization.normalize(movie.read(start, start + length)))
     return adapt(
@@ -167,7 +180,7 @@ def survey_movie(movie: Readable, percentiles: tuple[float, float], progress: Pr
     context = sums.context().rescaled(
         provisional.scale / normalization.scale, (provisional.low - normalization.low) / normalization.scale
     )
-    return Survey(normalization, context, not_finite, dropped)
+    return Survey(normalization, context, not_finite, dropped, found.saturated())
 
 
 def blocks(movie: Readable, start: int = 0) -> Generator[np.ndarray, None, None]:
@@ -192,7 +205,29 @@ def without_missing(frames: np.ndarray) -> tuple[Tensor, int]:
     values[rows] = torch.nan
     for piece in pieces(values):
         piece.masked_fill_(~(piece.abs() < ABSURD), torch.nan)
+    for place in lone_voxels(values):
+        values[place] = torch.nan
     return values, int(rows.sum())
+
+
+def lone_voxels(values: Tensor) -> list[tuple[int, ...]]:
+    """Places (t, y, x) of voxels far beyond the range of normalized frames (n, Y, X), alone in space and time.
+
+    An error of storage or a cosmic ray is; light spreads over neighbours, and lasts. Where there are many, they are no
+    errors.
+    """
+    far = (values.abs() > FAR).nonzero().tolist()
+    return (
+        [tuple(place) for place in far if is_lone(values, place)]
+        if len(far) <= 1 + RARE * values.numel()
+        else []
+    )
+
+
+def is_lone(values: Tensor, place: Sequence[int]) -> bool:
+    """Whether no neighbour of a voxel has a hundredth of its value."""
+    around = values[tuple(slice(max(0, n - 1), n + 2) for n in place)].abs()
+    return int((around > 0.01 * values[tuple(place)].abs()).sum()) == 1
 
 
 def residuals(movie: Readable, survey: Survey, start: int, size: int) -> Generator[Tensor, None, None]:
@@ -268,13 +303,19 @@ def result_of(survey: Survey, network: Network) -> Result:
         float(survey.context.read_variance) * n.scale**2,
     )
     warnings = list(network.notes)
+    if n.coincide:
+        warnings.append(f"the percentiles coincide, at {n.low:.5g}: most voxels have this one value")
+    if survey.saturated > SATURATED:
+        warnings.append(f"{survey.saturated:.2%} of the voxels have the largest value of their type: cut off")
     if survey.not_finite:
         warnings.append(
-            f"{survey.not_finite} voxels were NaN, infinite or beyond any scale; they were filled from their neighbours"
+            f"{survey.not_finite} voxels were NaN, infinite or alone beyond any scale; "
+            "they were filled from their neighbours"
         )
     if survey.dropped:
         warnings.append(
-            f"{survey.dropped} rows hold one single value (dropped by the microscope); they were filled"
+            f"{survey.dropped} rows hold one single value in some frames (dropped by the microscope, or a border that "
+            "registration left); they were filled"
         )
     noise = {"gain": gain, "read_variance": read_variance - gain * n.low}
     return Result((n.low, n.low + n.scale), network.tiles, noise, warnings)

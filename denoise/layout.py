@@ -15,14 +15,21 @@ import re
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
-from denoise.movies import SUFFIXES
+from denoise.containers import ZARR_SUFFIXES
+from denoise.formats import SUFFIXES
+from denoise.movies import TIFF_SUFFIXES
 
 INPUT_SOCKET = (
     "stacked-neuron-images-with-noise"  # the challenge's names for its folders (grand-challenge.org, CIDC25)
 )
+OWN_FORMATS = {suffix: suffix for suffix in SUFFIXES} | {
+    ".tiff": ".tif", ".mhd": ".mha", ".nii.gz": ".nii",
+}  # of the input -> of an output of the same format, which is one file and not compressed  # fmt: skip
+NUMBERED = re.compile(r"(?P<before>.*?)(?P<number>[0-9]+)(?P<after>[^0-9]*)", re.DOTALL)  # by the last number
 OUTPUT_SOCKET = "stacked-neuron-images-with-reduced-noise"
 INPUTS_JSON_LIMIT = 1 << 20  # bytes; the platform's file has under a thousand
 NAMES_SHOWN = 5  # in one message: the platform drops over-long lines
@@ -34,11 +41,15 @@ class LayoutError(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """One movie to denoise: its name (path below the input folder, "/" between parts), file, and output."""
+    """One movie to denoise: its name (path below the input folder, "/" between parts), file, and output.
+
+    series: all files, in order, of a recording that is one in several; `source` is the first of them.
+    """
 
     name: str
     source: Path
     output: Path
+    series: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,8 +75,11 @@ class _Found:
     others: list[Path] = field(default_factory=list)
 
 
-def plan_movies(source: Path, output: Path) -> Plan:
+def plan_movies(source: Path, output: Path, series: bool = False, same: bool = False) -> Plan:
     """The movies of `source` (a folder, or one movie file) and their places below the folder `output`.
+
+    series: TIFF files of a folder whose names differ by their last number alone are one movie.
+    same: outputs have the inputs' formats where they can, in place of TIFF; the challenge's are always TIFF.
 
     Raises LayoutError where no movie is found, where a challenge input holds more than one, and where an
     output would overwrite an input or lie among the inputs.
@@ -76,14 +90,25 @@ def plan_movies(source: Path, output: Path) -> Plan:
             f"{source}: expected a folder of movies or one movie, found nothing of that name; "
             "give another --input (docker: mount the folder with -v /path/in:/input:ro)"
         )
-    if not os.path.isdir(root):
+    if not os.path.isdir(root) or _is_movie(root):
         plan = _plan_file(source, root, output)
     elif os.path.isfile(root / "inputs.json") or os.path.isdir(_socket_folder(root)):
         plan = _plan_challenge(source, root, output)
     else:
-        plan = _plan_folder(source, root, output)
+        plan = _plan_folder(source, root, output, series)
+    if series and plan.layout != "folder":
+        raise LayoutError(f"{source}: expected a folder of files that belong together, as --series needs one, "
+                          f"found {'the challenge' if plan.layout == 'challenge' else 'a file'}; "
+                          "give their folder, or leave --series out")  # fmt: skip
+    if same and plan.layout != "challenge":
+        plan = replace(plan, jobs=[_in_own_format(job) for job in plan.jobs])
     _refuse_outputs_among_inputs(plan, root, output)
     return plan
+
+
+def _in_own_format(job: Job) -> Job:
+    suffix = OWN_FORMATS[_split_suffix(job.source.name)[1]]
+    return replace(job, output=job.output.with_name(job.output.name.removesuffix(".tif") + suffix))
 
 
 def refuse_existing(plan: Plan, overwrite: bool) -> None:
@@ -92,10 +117,11 @@ def refuse_existing(plan: Plan, overwrite: bool) -> None:
     Also if the challenge's output folder already holds another image: the platform takes exactly one.
     """
     existing = [job.output for job in plan.jobs if os.path.lexists(job.output)]
-    folders = [path for path in existing if os.path.isdir(path)]
-    if folders:
+    strange = [path for path in existing if os.path.isdir(path) != _is_folder_name(path.name)]
+    if strange:
         raise LayoutError(
-            f"{_list(folders)}: expected to write a movie there, found a folder; choose another --output"
+            f"{_list(strange)}: expected to write a movie there, found {_kind(strange[0])}; "
+            "choose another --output"
         )
     if existing and not overwrite:
         raise LayoutError(
@@ -142,14 +168,14 @@ def _plan_file(source: Path, root: Path, output: Path) -> Plan:
             f"{source}: expected a movie ({', '.join(SUFFIXES)}), found another suffix; "
             "give a movie or a folder of movies"
         )
-    if not os.path.isfile(path):
+    if not _is_movie(path):
         raise LayoutError(
             f"{source}: expected a movie file, found {_kind(path)}; give a movie or a folder of movies"
         )
     return Plan("file", [Job(path.name, path, output / output_names([path.name])[0])])
 
 
-def _plan_folder(source: Path, root: Path, output: Path) -> Plan:
+def _plan_folder(source: Path, root: Path, output: Path, series: bool) -> Plan:
     found = _walk(root, skip=_real(output))
     if root in found.unusable:
         raise LayoutError(f"{source}: {found.unusable[root]}; let this user read it, or give another --input")
@@ -161,14 +187,75 @@ def _plan_folder(source: Path, root: Path, output: Path) -> Plan:
     ]
     if root in _real(output).parents:
         warnings.append(f"{output}: the output folder lies in the input folder; movies in it are not read")
+    unusable = {_name(path, root): reason for path, reason in found.unusable.items()}
     names = sorted((_name(path, root) for path in found.movies), key=_natural_key)
-    jobs = [
-        Job(name, root / name, output / target)
-        for name, target in zip(names, output_names(names), strict=True)
+    groups = _in_series(names, root.name) if series else [(name, [name]) for name in names]
+    jobs = []
+    for (title, files), target in zip(groups, output_names([title for title, _ in groups]), strict=True):
+        numbers = _numbers(files) if len(files) > 1 else []
+        twice = next((i for i, pair in enumerate(pairwise(numbers)) if pair[0] == pair[1]), None)
+        if twice is not None:
+            unusable[title] = (
+                f"expected each number once, found {files[twice]} and {files[twice + 1]}; remove one"
+            )
+            continue
+        warnings += _gaps(title, numbers)
+        name = f"{files[0]} to {PurePosixPath(files[-1]).name}" if numbers else title
+        paths = tuple(root / file for file in files)
+        jobs.append(Job(name, paths[0], output / target, paths if numbers else ()))
+    return Plan("folder", jobs, unusable, warnings)
+
+
+def _in_series(names: list[str], top: str) -> list[tuple[str, list[str]]]:
+    """What is one movie each: a name, as if it were one file, and its files in order.
+
+    TIFF files of a folder whose names differ by their last number alone are one movie. It is named by what comes before
+    the number, or after the folder where nothing does. `names` are in natural order.
+
+    >>> _in_series(["d/x_2.tif", "d/x_10.tif", "y1.tif", "z.tif"], "top")
+    [('d/x.tif', ['d/x_2.tif', 'd/x_10.tif']), ('y1.tif', ['y1.tif']), ('z.tif', ['z.tif'])]
+    """
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        stem, suffix = _split_suffix(name)
+        match = NUMBERED.fullmatch(PurePosixPath(stem).name)
+        alike = (
+            (str(PurePosixPath(name).parent), match["before"], match["after"], suffix) if match else (name,)
+        )
+        groups.setdefault(alike if suffix in TIFF_SUFFIXES else (name,), []).append(name)
+    return [(_title(files, top), files) for files in groups.values()]
+
+
+def _title(files: list[str], top: str) -> str:
+    first = PurePosixPath(files[0])
+    if len(files) == 1:
+        return files[0]
+    stem, suffix = _split_suffix(first.name)
+    match = NUMBERED.fullmatch(stem)
+    named = match["before"].rstrip("_-. ") + match["after"] if match else stem
+    return (first.parent / f"{named or first.parent.name or top}{suffix}").as_posix()
+
+
+def _numbers(files: list[str]) -> list[int]:
+    """The last number in each file's name."""
+    return [int(re.findall(r"[0-9]+", _split_suffix(name)[0])[-1]) for name in files]
+
+
+def _gaps(title: str, numbers: list[int]) -> list[str]:
+    """A warning if numbers are missing between the first and the last.
+
+    >>> _gaps("x", [1, 2, 4, 9])
+    ['x: expected files numbered 1 to 9, found none for 3, 5-8; the frames before and after count as neighbours']
+    """
+    missing = [
+        f"{before + 1}-{after - 1}" if after - before > 2 else f"{before + 1}"
+        for before, after in pairwise(numbers)
+        if after - before > 1
     ]
-    return Plan(
-        "folder", jobs, {_name(path, root): reason for path, reason in found.unusable.items()}, warnings
-    )
+    if not missing:
+        return []
+    expected = f"expected files numbered {numbers[0]} to {numbers[-1]}, found none for {_list(missing)}"
+    return [f"{title}: {expected}; the frames before and after count as neighbours"]
 
 
 def _plan_challenge(source: Path, root: Path, output: Path) -> Plan:
@@ -264,14 +351,14 @@ def _place_inside(root: Path, relative: object) -> Path | None:
 
 
 def _walk(top: Path, skip: Path) -> _Found:
-    """Every file at or below `top`, but hidden ones and those in the folder `skip`.
+    """Every file at or below `top`, but hidden ones and those in the folder `skip`. A Zarr folder counts as a file.
 
     Links to folders are not entered: no loop, and nothing outside. A link to a file counts as the file.
     """
     found = _Found()
-    if _is_movie_name(top.name) and os.path.isfile(top):
+    if _is_movie(top):
         found.movies.append(top)
-    folders = deque([top] if os.path.isdir(top) else [])
+    folders = deque([top] if os.path.isdir(top) and top not in found.movies else [])
     while folders:
         folder = folders.popleft()
         try:
@@ -296,7 +383,7 @@ def _sort_in(path: Path, found: _Found) -> None:
     """Put a directory entry that is not to be entered where it belongs in `found`."""
     if not _is_movie_name(path.name):
         (found.linked if os.path.isdir(path) else found.others).append(path)
-    elif os.path.isfile(path):
+    elif _is_movie(path):
         found.movies.append(path)
     else:
         found.unusable[path] = f"expected a movie file, found {_kind(path)}; rename or remove it"
@@ -312,7 +399,7 @@ def _refuse_outputs_among_inputs(plan: Plan, root: Path, output: Path) -> None:
 
     An output folder below the input folder is allowed, as the walk leaves it out.
     """
-    inputs = {_file_id(job.source) for job in plan.jobs} - {None}
+    inputs = {_file_id(path) for job in plan.jobs for path in (job.source, *job.series)} - {None}
     apart = not os.path.isdir(root) or root in _real(output).parents
     for job in plan.jobs:
         if _file_id(job.output) in inputs:
@@ -369,11 +456,21 @@ def _kind(path: Path) -> str:
         return "a folder"
     if os.path.islink(path) and not os.path.exists(path):
         return f"a link to {os.readlink(path)}, which is not there"
-    return "no regular file"
+    return "a file" if os.path.isfile(path) else "no regular file"
 
 
 def _is_movie_name(name: str) -> bool:
     return _split_suffix(name)[1] != ""
+
+
+def _is_movie(path: Path) -> bool:
+    """Whether a movie can be there: a file, or a folder for Zarr, of a movie's name."""
+    there = os.path.isdir if _is_folder_name(path.name) else os.path.isfile
+    return _is_movie_name(path.name) and there(path)
+
+
+def _is_folder_name(name: str) -> bool:
+    return name.lower().endswith(ZARR_SUFFIXES)
 
 
 def _split_suffix(name: str) -> tuple[str, str]:

@@ -27,6 +27,18 @@ def cpu_quota(membership: Path = MEMBERSHIP, mount: Path = MOUNT) -> float:
     return min(quotas)
 
 
+def memory_there(
+    meminfo: Path = Path("/proc/meminfo"), membership: Path = MEMBERSHIP, mount: Path = MOUNT
+) -> int:
+    """Bytes of memory and swap space of this machine, or less if its control groups grant less; -1 if unknown."""
+    sizes = re.findall(r"^(?:MemTotal|SwapTotal):\s*(\d+) kB$", read_text(meminfo), re.MULTILINE)
+    limits = [1024 * sum(map(int, sizes))] if sizes else []
+    for folder in control_groups("memory", membership, mount):
+        limit = (read_text(folder / "memory.max") or read_text(folder / "memory.limit_in_bytes")).strip()
+        limits += [int(limit)] if limit.isdigit() else []
+    return min(limits, default=-1)
+
+
 def memory_quota(membership: Path = MEMBERSHIP, mount: Path = MOUNT) -> float:
     """Bytes that the control groups of this process, and those above them, still grant; infinite if no limit.
 

@@ -20,19 +20,19 @@ import stat
 import struct
 import sys
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn, Protocol
+from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn, Protocol
 from xml.etree import ElementTree
 
 import numpy as np
 import SimpleITK as sitk
 import tifffile
 
-from denoise.atomic import PartFile
+from denoise.atomic import PartFile, PartFolder
+from denoise.deflated import DeflatedFrames, Inflated, Stored
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 ITK_READERS = {".mha": "Meta", ".mhd": "Meta", ".nrrd": "Nrrd", ".nii": "Nifti", ".nii.gz": "Nifti"}
@@ -44,7 +44,6 @@ WRITABLE = READABLE[:-1]  # the platform imports float64, but its evaluation can
 FRAME_AXES = "TZIQ"  # that may count frames: time, planes (as ImageJ calls the pages of a stack), unnamed
 FRAME_BYTES = 2**30  # a larger frame (16,384 x 16,384 float32) is no frame but a broken header
 DEFLATE_RATIO = 1032  # no deflate stream holds more bytes than this for each byte of its own
-ZLIB_OR_GZIP = zlib.MAX_WBITS + 32  # zlib's code for a header of either
 CLASSIC_BYTES = 3_900_000_000  # a classic TIFF ends at 4 GiB
 UNWRITABLE = "check space and permissions"
 BROKEN = "check that it is complete, or export it again"
@@ -82,6 +81,7 @@ class MovieInfo:
     axes: the file's own: "TYX", "IYX" or "QYX" (unnamed), "ZYX" (an ImageJ stack), "TZYX" (of one plane), ...
     pixel_size: (y, x) in micrometres, None if the file does not say or says something absurd.
     frame_interval: seconds, None likewise.
+    notes: what a user should know of it.
     """
 
     path: Path
@@ -90,13 +90,14 @@ class MovieInfo:
     axes: str
     pixel_size: tuple[float, float] | None
     frame_interval: float | None
+    notes: tuple[str, ...] = ()
 
 
 class Source(Protocol):
     """Where a movie's frames come from: an open file of some format."""
 
-    def frames(self, start: int, stop: int) -> np.ndarray:
-        """Frames (stop - start, Y, X), a new array each time, for 0 <= start < stop <= T."""
+    def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
+        """Frames start, start + step, ... before stop: (n, Y, X), a new array each time, 0 <= start < stop <= T."""
 
     def close(self) -> None:
         """Close the file."""
@@ -110,8 +111,8 @@ class Movie:
         self._source: Source | None = source
         self._turn = threading.Lock()
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Decode frames start to stop - 1 only: (stop - start, Y, X), info.dtype, C-contiguous.
+    def read(self, start: int, stop: int, step: int = 1) -> np.ndarray:
+        """Decode frames start, start + step, ... before stop only: (n, Y, X), info.dtype, C-contiguous.
 
         Raises MovieError if the file fails, ValueError for frames that the movie does not have.
         """
@@ -122,8 +123,8 @@ class Movie:
             raise ValueError(f"{self.info.path}: the movie is closed; read inside its with block")
         if start == stop:
             return np.empty((0, *size), self.info.dtype)
-        with self._turn, _errors_of(self.info.path, f"frames {start} to {stop} cannot be read"):
-            block = self._source.frames(start, stop).reshape(stop - start, *size)
+        with self._turn, errors_of(self.info.path, f"frames {start} to {stop} cannot be read"):
+            block = self._source.frames(start, stop, step).reshape(len(range(start, stop, step)), *size)
             return np.ascontiguousarray(block, self.info.dtype)  # (n, Y, X)
 
     def close(self) -> None:
@@ -144,19 +145,22 @@ def open_movie(path: Path) -> Movie:
 
     A file of three axes, the first of length 1, is a movie of one frame. A plain image (Y, X) is an error
     unless the file names a time axis of length 1 (OME, ImageJ with frames=1, our own); colours and several
-    channels or planes are errors. TIFF, and MetaImage and NIfTI without compression, are read from disk range
-    by range; SimpleITK's other files cannot be decoded in part: they stay in memory from the first read on.
+    channels or planes are errors. Files are read from disk range by range; only text and rare encodings of
+    MetaImage and NRRD stay in memory as a whole from the first read on.
 
     Raises MovieError.
     """
     path = Path(path)
-    with _errors_of(path, "the file cannot be opened"):
+    with errors_of(path, "the file cannot be opened"):
         _check_file(path)
         return _open_tiff(path) if path.name.lower().endswith(TIFF_SUFFIXES) else _open_itk(path)
 
 
-def open_pages(path: Path) -> Pages:
-    """Open a TIFF of any axes (..., Y, X) with each of its images as a frame. Raises MovieError."""
+def open_pages(path: Path, of_series: bool = False) -> Pages:
+    """Open a TIFF of any axes (..., Y, X) with each of its images as a frame. Raises MovieError.
+
+    of_series: it is one of a recording's files; what OME says of all of them together is not its shape.
+    """
     told: list[tuple[str, tuple[int, ...], list[str]]] = []
 
     def all_pages(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> Shape:
@@ -169,19 +173,20 @@ def open_pages(path: Path) -> Pages:
         return math.prod(sizes[:-2]), sizes[-2], sizes[-1]
 
     path = Path(path)
-    with _errors_of(path, "the file cannot be opened"):
+    with errors_of(path, "the file cannot be opened"):
         _check_file(path)
-        movie = _open_tiff(path, all_pages)
+        movie = _open_tiff(path, all_pages, of_series)
     return Pages(movie, *(told or [(movie.info.axes, movie.info.shape, [])])[0])
 
 
 class Pages(NamedTuple):
-    """A TIFF's images as the frames of a movie, the file's axes with their sizes, and names of its channels."""
+    """A file's images as the frames of a movie, the file's axes with their sizes, and names of its channels."""
 
     movie: Movie
     axes: str
     sizes: tuple[int, ...]
     channels: list[str]
+    dataset: str = ""  # its place, in a container of several arrays
 
 
 def movie_files(path: Path) -> list[Path]:
@@ -189,7 +194,7 @@ def movie_files(path: Path) -> list[Path]:
 
     Raises MovieError.
     """
-    with _errors_of(path, "the file cannot be opened"):
+    with errors_of(path, "the file cannot be opened"):
         _check_file(path)
         voxels = path if path.name.lower().endswith(TIFF_SUFFIXES) else _itk_voxels(path).file
         return list(dict.fromkeys([path, voxels]))
@@ -224,7 +229,7 @@ def _line(path: Path, text: str) -> str:
 
 
 @contextmanager
-def _errors_of(path: Path, what: str, advice: str = BROKEN) -> Iterator[None]:
+def errors_of(path: Path, what: str, advice: str = BROKEN) -> Iterator[None]:
     """Turn any exception into a MovieError: on damaged files the libraries fail in every way there is."""
     try:
         yield
@@ -259,7 +264,9 @@ def _movie_shape(path: Path, axes: str, shape: tuple[int, ...], one_frame: bool)
     if kept == "YX" and one_frame and set(axes) & set(FRAME_AXES):
         sizes = [("T", 1), *sizes]
     elif kept == "YX":
-        _fail(path, f"expected a movie (T, Y, X), {found}; put the images of a recording into one file")
+        _fail(
+            path, f"expected a movie (T, Y, X), {found}; give the folder of a recording's images and --series"
+        )
     elif "S" in kept:
         _fail(path, f"expected one intensity per voxel, {found}: colours; convert it to grayscale")
     elif len(kept) != 3 or kept[0] not in FRAME_AXES or kept[1:] != "YX":
@@ -268,7 +275,7 @@ def _movie_shape(path: Path, axes: str, shape: tuple[int, ...], one_frame: bool)
     return frames, height, width
 
 
-def _check_frames(path: Path, shape: Shape, dtype: np.dtype | None) -> np.dtype:
+def check_frames(path: Path, shape: Shape, dtype: np.dtype | None) -> np.dtype:
     """The movie's dtype, after a check that frames of this size and type are no nonsense."""
     if dtype is None or dtype.name not in READABLE:
         _fail(path, f"expected one of {', '.join(READABLE)}, found {dtype or 'an unknown type'}; convert it")
@@ -278,7 +285,7 @@ def _check_frames(path: Path, shape: Shape, dtype: np.dtype | None) -> np.dtype:
     return dtype.newbyteorder("=")
 
 
-def _believed(size: tuple[float, float]) -> tuple[float, float] | None:
+def believed(size: tuple[float, float]) -> tuple[float, float] | None:
     """A pixel size, if both of its micrometres make sense; NaN does not."""
     low, high = PIXEL_SIZES
     return size if all(low <= length <= high for length in size) else None
@@ -316,6 +323,7 @@ LAYOUT: dict[int, tuple[str, int | None]] = {
     339: ("SampleFormat", 1),
 }
 SUBFILE_TYPE, THUMBNAIL = 254, 1  # a tag, and its bit
+OF_EACH_SAMPLE = (258, 339)  # tags that have a number for each colour
 INTEGER_BYTES = {1: 1, 3: 2, 4: 4, 16: 8}  # by tag type
 MOST_TAGS = 4096
 
@@ -372,10 +380,16 @@ def _page_header(
         _fail(path, f"expected page {page} at byte {offset}, found none: cut off or damaged; copy it again")
     layout = {}
     for code, kind, number, value in dialect.entry.iter_unpack(block):
-        if (code in LAYOUT or code == SUBFILE_TYPE) and number == 1 and kind in INTEGER_BYTES:
-            layout[code] = int.from_bytes(value[: INTEGER_BYTES[kind]], dialect.order)  # type: ignore[arg-type]
-            if code in LAYOUT and layout[code] == LAYOUT[code][1]:
-                del layout[code]
+        if (code not in LAYOUT and code != SUBFILE_TYPE) or (code in OF_EACH_SAMPLE and number != 1):
+            continue
+        if number != 1 or kind not in INTEGER_BYTES:  # tifffile would calculate with a list
+            _fail(
+                path,
+                f"expected one whole number as tag {code} of page {page}, found none: damaged; copy it again",
+            )
+        layout[code] = int.from_bytes(value[: INTEGER_BYTES[kind]], dialect.order)  # type: ignore[arg-type]
+        if code in LAYOUT and layout[code] == LAYOUT[code][1]:
+            del layout[code]
     return layout, dialect.offset.unpack(following)[0]
 
 
@@ -454,14 +468,17 @@ def _channel_names(tif: tifffile.TiffFile) -> list[str]:
     return names if all(names) else []
 
 
-def _open_tiff(path: Path, shape_of: ShapeOf = _tiff_shape) -> Movie:
+def _open_tiff(path: Path, shape_of: ShapeOf = _tiff_shape, of_series: bool = False) -> Movie:
     _hush_tifffile()
     pages = _count_pages(path)
     with ExitStack() as stack:
         tif = _tifffile(stack, path, pages)
+        if of_series and tif.is_ome and _ome_images(tif) != pages:
+            tif.close()
+            tif = stack.enter_context(tifffile.TiffFile(path, is_ome=False))
         series = _only_series(path, tif)
         shape = shape_of(path, tif, series)
-        dtype = _check_frames(path, shape, series.dtype)
+        dtype = check_frames(path, shape, series.dtype)
         _check_storage(path, tif, series, shape, pages)
         info = MovieInfo(path, shape, dtype, series.axes, *_tiff_calibration(tif))
         source = _tiff_source(path, tif, series, shape)
@@ -493,7 +510,12 @@ def _tifffile(stack: ExitStack, path: Path, pages: int) -> tifffile.TiffFile:
 def _shaped_metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
     """The JSON that tifffile, and so MovieWriter, puts into the first page's description; else {}."""
     description = tif.pages.first.shaped_description or ""
-    return json.loads(description) if description.startswith("{") else {}
+    told = json.loads(description) if description.startswith("{") else {}
+    if not all(isinstance(size, (int, float)) for size in told.get("shape", [])):
+        raise ValueError(
+            "expected numbers as shape in its description"
+        )  # else tifffile takes products of lists
+    return told
 
 
 def _only_series(path: Path, tif: tifffile.TiffFile) -> tifffile.TiffPageSeries:
@@ -575,10 +597,11 @@ class _RawFrames:
         self._dtype = dtype  # in the file's byte order
         self._file = path.open("rb")
 
-    def frames(self, start: int, stop: int) -> np.ndarray:
-        data = np.empty((stop - start) * int(self._sizes.sum()), np.uint8)
+    def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
+        offsets = self._offsets[start:stop:step]  # (n, pieces)
+        data = np.empty(len(offsets) * int(self._sizes.sum()), np.uint8)
         rest = data.data
-        for offset, size in self._runs(start, stop):
+        for offset, size in self._runs(offsets):
             self._file.seek(offset)
             if self._file.readinto(rest[:size]) != size:
                 raise EOFError(f"expected {size} bytes at byte {offset}, found the end of the file")
@@ -586,10 +609,9 @@ class _RawFrames:
         frames, native = data.view(self._dtype), self._dtype.newbyteorder("=")
         return frames if self._dtype == native else frames.byteswap(inplace=True).view(native)
 
-    def _runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    def _runs(self, pieces: np.ndarray) -> Iterator[tuple[int, int]]:
         """(offset, size) of what is read in one go: neighbouring pieces together."""
-        offsets = self._offsets[start:stop].ravel()
-        sizes = np.tile(self._sizes, stop - start)
+        offsets, sizes = pieces.ravel(), np.tile(self._sizes, len(pieces))
         begins = np.r_[True, offsets[1:] != offsets[:-1] + sizes[:-1]]
         sizes = np.add.reduceat(sizes, np.flatnonzero(begins))
         return zip(offsets[begins].tolist(), sizes.tolist(), strict=True)
@@ -605,8 +627,8 @@ class _TiffPages:
         self._tif = tif
         self._series = series
 
-    def frames(self, start: int, stop: int) -> np.ndarray:
-        return self._tif.asarray(key=slice(start, stop), series=self._series)
+    def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
+        return self._tif.asarray(key=slice(start, stop, step), series=self._series)
 
     def close(self) -> None:
         self._tif.close()
@@ -622,6 +644,11 @@ def _tiff_calibration(tif: tifffile.TiffFile) -> tuple[tuple[float, float] | Non
     return _tiff_pixel_size(tif.pages.first, told), interval
 
 
+def _ome_images(tif: tifffile.TiffFile) -> float:
+    """How many images OME speaks of, in this file and others; NaN if it does not say."""
+    return math.prod(_number(_ome_pixels(tif).get(f"Size{axis}")) for axis in "TCZ")
+
+
 def _ome_pixels(tif: tifffile.TiffFile) -> Mapping[str, Any]:
     """Attributes of the first Pixels element, such as PhysicalSizeX and TimeIncrement."""
     if not tif.ome_metadata:
@@ -633,7 +660,7 @@ def _ome_pixels(tif: tifffile.TiffFile) -> Mapping[str, Any]:
 def _tiff_pixel_size(page: tifffile.TiffPage, told: Mapping[str, Any]) -> tuple[float, float] | None:
     if "PhysicalSizeX" in told:  # null in our own files of unknown pixel size: their resolution is nominal
         lengths = [_measure(told, f"PhysicalSize{axis}", MICROMETRES, "um") for axis in "YX"]
-        return _believed((lengths[0], lengths[1]))
+        return believed((lengths[0], lengths[1]))
     unit = RESOLUTION_UNITS.get(page.resolutionunit, "")
     per_x, per_y = page.resolution
     if "XResolution" not in page.tags or min(per_x, per_y) <= 0:
@@ -641,7 +668,7 @@ def _tiff_pixel_size(page: tifffile.TiffPage, told: Mapping[str, Any]) -> tuple[
     if unit == "inch" and {per_x, per_y} <= PRINTER_DPI:
         return None
     micrometres = MICROMETRES.get(str(told.get("unit", unit)).lower(), math.nan)
-    return _believed((micrometres / per_y, micrometres / per_x))
+    return believed((micrometres / per_y, micrometres / per_x))
 
 
 def _tiff_interval(told: Mapping[str, Any]) -> float | None:
@@ -671,19 +698,32 @@ def _number(value: object) -> float:
 # ---- MetaImage, NRRD, NIfTI --------------------------------------------------------------------------------
 
 DATA_FILE = re.compile(rb"^(?:ElementDataFile[ \t]*=|data ?file:)[ \t]*([^\r\n]*?)[ \t]*\r?$\n?", re.I | re.M)
-BINARY = re.compile(rb"^BinaryData[ \t]*=[ \t]*True", re.I | re.M)
+BINARY = re.compile(rb"^BinaryData[ \t]*=[ \t]*[T1]", re.I | re.M)
 DIMENSIONS = re.compile(rb"NDims[^\S\r\n]*[=:]?[^\S\r\n]*([^\r\n]*?)[^\S\r\n]*\r?$", re.I | re.M)
 MOST_DIMENSIONS = 10  # of MetaIO
-COMPRESSED = re.compile(rb"^CompressedData[ \t]*=[ \t]*True", re.I | re.M)
+COMPRESSED = re.compile(rb"^CompressedData[ \t]*=[ \t]*[T1]", re.I | re.M)
+BIG_ENDIAN = re.compile(
+    rb"^(?:(?:BinaryData|Element)ByteOrderMSB[ \t]*=[ \t]*[T1]|endian:[ \t]*big)", re.I | re.M
+)
+SKIPPING = re.compile(rb"^(?:HeaderSize[ \t]*=|(?:line|byte) ?skip:)[ \t]*(?!0[ \t]*\r?$)", re.I | re.M)
+ENCODING = re.compile(rb"^encoding:[ \t]*(\w+)", re.I | re.M)
+NIFTI_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4"}  # by datatype
+NIFTI_SCALING = {
+    348: (112, "ff"),
+    540: (176, "dd"),
+}  # by bytes of the header: where slope and intercept stand
+
+
+Order = Literal["<", ">", "="]  # of the bytes of a number
 
 
 class _Voxels(NamedTuple):
-    """Where a file of SimpleITK's formats has its voxels."""
+    """Where and how a file of SimpleITK's formats has its voxels."""
 
     file: Path
     start: int  # byte of the first voxel; of the file's first byte for NIfTI
-    raw: bool  # as they are, so that ranges can be read
-    deflated: bool  # in a zlib or gzip stream from start on
+    way: str  # "raw": as they are; "deflated": in zlib or gzip streams from start on; "other", such as text
+    order: Order = "="  # of bytes, where it is known before the voxels are read
 
 
 def _open_itk(path: Path) -> Movie:
@@ -699,31 +739,59 @@ def _open_itk(path: Path) -> Movie:
     if reader.GetNumberOfComponents() > 1:
         axes, sizes = axes + "S", (*sizes, reader.GetNumberOfComponents())
     shape = _movie_shape(path, axes, sizes, one_frame=len(sizes) > 2)
-    dtype = _check_frames(path, shape, _itk_dtype(reader.GetPixelID()))
-    size = _check_itk_size(path, voxels, reader)
+    dtype = check_frames(path, shape, _itk_dtype(reader.GetPixelID()))
+    _check_itk_size(path, voxels, reader)
     info = MovieInfo(path, shape, dtype, axes, *_itk_calibration(reader))
-    return Movie(info, _ItkRanges(reader) if voxels.raw else _ItkWhole(reader, voxels, size))
+    return Movie(info, _itk_source(kind, voxels, reader, info))
+
+
+def _itk_source(kind: str, voxels: _Voxels, reader: sitk.ImageFileReader, info: MovieInfo) -> Source:
+    """SimpleITK reads ranges of raw MetaImage and NIfTI only, and holds the GIL while it unpacks a whole file."""
+    stored = Stored(info.shape, info.dtype.newbyteorder(voxels.order))
+    if voxels.way == "deflated":
+        with ExitStack() as stack:
+            stream = stack.enter_context(closing(Inflated(voxels.file, voxels.start)))
+            stored = _nifti_stored(stream, reader, info) if kind == "Nifti" else stored
+            stack.pop_all()  # the source keeps it open
+        return DeflatedFrames(stream, stored, info.dtype)
+    if voxels.way == "raw" and kind == "Nrrd":
+        frame = math.prod(info.shape[1:]) * info.dtype.itemsize
+        offsets = voxels.start + frame * np.arange(info.shape[0])[:, None]
+        return _RawFrames(voxels.file, offsets, np.array([frame]), stored.dtype)
+    return _ItkRanges(reader) if voxels.way == "raw" else _ItkWhole(reader)
+
+
+def _nifti_stored(stream: Inflated, reader: sitk.ImageFileReader, info: MovieInfo) -> Stored:
+    """As its header tells (https://nifti.nimh.nih.gov/nifti-1, nifti-2); SimpleITK tells the scaling to six digits."""
+    header = bytes(stream.read(0, max(NIFTI_SCALING)))
+    order: Order = "<" if int.from_bytes(header[:4], "little") in NIFTI_SCALING else ">"
+    place, form = NIFTI_SCALING[int.from_bytes(header[:4], "little" if order == "<" else "big")]
+    slope, intercept = (
+        x if math.isfinite(x) else 0.0 for x in struct.unpack_from(order + form, header, place)
+    )
+    dtype = np.dtype(NIFTI_TYPES[int(reader.GetMetaData("datatype"))]).newbyteorder(order)
+    begin = int(float(reader.GetMetaData("vox_offset")))
+    return Stored(info.shape, dtype, begin, (slope or 1.0, intercept))
 
 
 def _itk_voxels(path: Path) -> _Voxels:
     """Find the voxels; raises MovieError if they are anywhere but in this file or one beside it."""
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
-        return _Voxels(path, 0, raw=name.endswith(".nii"), deflated=name.endswith(".gz"))
+        return _Voxels(path, 0, "deflated" if name.endswith(".gz") else "raw")
     with path.open("rb") as file:
         head = file.read(2**16)
-    if name.endswith(".nrrd"):
-        return _nrrd_voxels(path, head)
+    return _nrrd_voxels(path, head) if name.endswith(".nrrd") else _meta_voxels(path, head)
+
+
+def _meta_voxels(path: Path, head: bytes) -> _Voxels:
     sizes = DIMENSIONS.findall(head)  # more of them than MetaIO has room for, and it writes where it must not
     if not all(size.isdigit() and len(size) <= 2 and 1 <= int(size) <= MOST_DIMENSIONS for size in sizes):
         _fail(path, f"expected NDims = 1 to {MOST_DIMENSIONS}, found {sizes[0]!r}: damaged; copy it again")
-    deflated = COMPRESSED.search(head) is not None
-    raw = BINARY.search(head) is not None and not deflated
     match = DATA_FILE.search(head)
-    data = match[1] if match else b"LOCAL"
-    if data == b"LOCAL":
-        return _Voxels(path, match.end() if match else 0, raw, deflated)
-    return _Voxels(_beside(path, data), 0, raw, deflated)
+    header = head[: match.end()] if match else head
+    way = "deflated" if COMPRESSED.search(header) else "raw" if BINARY.search(header) else "other"
+    return _voxels_at(path, header, match[1] if match else b"LOCAL", way)
 
 
 def _nrrd_voxels(path: Path, head: bytes) -> _Voxels:
@@ -738,10 +806,29 @@ def _nrrd_voxels(path: Path, head: bytes) -> _Voxels:
         _fail(path, "expected an NRRD header, found bytes that are no text: damaged; copy it again")
     if match is None and len(parts) == 1:
         _fail(path, "expected an empty line after the NRRD header, found none: damaged; copy it again")
-    deflated = re.search(rb"^encoding:\s*gz(ip)?\s*$", parts[0], re.I | re.M) is not None
-    if match is not None:
-        return _Voxels(_beside(path, match[1]), 0, raw=False, deflated=deflated)
-    return _Voxels(path, len(head) - len(parts[1]), raw=False, deflated=deflated)
+    header = head[: len(head) - len(parts[1])] if len(parts) > 1 else head
+    encoding = ENCODING.search(parts[0])
+    way = {b"raw": "raw", b"gz": "deflated", b"gzip": "deflated"}.get(
+        encoding[1].lower() if encoding else b"", "other"
+    )
+    return _voxels_at(path, header, match[1] if match else b"LOCAL", way)
+
+
+def _voxels_at(path: Path, header: bytes, data: bytes, way: str) -> _Voxels:
+    """Voxels right after a header, or in the file of this name beside it."""
+    if SKIPPING.search(header):
+        if way == "deflated":
+            _fail(
+                path,
+                "expected compressed voxels from the start, found a header that skips some; convert it to TIFF",
+            )
+        way = "other" if way == "raw" and header.startswith(b"NRRD") else way
+    order: Order = ">" if BIG_ENDIAN.search(header) else "<"
+    return (
+        _Voxels(path, len(header), way, order)
+        if data == b"LOCAL"
+        else _Voxels(_beside(path, data), 0, way, order)
+    )
 
 
 def _beside(path: Path, data: bytes) -> Path:
@@ -758,8 +845,8 @@ def _beside(path: Path, data: bytes) -> Path:
     return file
 
 
-def _check_itk_size(path: Path, voxels: _Voxels, reader: sitk.ImageFileReader) -> int:
-    """Bytes from voxels.start on, unpacked; before memory is asked for them the file must be large enough."""
+def _check_itk_size(path: Path, voxels: _Voxels, reader: sitk.ImageFileReader) -> None:
+    """The file must be large enough for what its header tells, before memory is asked for it."""
     itemsize, header = _itk_dtype(reader.GetPixelID()).itemsize, 0
     if reader.HasMetaDataKey("bitpix"):  # NIfTI, which may store integers to be scaled to floating point
         itemsize, header = (
@@ -768,9 +855,11 @@ def _check_itk_size(path: Path, voxels: _Voxels, reader: sitk.ImageFileReader) -
         )
     needed = header + math.prod(reader.GetSize()) * itemsize
     there = voxels.file.stat().st_size - voxels.start
-    if needed > there * (1 if voxels.raw else DEFLATE_RATIO):
+    most = {"raw": 1, "deflated": DEFLATE_RATIO}.get(
+        voxels.way, itemsize
+    )  # a voxel of text is a byte or more
+    if needed > there * most:
         _fail(path, f"expected {needed} bytes of voxels, found {there}: cut off; copy it again")
-    return needed
 
 
 def _itk_dtype(pixel: int) -> np.dtype:
@@ -796,7 +885,7 @@ def _itk_calibration(reader: sitk.ImageFileReader) -> tuple[tuple[float, float] 
     """Spacing is millimetres along X and Y and seconds along the frames; 1 in files that know neither."""
     spacing = [float(f"{value:.7g}") for value in reader.GetSpacing()]  # NIfTI's are float32
     x, y, frames = spacing[0], spacing[1], spacing[_itk_frame_axis(reader)]
-    pixel_size = None if x == y == 1 else _believed((y * 1e3, x * 1e3))
+    pixel_size = None if x == y == 1 else believed((y * 1e3, x * 1e3))
     return pixel_size, None if frames == 1 else _interval(frames)
 
 
@@ -812,53 +901,36 @@ class _ItkRanges:
     def __init__(self, reader: sitk.ImageFileReader) -> None:
         self._reader = reader
 
-    def frames(self, start: int, stop: int) -> np.ndarray:
+    def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
         size, axis = list(self._reader.GetSize()), _itk_frame_axis(self._reader)
         index = [0] * len(size)
         index[axis], size[axis] = start, stop - start
         self._reader.SetExtractIndex(index)
         self._reader.SetExtractSize(size)
         with _silence():
-            return sitk.GetArrayFromImage(self._reader.Execute())
+            voxels = sitk.GetArrayFromImage(self._reader.Execute())
+        return voxels.reshape(-1, *voxels.shape[-2:])[::step]  # (n, Y, X)
 
     def close(self) -> None:
         """Nothing to close: SimpleITK opens the file for each range."""
 
 
 class _ItkWhole:
-    """Frames of a compressed file, which can only be decoded at once."""
+    """Frames of a file that can only be decoded at once, such as text; no larger than a few times the file."""
 
-    def __init__(self, reader: sitk.ImageFileReader, voxels: _Voxels, size: int) -> None:
+    def __init__(self, reader: sitk.ImageFileReader) -> None:
         self._reader = reader
-        self._voxels = voxels
-        self._size = size
         self._image: sitk.Image | None = None
 
-    def frames(self, start: int, stop: int) -> np.ndarray:
+    def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
         if self._image is None:
-            if self._voxels.deflated:
-                _check_deflated(self._voxels, self._size)
             with _silence():
                 self._image = self._reader.Execute()
         voxels = sitk.GetArrayViewFromImage(self._image)
-        return voxels.reshape(-1, *voxels.shape[-2:])[start:stop].copy()  # (n, Y, X)
+        return voxels.reshape(-1, *voxels.shape[-2:])[start:stop:step].copy()  # (n, Y, X)
 
     def close(self) -> None:
         self._image = None
-
-
-def _check_deflated(voxels: _Voxels, size: int) -> None:
-    """Unpack once to nowhere: of a stream cut off or damaged SimpleITK makes voxels up, and zlib notices."""
-    found, stream = 0, zlib.decompressobj(ZLIB_OR_GZIP)
-    with voxels.file.open("rb") as file:
-        file.seek(voxels.start)
-        while block := file.read(2**16):
-            while block:
-                stream = zlib.decompressobj(ZLIB_OR_GZIP) if stream.eof else stream
-                found += len(stream.decompress(block))
-                block = stream.unused_data.lstrip(b"\0")  # a gzip file may hold several streams, and padding
-    if not stream.eof or found < size:
-        raise EOFError(f"expected {size} bytes, found the end of the stream after {found}")
 
 
 @contextmanager
@@ -912,14 +984,14 @@ class MovieWriter:
         self._check()
         self._bytes = math.prod(self._shape) * self._dtype.itemsize + self._shape[0] * PAGE_BYTES
         self._written = 0
-        self._part: PartFile | None = None
+        self._part: PartFile | PartFolder | None = None
 
     def _check(self) -> None:
         if len(self._shape) != 3 or min(self._shape) < 1:
             raise ValueError(f"shape {self._shape} must be (T, Y, X), each at least 1")
         if self._dtype.name not in WRITABLE:
             raise ValueError(f"dtype {self._dtype} must be one of {', '.join(WRITABLE)}")
-        if self._pixel_size is not None and _believed(self._pixel_size) is None:
+        if self._pixel_size is not None and believed(self._pixel_size) is None:
             raise ValueError(f"pixel size {self._pixel_size} must lie within {PIXEL_SIZES} micrometres")
         if self._interval is not None and _interval(self._interval) is None:
             raise ValueError(f"frame interval {self._interval} must be a positive number of seconds")
@@ -930,8 +1002,15 @@ class MovieWriter:
                 _fail(self._path, "expected a free name to write to, found a folder; move it away")
             self._check_space()
             self._part = PartFile(self._path)
-            self._part.file.seek(self._write_headers(self._part.file))
+            self._file.seek(self._write_headers(self._file))
         return self
+
+    @property
+    def _file(self) -> BinaryIO:
+        """The file under way. Raises ValueError outside the with block."""
+        if not isinstance(self._part, PartFile):
+            raise ValueError(f"{self._path}: frames are written inside the with block")
+        return self._part.file
 
     def _check_space(self) -> None:
         """Hours of work must not end on a full disk; an older file of the same name stays until the end."""
@@ -966,17 +1045,19 @@ class MovieWriter:
 
     def append(self, frames: np.ndarray) -> None:
         """Write the next frames (n, Y, X), of the writer's dtype."""
-        if self._part is None:
-            raise ValueError(f"{self._path}: frames are written inside the with block")
+        file = self._file
+        self._check_next(frames)
+        with errors_of(self._path, "the file cannot be written", UNWRITABLE):
+            file.write(np.ascontiguousarray(frames).data)
+        self._written += len(frames)
+
+    def _check_next(self, frames: np.ndarray) -> None:
         if frames.ndim != 3 or frames.shape[1:] != self._shape[1:]:
             raise ValueError(f"frames {frames.shape} must be (n, {self._shape[1]}, {self._shape[2]})")
         if frames.dtype != self._dtype:
             raise ValueError(f"frames of {frames.dtype} must be {self._dtype}")
         if self._written + len(frames) > self._shape[0]:
             raise ValueError(f"{self._written} + {len(frames)} frames must be at most {self._shape[0]}")
-        with _errors_of(self._path, "the file cannot be written", UNWRITABLE):
-            self._part.file.write(np.ascontiguousarray(frames).data)
-        self._written += len(frames)
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is not None:
@@ -993,7 +1074,7 @@ class MovieWriter:
     def _cleanly(self, what: str) -> Iterator[None]:
         """Leave nothing behind on any exception, KeyboardInterrupt included."""
         try:
-            with _errors_of(self._path, what, UNWRITABLE):
+            with errors_of(self._path, what, UNWRITABLE):
                 yield
         except BaseException:
             self._discard()

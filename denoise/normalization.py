@@ -18,6 +18,7 @@ class PercentileNormalization:
 
     low: float
     scale: float  # high - low; 1 where the percentiles coincide and the movie has no other spread
+    coincide: bool = False
 
     def normalize(self, frames: np.ndarray) -> np.ndarray:
         """Frames (n, Y, X) of any real dtype -> float32, dimensionless. The difference is taken exactly."""
@@ -26,15 +27,15 @@ class PercentileNormalization:
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and counts as missing
             return np.asarray((wide - self.low) / self.scale, np.float32)
 
-    def denormalize(self, frames: np.ndarray) -> np.ndarray:
-        """The inverse: float32 (n, Y, X) in the input's units."""
-        return (frames.astype(np.float64) * self.scale + self.low).astype(np.float32)
+    def denormalize(self, frames: np.ndarray, dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
+        """The inverse: float32 (n, Y, X) -> a float dtype, in the input's units."""
+        return (frames.astype(np.float64) * self.scale + self.low).astype(dtype, copy=False)
 
 
 def normalization_of(low: float, high: float, smallest: float, largest: float) -> PercentileNormalization:
     """From a movie's percentiles and its extremes, all finite. Where the percentiles coincide the extremes serve."""
     scale = high - low or largest - smallest or 1.0
-    return PercentileNormalization(low, scale)
+    return PercentileNormalization(low, scale, low == high)
 
 
 class Percentiles:
@@ -81,6 +82,12 @@ class Percentiles:
         low, high = (weighted_percentile(values, weights, p) for p in percentiles)
         extremes = (float(values[0]), float(values[-1])) if self.counts is not None else self.extremes
         return normalization_of(low, high, *extremes)
+
+    def saturated(self) -> float:
+        """The share of voxels at the largest value of an integer type of 8 or 16 bits; 0 for other types."""
+        if self.counts is None:
+            return 0.0
+        return float(self.counts[np.iinfo(self.dtype).max] / self.counts.sum())
 
     def _distribution(self) -> tuple[np.ndarray, np.ndarray]:
         """Sorted distinct values and how often each was seen."""

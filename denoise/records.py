@@ -6,9 +6,10 @@ what the output was made with. All must be as they were for an output to count a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from denoise.atomic import write_file
 from model import sha256
 
 METADATA = "metadata.json"
+FEW = 2  # files that each have an entry of their own
 LARGEST = 1 << 28  # bytes of a metadata.json: a hundred thousand movies
 
 Record = dict[str, Any]
@@ -26,22 +28,43 @@ def fingerprint(path: Path) -> Record:
     return {"name": path.name, "size": path.stat().st_size, "sha256": sha256(path)}
 
 
-def is_complete(record: Record, inputs: Iterable[Path], made_with: Record, output: Path) -> bool:
+def fingerprints(paths: Sequence[Path]) -> list[Record]:
+    """Those of each file; of many, as a series of images is, one of them all: of the list of theirs."""
+    if len(paths) <= FEW:
+        return [fingerprint(path) for path in paths]
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name.encode('utf-8', 'surrogateescape')!r} {sha256(path)}\n".encode())
+    names = f"{paths[0].name} to {paths[-1].name}"
+    return [{"name": names, "files": len(paths), "size": _size(paths), "sha256": digest.hexdigest()}]
+
+
+def _size(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths)
+
+
+def files_at(path: Path) -> list[Path]:
+    """A file itself, or all files below a folder, sorted."""
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def is_complete(record: Record, inputs: Sequence[Path], made_with: Record, output: Path) -> bool:
     """Whether a record tells of this very movie, made in this way, and its output is there as it was written."""
     if record.get("made_with") != strict(made_with):
         return False
-    told, paths = record.get("input_files"), [*inputs, output]
-    if not isinstance(told, list) or len(told) + 1 != len(paths):
+    return _are_as_told(record.get("input_files"), inputs) and _are_as_told(
+        [record.get("output_file")], files_at(output)
+    )
+
+
+def _are_as_told(told: object, paths: Sequence[Path]) -> bool:
+    """The sizes are compared first: to read large files takes a while."""
+    if not isinstance(told, list) or not all(isinstance(one, dict) for one in told):
         return False
-    return all(map(_is_as_told, [*told, record.get("output_file")], paths))
-
-
-def _is_as_told(told: object, path: Path) -> bool:
-    """The size is compared first: to read a large file takes a while."""
     try:
-        same_size = isinstance(told, dict) and told.get("size") == path.stat().st_size
-        return same_size and told == strict(fingerprint(path))
-    except OSError:
+        same_size = sum(one.get("size", 0) for one in told) == _size(paths)
+        return same_size and told == strict(fingerprints(paths))
+    except (OSError, TypeError):
         return False
 
 

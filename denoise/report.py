@@ -10,6 +10,7 @@ import base64
 import html
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from denoise.records import strict
 
 TEMPLATE = Path(__file__).with_name("report.html")
 JPEG_QUALITY = 82
+EXACT_PIXELS = 1 << 14  # 128 x 128
 CORRELATION_RANGE = 0.3  # of the colours in the map of residual and signal
 COLOURS = {"good": "#1a7f4b", "watch": "#a86400", "bad": "#b3261e"}
 RAW, DENOISED = "#9aa3ad", "#0b63ce"
@@ -66,17 +68,17 @@ def page_data(findings: Findings, facts: dict[str, Any]) -> dict[str, Any]:
         "frames": [
             {
                 "frame": frame,
-                "raw": jpeg(gray(raw, *window)),
-                "denoised": jpeg(gray(denoised, *window)),
-                "residual": jpeg(diverging((raw - denoised) / (3 * spread))),
+                "raw": image_url(gray(raw, *window)),
+                "denoised": image_url(gray(denoised, *window)),
+                "residual": image_url(diverging((raw - denoised) / (3 * spread))),
             }
             for frame, raw, denoised in findings.shown
         ],
         "window": window,
         "spread": spread,
         "bin": findings.bin,
-        "mean": jpeg(gray(findings.maps["denoised"], *quantiles(findings.maps["denoised"]))),
-        "correlation": jpeg(diverging(findings.maps["correlation"] / CORRELATION_RANGE)),
+        "mean": image_url(gray(findings.maps["denoised"], *quantiles(findings.maps["denoised"]))),
+        "correlation": image_url(diverging(findings.maps["correlation"] / CORRELATION_RANGE)),
         "correlation_range": CORRELATION_RANGE,
         "spots": [spot | {"raw": rounded(spot["raw"]), "denoised": rounded(spot["denoised"])}
                   for spot in findings.spots],
@@ -127,11 +129,13 @@ def diverging(image: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(image, places, channel) for channel in DIVERGING.T], -1).astype(np.uint8)
 
 
-def jpeg(image: np.ndarray) -> str:
-    """A data URL of a uint8 image (Y, X) or (Y, X, 3)."""
+def image_url(image: np.ndarray) -> str:
+    """A data URL of a uint8 image (Y, X) or (Y, X, 3); small ones are exact, since each pixel of them is seen."""
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    kind = "png" if math.prod(image.shape[:2]) <= EXACT_PIXELS else "jpeg"
+    options = {"quality": JPEG_QUALITY, "subsampling": 0} if kind == "jpeg" else {}
+    Image.fromarray(image).save(file, kind, **options)
+    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def rounded(trace: np.ndarray) -> list[float]:
@@ -145,11 +149,12 @@ def rounded(trace: np.ndarray) -> list[float]:
 def picture_of(findings: Findings, facts: dict[str, Any]) -> bytes:
     """The same at one glance, as a PNG."""
     figure = Figure(figsize=(14, 9.5), layout="constrained", facecolor="white")
-    grid = figure.add_gridspec(3, 4, height_ratios=[1.15, 1, 1])
-    draw_frames(figure, [grid[0, column] for column in range(4)], findings)
-    draw_traces(figure.add_subplot(grid[1, :]), findings)
+    rows = figure.add_gridspec(3, 1)
+    frames, charts = rows[0].subgridspec(1, 5), rows[2].subgridspec(1, 4)
+    draw_frames(figure, [frames[column] for column in range(5)], findings)
+    draw_traces(figure.add_subplot(rows[1]), findings)
     for column, draw in enumerate((draw_time, draw_space, draw_transfer, draw_levels)):
-        axes = figure.add_subplot(grid[2, column])
+        axes = figure.add_subplot(charts[column])
         draw(axes, findings)
         plain(axes)
     title = f"{shown_name(facts['title'])}\n{findings.verdict.replace('$', '')}"
@@ -172,13 +177,26 @@ def draw_frames(figure: Figure, places: list[Any], findings: Findings) -> None:
         "Mean of the denoised movie": gray(mean, *quantiles(mean)),
         f"Raw, frame {frame}": gray(raw, *window),
         "Denoised, same scale": gray(denoised, *window),
-        "Residual, blue to red: -3 to 3 s.d.": diverging((raw - denoised) / (3 * spread)),
-    }
+        "Residual: -3 to 3 s.d.": diverging((raw - denoised) / (3 * spread)),
+        f"Residual follows signal: -{CORRELATION_RANGE} to {CORRELATION_RANGE}":
+            diverging(findings.maps["correlation"] / CORRELATION_RANGE),
+    }  # fmt: skip
     for place, (title, image) in zip(places, images.items()):
         axes = figure.add_subplot(place)
         axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_title(title, fontsize=9)
         axes.set_axis_off()
+        if title.startswith("Mean"):
+            number_spots(axes, findings, findings.bin * len(raw) / len(mean))
+
+
+def number_spots(axes: Axes, findings: Findings, scale: float) -> None:
+    """Where the traces come from; scale: pixels of the movie in one of the picture."""
+    for number, spot in enumerate(findings.spots, 1):
+        where = {"x": spot["x"] / scale, "y": spot["y"] / scale}
+        axes.plot([where["x"]], [where["y"]], "s", mfc="none", mec="#ffd54a", ms=4, mew=0.8)
+        axes.annotate(str(number), (where["x"], where["y"]), xytext=(3, 3), textcoords="offset points",
+                      color="#ffd54a", fontsize=7)  # fmt: skip
 
 
 def draw_traces(axes: Axes, findings: Findings) -> None:
@@ -190,7 +208,10 @@ def draw_traces(axes: Axes, findings: Findings) -> None:
             axes.plot(time, np.clip((trace - low) / scale, -0.3, 1.3) - 1.25 * row, color=colour, lw=width)
     axes.set_title("The most active spots, raw (gray) and denoised (blue), each on its own scale", fontsize=9)
     axes.set_xlabel("frame", fontsize=8)
-    axes.set_yticks([])
+    axes.set_yticks(
+        [-1.25 * row for row in range(len(findings.spots))],
+        [str(row + 1) for row in range(len(findings.spots))],
+    )
     axes.margins(x=0.005)
     if not findings.spots:
         axes.text(0.5, 0.5, "too few frames, or nothing moves", ha="center", transform=axes.transAxes)
@@ -227,7 +248,13 @@ def draw_transfer(axes: Axes, findings: Findings) -> None:
     means = np.array([mean for mean, _ in findings.transfer])
     axes.plot(means, [v for _, v in findings.transfer], "o", color=DENOISED, ms=3, label="residual")
     gain, read = findings.noise["gain"], findings.noise["read_variance"]
-    axes.plot(means, gain * means + read, color="black", lw=1, label=f"{gain:.4g} x mean + {read:.4g}")
+    axes.plot(
+        means,
+        gain * means + read,
+        color="black",
+        lw=1,
+        label=f"{gain:.4g} x mean {'+' if read >= 0 else '-'} {abs(read):.4g}",
+    )
     axes.set_ylim(bottom=0)
     axes.set_title("Photon transfer: variance against mean", fontsize=9)
     axes.set_xlabel("mean intensity", fontsize=8)

@@ -27,6 +27,7 @@ main() {
     make_inputs
     challenge_input
     plain_folder_as_another_user
+    every_format
     empty_folder
     demo
     printf 'container test: %d passed, 0 failed\n' "$passed"
@@ -83,7 +84,7 @@ check_image() {
     [ "$(inspect '{{.Size}}')" -lt "$LARGEST" ] || fail "$(inspect '{{.Size}}') bytes are more than the platform takes"
     ok "it is for linux/amd64 and small enough"
     files=$(inside find /app -not -path '*/__pycache__*' -type f -printf '%P\n' | sort)
-    allowed=$(cd "$REPOSITORY" && find process.py model.py best_model_n2v.pth requirements.txt denoise example -type f -name '[!.]*' \
+    allowed=$(cd "$REPOSITORY" && find process.py model.py best_model_n2v.pth requirements.txt requirements-formats.txt denoise example -type f -name '[!.]*' \
         -not -name '*.pyc' | sort)
     [ "$files" = "$allowed" ] || fail "/app differs from what belongs there: $(diff <(echo "$files") <(echo "$allowed") || true)"
     ok "it holds the program and its weights: no tests, training, simulation or evaluation"
@@ -200,6 +201,33 @@ plain_folder_as_another_user() {
     run folder-run folder --user "$OTHER_USER"
     succeeded folder-run folder "first.tif=first.tif" "day 2/second.tif=day 2/second.tiff"
     ok "a folder of two movies gives two, as user $OTHER_USER"
+}
+
+# the image's own Python writes the files: its h5py and zarr are there to read them
+every_format() {
+    mkdir -p "$work/formats"
+    chmod 777 "$work/formats"
+    docker run "${STRICT[@]}" -i -v "$work/formats:/formats" --entrypoint python "$IMAGE" - <<'PYTHON'
+import h5py, numpy, zarr
+
+movie = numpy.random.default_rng(0).poisson(50, (12, 16, 18)).astype("uint16")
+with h5py.File("/formats/a.h5", "w") as file:
+    file["movie"] = movie
+with h5py.File("/formats/b.nwb", "w") as file:
+    series = file.create_group("acquisition/green")
+    series.attrs["neurodata_type"] = "TwoPhotonSeries"
+    series["data"] = movie
+zarr.save("/formats/c.zarr", movie)
+PYTHON
+    mkdir -p "$work/formats-run/out"
+    chmod 777 "$work/formats-run/out"
+    docker run "${STRICT[@]}" -v "$work/formats:/input:ro" -v "$work/formats-run/out:/output" "$IMAGE" --format same \
+        >"$work/formats-run/stdout" 2>"$work/formats-run/stderr" || fail "formats: $(tail -n 3 "$work/formats-run/stderr")"
+    local name
+    for name in a.h5 b.nwb c.zarr; do
+        [ -e "$work/formats-run/out/$name" ] || fail "formats: expected $name, found $(ls "$work/formats-run/out")"
+    done
+    ok "HDF5, NWB and Zarr are read, and written by --format same"
 }
 
 empty_folder() {

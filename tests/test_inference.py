@@ -157,8 +157,8 @@ def test_offset_and_gain_are_undone_exactly(
     frames = example((30, 24, 26)).astype(np.float64)
     plain, _ = run(frames)
     moved, _ = run(frames * scale + shift)
-    spread = scale * plain.std() + abs(shift) * 1e-6
-    np.testing.assert_allclose(moved, plain * scale + shift, rtol=1e-6, atol=2e-3 * spread)
+    expected = plain.astype(np.float64) * scale + shift
+    np.testing.assert_allclose(moved, expected, rtol=0, atol=2 * np.spacing(np.float32(abs(expected).max())))
 
 
 def test_missing_voxels_are_filled_and_told() -> None:
@@ -189,6 +189,28 @@ def test_one_damaged_voxel_stays_one_voxel(damage: float) -> None:
     assert np.isfinite(out).all()
     assert out.max() < 1000
     assert "1 voxels" in result.warnings[0]
+
+
+@pytest.mark.parametrize("value", [1e5, 1e8, -1e12])
+def test_one_bright_voxel_changes_no_other(value: float) -> None:
+    """A movie of mean 70: what is far beyond it and alone in space and time counts as missing."""
+    frames = example((24, 24, 20)).astype(np.float32)
+    outs = []
+    for damage in (np.nan, value):
+        frames[5, 6, 7] = damage
+        outs.append(run(frames)[0])
+    np.testing.assert_array_equal(outs[1], outs[0])
+
+
+def test_light_is_no_damage() -> None:
+    """A spot of two pixels, or one pixel in two frames, stays however bright; so do many single voxels."""
+    frames = example((24, 24, 20)).astype(np.float32)
+    one = np.ravel_multi_index((5, 6, 7), frames.shape)
+    many = np.random.default_rng(0).choice(frames.size, 20, replace=False)
+    for spot in ([one, one + 1], [one, one + 24 * 20], many):
+        movie = frames.copy()
+        movie.flat[spot] = 1e6
+        assert run(movie)[1].warnings == []
 
 
 def test_adaptation_is_told_and_read_from_the_movie() -> None:

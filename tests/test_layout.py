@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from denoise import layout
+from denoise.formats import SUFFIXES
 from denoise.layout import (
     INPUT_SOCKET,
     OUTPUT_SOCKET,
@@ -24,7 +25,6 @@ from denoise.layout import (
     plan_movies,
     refuse_existing,
 )
-from denoise.movies import SUFFIXES
 
 SOCKET_FOLDER = f"images/{INPUT_SOCKET}"
 OUTPUT_FOLDER = f"images/{OUTPUT_SOCKET}"

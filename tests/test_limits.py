@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from denoise import limits
-from denoise.limits import cpu_quota, data_limit, free_memory, memory_quota
+from denoise.limits import cpu_quota, data_limit, free_memory, memory_quota, memory_there
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,20 @@ def test_cpu_quota(tmp_path: Path, membership: str, quotas: dict[str, str], proc
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     assert cpu_quota(tmp_path / "self", tmp_path / "cgroup") == processors
+
+
+def test_memory_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "self").write_text("0::/a/b\n4:memory:/c\n5:cpu:/d\n")
+    (tmp_path / "meminfo").write_text("MemTotal:  1000 kB\nMemFree:  1 kB\nSwapTotal:  24 kB\n")
+    paths = tmp_path / "meminfo", tmp_path / "self", tmp_path / "cgroup"
+    assert memory_there(*paths) == 1024 * 1024
+    for folder, name, text, bytes_ in (
+        ("a/b", "memory.max", "max", 1024 * 1024),
+        ("memory/c", "memory.limit_in_bytes", "9223372036854771712", 1024 * 1024),
+        ("d", "memory.max", "5", 1024 * 1024),
+        ("a", "memory.max", "700\n", 700),
+    ):
+        (tmp_path / "cgroup" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / folder / name).write_text(text)
+        assert memory_there(*paths) == bytes_
+    assert memory_there(tmp_path / "no", tmp_path / "such", tmp_path) == -1

@@ -606,6 +606,23 @@ def test_headers_that_lie_about_the_size(tmp_path: Path) -> None:
     assert "bytes of voxels, found " in error_of(tmp_path / "b.mha")
 
 
+@pytest.mark.parametrize("shape", [["a", 10**9], [[1, 2], 10**9], {"a": 1}, [None]])
+def test_descriptions_of_sizes_that_are_no_numbers(tmp_path: Path, shape: object) -> None:
+    """Their product would be a list of 10^9 entries."""
+    note = json.dumps({"shape": shape})
+    tifffile.imwrite(tmp_path / "a.tif", movie_of("uint8"), description=note, metadata=None)
+    assert "expected numbers as shape" in error_of(tmp_path / "a.tif")
+
+
+def test_a_width_of_several_numbers(tmp_path: Path) -> None:
+    """tifffile's product of it and the height would be a list."""
+    by_hand(tmp_path / "a.tif", movie_of("uint8"), "<")
+    content, tag = (tmp_path / "a.tif").read_bytes(), struct.pack("<HHI", 256, 4, 1)
+    assert tag in content
+    (tmp_path / "a.tif").write_bytes(content.replace(tag, struct.pack("<HHI", 256, 4, 60)))
+    assert "expected one whole number as tag 256 of page 1" in error_of(tmp_path / "a.tif")
+
+
 def test_a_frame_too_large_to_be_one(tmp_path: Path) -> None:
     """A page of 10^10 voxels in a few bytes: the header is refused before memory is asked for."""
     by_hand(tmp_path / "a.tif", movie_of("uint8"), "<", rows=20)
@@ -927,9 +944,8 @@ def test_a_full_disk(tmp_path: Path, size: int) -> None:
 
     def fill() -> None:
         with MovieWriter(tmp_path / "a.tif", frames.shape, "float32") as writer:
-            assert writer._part is not None
             with Path("/dev/full").open("wb") as full:
-                os.dup2(full.fileno(), writer._part.file.fileno())
+                os.dup2(full.fileno(), writer._file.fileno())
             writer.append(frames)
 
     with pytest.raises(MovieError, match=r"a\.tif: the file cannot be written: No space left on device"):

@@ -53,8 +53,8 @@ def test_offset_of_large_integers_is_exact() -> None:
 def test_coinciding_percentiles_fall_back_to_the_extremes_and_to_one() -> None:
     sparse = np.zeros((1, 10, 10), np.float32)
     sparse[0, 0, 0] = 8
-    assert streamed(sparse) == PercentileNormalization(0.0, 8.0)
-    assert streamed(np.full((2, 3, 3), 7, np.uint16)) == PercentileNormalization(7.0, 1.0)
+    assert streamed(sparse) == PercentileNormalization(0.0, 8.0, coincide=True)
+    assert streamed(np.full((2, 3, 3), 7, np.uint16)) == PercentileNormalization(7.0, 1.0, coincide=True)
 
 
 def test_not_finite_voxels_do_not_count() -> None:

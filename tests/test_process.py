@@ -31,6 +31,7 @@ import torch
 
 import denoise.inference
 from denoise import __version__
+from denoise.formats import open_recording
 from denoise.inference import Result
 from denoise.movies import open_movie
 from model import UNet3D, UNetConfig, load_model, save_model
@@ -224,7 +225,8 @@ def test_metadata_of_the_run_is_complete(folder_run: FolderRun, weights: Path) -
         "input": None, "output": None, "weights": str(weights), "device": "auto", "dtype": "float32",
         "percentiles": [3.0, 97.0], "adapt": "auto", "time_limit": None, "save_weights": None,
         "ensemble": "auto", "overwrite": False, "resume": False,
-        "report": False, "demo": False, "dry_run": False, "frames": [None, None],
+        "report": False, "demo": False, "dry_run": False, "frames": [None, None], "series": False,
+        "dataset": None, "format": "tif",
     }  # fmt: skip
     assert found["hardware"]
     assert found["cpu_threads"] >= 1
@@ -756,7 +758,9 @@ def test_dry_run_lists_and_writes_nothing(program: Callable[..., Ended], tmp_pat
     write(tmp_path / "in" / "a.tif", movie((7, 9, 10)))
     result = program("--dry-run")
     assert (result.status, result.err) == (0, [])
-    assert any("a.tif: 7 frames of 9 x 10, uint16 -> a.tif; 1 s" in line for line in result.out)
+    (line,) = (line for line in result.out if line.startswith("a.tif: "))
+    assert "7 frames of 9 x 10, uint16 -> a.tif; " in line
+    assert "GB of memory, 2.5 kB on the disk" in line or "MB of memory, 2.5 kB on the disk" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -826,3 +830,90 @@ def test_wrong_frames_are_refused(program: Callable[..., Ended], frames: str) ->
     result = program("--frames", frames)
     assert result.status == 2
     assert "expected A:B" in result.err[-1]
+
+
+# ---- series, and the input's own format
+
+
+def test_a_series_is_one_movie_and_resumed_only_if_no_file_changed(
+    program: Callable[..., Ended], tmp_path: Path
+) -> None:
+    frames = movie((5, 9, 10))
+    for number in range(5):
+        write(tmp_path / "in" / f"Img_{number + 8}.tif", frames[number])
+    result = program("--series")
+    assert (result.status, result.err) == (0, [])
+    assert any(
+        "Img_8.tif to Img_12.tif: 5 frames of 9 x 10, uint16 -> Img.tif" in line for line in result.out
+    )
+    (record,) = metadata(tmp_path / "out")["movies"]
+    assert (record["input"], record["output"]) == ("Img_8.tif to Img_12.tif", "Img.tif")
+    assert record["input_files"][0]["files"] == 5
+    with open_movie(tmp_path / "out" / "Img.tif") as denoised:
+        assert denoised.info.shape == (5, 9, 10)
+    assert program("--series", "--resume").status == 0
+    assert metadata(tmp_path / "out")["movies"][0]["kept"]
+    write(tmp_path / "in" / "Img_9.tif", frames[0])
+    assert program("--series", "--resume").status == 0
+    assert "kept" not in metadata(tmp_path / "out")["movies"][0]
+
+
+def test_single_images_ask_for_series(program: Callable[..., Ended], tmp_path: Path) -> None:
+    write(tmp_path / "in" / "Img_1.tif", movie()[0])
+    result = program()
+    assert result.status == 1
+    assert "Img_1.tif: expected a movie (T, Y, X), found axes YX" in result.err[0]
+    assert result.err[0].endswith("--series")
+
+
+def test_every_format_comes_back_as_itself(program: Callable[..., Ended], tmp_path: Path) -> None:
+    h5py, zarr = pytest.importorskip("h5py"), pytest.importorskip("zarr")
+    frames = movie((6, 9, 10))
+    write(tmp_path / "in" / "a.tif", frames)
+    for name in ("b.mha", "c.nrrd", "d.nii.gz"):
+        sitk.WriteImage(sitk.GetImageFromArray(frames), str(tmp_path / "in" / name))
+    with h5py.File(tmp_path / "in" / "e.h5", "w") as file:
+        file["movie"] = frames
+    zarr.save(str(tmp_path / "in" / "f.zarr"), frames)
+    plan = program("--format", "same", "--dry-run")
+    assert (plan.status, plan.err) == (0, [])
+    assert sum("6 frames of 9 x 10, uint16 ->" in line for line in plan.out) == 6
+    result = program("--format", "same", "--dtype", "input", "--frames", "1:5", "--report")
+    assert (result.status, result.err) == (0, [])
+    movies = {
+        name for name in files(tmp_path / "out") if not name.startswith(("report", "f.zarr", "metadata"))
+    }
+    assert movies == {"a.tif", "b.mha", "c.nrrd", "d.nii", "e.h5"}
+    with open_movie(tmp_path / "out" / "a.tif") as denoised:
+        expected = denoised.read(0, 4)
+    for name in ("b.mha", "c.nrrd", "d.nii", "e.h5", "f.zarr"):
+        with open_recording(tmp_path / "out" / name) as recording:
+            np.testing.assert_array_equal(recording.parts[0].movie.read(0, 4), expected)
+    again = program("--format", "same", "--dtype", "input", "--frames", "1:5", "--report", "--resume")
+    assert again.status == 0
+    assert all(record["kept"] for record in metadata(tmp_path / "out")["movies"])
+    (tmp_path / "out" / "f.zarr" / "0" / "zarr.json").write_text("{}")
+    assert program("--format", "same", "--resume", "--frames", "1:5", "--dtype", "input").status == 0
+    kept = {record["output"]: record.get("kept") for record in metadata(tmp_path / "out")["movies"]}
+    assert kept == dict.fromkeys(movies, True) | {"f.zarr": None}
+
+
+def test_the_challenge_gets_a_tiff_whatever_is_asked_for(
+    program: Callable[..., Ended], tmp_path: Path
+) -> None:
+    write(tmp_path / "in" / INPUT_SOCKET / "x.mha", movie())
+    assert program("--format", "same").status == 0
+    assert files(tmp_path / "out") == {f"{OUTPUT_SOCKET}/x.tif", "metadata.json"}
+
+
+def test_a_zarr_folder_is_one_movie(program: Callable[..., Ended], tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    group = zarr.open_group(str(tmp_path / "in.zarr"), mode="w")
+    for name in ("red", "green"):
+        group.create_array(name, data=movie((6, 9, 10)))
+    result = program("--input", tmp_path / "in.zarr")
+    assert result.status == 1
+    assert "found green (6 x 9 x 10), red (6 x 9 x 10); give one by --dataset" in result.err[-1]
+    assert program("--input", tmp_path / "in.zarr", "--dataset", "red").status == 0
+    (record,) = metadata(tmp_path / "out")["movies"]
+    assert (record["dataset"], record["output"]) == ("red", "in.tif")

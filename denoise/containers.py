@@ -1,0 +1,527 @@
+"""HDF5, NWB and OME-Zarr: a movie among other things in a container, read by ranges of frames.
+
+    open_container(path, dataset) -> Pages, as denoise.movies.open_pages gives them for a TIFF
+    container_files(path) -> the files that it is made of
+
+h5py and zarr (requirements-formats.txt) are asked for when such a file is met. A file may be anybody's: nothing outside
+of it is read (external links and storage, virtual datasets, links in a Zarr folder), only codecs that are compiled into
+the libraries decode it (no plugins, no pickle), and headers are checked before memory is asked for.
+
+Sources: the NWB 2 schema (TwoPhotonSeries, ImagingPlane); OME-Zarr 0.1 to 0.5 (https://ngff.openmicroscopy.org); Zarr
+specifications 2 and 3; element_size_um as ImageJ's and ilastik's HDF5 plugins write it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from denoise.movies import (
+    DEFLATE_RATIO,
+    FRAME_BYTES,
+    MICROMETRES,
+    SECONDS,
+    Movie,
+    MovieError,
+    MovieInfo,
+    Pages,
+    believed,
+    check_frames,
+    errors_of,
+)
+
+HDF5_SUFFIXES = (".h5", ".hdf5", ".nwb")
+ZARR_SUFFIXES = (".ome.zarr", ".zarr")  # folders
+SUFFIXES = (*HDF5_SUFFIXES, *ZARR_SUFFIXES)
+EXTRA = "requirements-formats.txt"
+
+SERIES_TYPES = ("TwoPhotonSeries", "OnePhotonSeries")  # of NWB
+HDF5_FILTERS = {
+    1: "gzip",
+    2: "shuffle",
+    3: "fletcher32",
+    4: "szip",
+    5: "nbit",
+    6: "scale-offset",
+    32000: "lzf",
+}
+HARD, SOFT = 0, 1  # kinds of links (H5Lpublic.h)
+HDF5_CACHE = 1 << 27  # bytes of unpacked chunks
+ZARR_2_CODECS = {"blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "delta", "shuffle"}
+ZARR_3_CODECS = {"bytes", "transpose", "blosc", "gzip", "zstd", "crc32c", "sharding_indexed"}
+LARGEST_JSON = 1 << 24  # bytes
+NAMES_SHOWN = 5
+
+
+def open_container(path: Path, dataset: str | None) -> Pages:
+    """Open an HDF5, NWB or Zarr file's dataset, or the only one that can be a movie. Raises MovieError."""
+    with errors_of(path, "the file cannot be opened"):
+        return _open_hdf5(path, dataset) if is_hdf5(path) else _open_zarr(path, dataset)
+
+
+def container_files(path: Path) -> list[Path]:
+    """The files that open_container reads. Raises MovieError."""
+    with errors_of(path, "the file cannot be opened"):
+        return [path] if is_hdf5(path) else [path / name for name in _zarr_files(path)]
+
+
+def is_hdf5(path: Path) -> bool:
+    return path.name.lower().endswith(HDF5_SUFFIXES)
+
+
+def library(name: str, path: Path) -> Any:
+    """h5py or zarr, which are no part of requirements.txt."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        _fail(
+            path,
+            f"expected the package {name} to read and write such files, found none; "
+            f"install it: pip install -r {EXTRA}",
+            error,
+        )
+
+
+def _fail(path: Path, text: str, cause: Exception | None = None) -> NoReturn:
+    raise MovieError(f"{path}: {text}") from cause
+
+
+def _choose(path: Path, wanted: str | None, found: Mapping[str, tuple[int, ...]], kind: str) -> str:
+    """The dataset asked for, else the only one; found: name -> shape."""
+    if wanted is not None and wanted.strip("/") in found:
+        return wanted.strip("/")
+    names = [f"{name} ({' x '.join(map(str, shape))})" for name, shape in list(found.items())[:NAMES_SHOWN]]
+    there = ", ".join(names) + (f" and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else "")
+    if wanted is not None:
+        _fail(path, f"expected {kind} {wanted}, found {there or 'none at all'}; give one by --dataset")
+    if len(found) != 1:
+        advice = "give one by --dataset" if found else "give a file that holds a movie (T, Y, X)"
+        _fail(path, f"expected one {kind}, found {there or 'none'}; {advice}")
+    return next(iter(found))
+
+
+class ArrayPages:
+    """The images of an array (..., Y, X), numbered in the order of their indices; a denoise.movies.Source."""
+
+    def __init__(self, array: Any, holder: Any = None) -> None:
+        self.array = array  # of h5py or zarr
+        self.holder = holder  # the file, if there is one to close
+        self.strides = [math.prod(array.shape[i + 1 : -2]) for i in range(len(array.shape) - 2)]
+
+    def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
+        count = len(range(start, stop, step))
+        index: list[Any] = [int(i) for i in np.unravel_index(start, self.array.shape[:-2])]
+        for axis, stride in enumerate(self.strides):  # one range along one axis, if the pages lie so
+            if stride == step and index[axis] + count <= self.array.shape[axis]:
+                index[axis] = slice(index[axis], index[axis] + count)
+                return np.asarray(self.array[tuple(index)])  # (n, Y, X)
+        if count == 1:
+            return np.asarray(self.array[tuple(index)])[None]
+        return np.concatenate([self.frames(page, page + 1) for page in range(start, stop, step)])
+
+    def close(self) -> None:
+        if self.holder is not None:
+            self.holder.close()
+            self.holder = None
+
+
+def _pages(
+    info: MovieInfo, sizes: tuple[int, ...], source: ArrayPages, channels: list[str], name: str
+) -> Pages:
+    return Pages(Movie(info, source), info.axes, sizes, channels, name)
+
+
+# ---- HDF5 and NWB ------------------------------------------------------------------------------------------
+
+
+def _open_hdf5(path: Path, wanted: str | None) -> Pages:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
+        _fail(path, "expected an HDF5 file, found an empty one, a folder, pipe or device; copy it again")
+    h5py = library("h5py", path)
+    with ExitStack() as stack:
+        file = stack.enter_context(h5py.File(path, "r", locking=False, rdcc_nbytes=HDF5_CACHE))
+        inside = _hdf5_inside(h5py, file)
+        series = {name: kind for name, kind in inside.items() if kind.neurodata in SERIES_TYPES}
+        if series:
+            name, calibration = _nwb_series(path, file, inside, series, wanted)
+        else:
+            three = {name: kind.shape for name, kind in inside.items() if len(kind.shape) == 3}
+            name = _choose(path, wanted, three, "dataset of three axes (T, Y, X)")
+            calibration = _Calibration(_element_size(file[name].attrs))
+        dataset = file[name]
+        shape = _check_hdf5(path, dataset)
+        dtype = check_frames(path, shape, dataset.dtype)
+        stack.pop_all()  # the source keeps the file open
+        info = MovieInfo(path, shape, dtype, "TYX", *calibration)
+        return _pages(info, shape, ArrayPages(dataset, file), [], name)
+
+
+class _Kind(NamedTuple):
+    """What an object in an HDF5 file is."""
+
+    shape: tuple[int, ...]  # () for a group
+    neurodata: str  # its type in NWB, "" for none
+
+
+def _hdf5_inside(h5py: Any, file: Any) -> dict[str, _Kind]:
+    """All that lies in the file itself, by name: visited by hard links only, each object once."""
+    found: dict[str, _Kind] = {}
+
+    def note(name: str, thing: Any) -> None:
+        shape = (thing.shape or ()) if isinstance(thing, h5py.Dataset) else ()
+        found[name] = _Kind(shape, str(attribute(thing.attrs, "neurodata_type") or ""))
+
+    file.visititems(note)
+    return found
+
+
+def attribute(attributes: Any, name: str) -> Any:
+    """A scalar attribute as a plain value; None if there is none."""
+    if name not in attributes or attributes.get_id(name).shape not in ((), (1,)):
+        return None
+    value = np.asarray(attributes[name]).reshape(-1)[0]
+    value = value.item() if isinstance(value, np.generic) else value
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _check_hdf5(path: Path, dataset: Any) -> tuple[int, int, int]:
+    """The shape (T, Y, X) of a dataset that lies in this file, and all of it."""
+    if dataset.is_virtual or dataset.id.get_create_plist().get_external_count():
+        _fail(
+            path,
+            f"expected {dataset.name} in this file, found voxels in others; copy them into one (h5repack)",
+        )
+    if dataset.ndim != 3 or 0 in dataset.shape:
+        sizes = " x ".join(map(str, dataset.shape))
+        _fail(path, f"expected {dataset.name} to be a movie (T, Y, X), found {sizes}; save it as that")
+    plist = dataset.id.get_create_plist()
+    filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+    strange = [str(number) for number in filters if number not in HDF5_FILTERS]
+    if strange:
+        known = ", ".join(HDF5_FILTERS.values())
+        _fail(
+            path, f"expected compression by {known}, found filter {', '.join(strange)}; repack it (h5repack)"
+        )
+    if dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > FRAME_BYTES:
+        _fail(path, f"expected chunks of at most {FRAME_BYTES >> 20} MiB, found {dataset.chunks}: repack it")
+    stored = min(dataset.id.get_storage_size(), path.stat().st_size)
+    needed = math.prod(dataset.shape) * dataset.dtype.itemsize
+    if needed > stored * (DEFLATE_RATIO if filters else 1):
+        _fail(
+            path,
+            f"expected {needed} bytes of voxels, found {stored}: cut off or never written; copy it again",
+        )
+    return dataset.shape
+
+
+class _Calibration(NamedTuple):
+    """What MovieInfo ends with."""
+
+    pixel_size: tuple[float, float] | None
+    frame_interval: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _element_size(attributes: Any) -> tuple[float, float] | None:
+    """(y, x) of the attribute element_size_um, (z, y, x)."""
+    if "element_size_um" not in attributes or attributes.get_id("element_size_um").shape != (3,):
+        return None
+    _, y, x = (float(length) for length in attributes["element_size_um"])
+    return believed((y, x))
+
+
+def _nwb_series(
+    path: Path, file: Any, inside: Mapping[str, _Kind], series: Iterable[str], wanted: str | None
+) -> tuple[str, _Calibration]:
+    """The dataset of a TwoPhotonSeries, and what NWB says of it. It may be named with or without its folder."""
+    shapes = {name: inside[f"{name}/data"].shape for name in series if f"{name}/data" in inside}
+    if wanted is not None:
+        wanted = wanted.strip("/").removesuffix("/data")
+        wanted = next((name for name in shapes if name.rsplit("/", 1)[-1] == wanted), wanted)
+    name = _choose(path, wanted, shapes, "TwoPhotonSeries")
+    if f"{name}/external_file" in inside:
+        _fail(path, f"expected {name} in this file, found movies in other files (external_file); give those")
+    interval = _nwb_interval(file, inside, name)
+    calibration = _Calibration(
+        _nwb_pixel_size(file, inside, name), interval, _nwb_notes(file[f"{name}/data"])
+    )
+    return f"{name}/data", calibration
+
+
+def _nwb_interval(file: Any, inside: Mapping[str, _Kind], name: str) -> float | None:
+    """Seconds between frames: 1 / rate of starting_time, else the median step of the timestamps."""
+    if f"{name}/starting_time" in inside:
+        rate = attribute(file[f"{name}/starting_time"].attrs, "rate")
+        return 1 / rate if isinstance(rate, (int, float)) and 0 < rate < math.inf else None
+    times = file[f"{name}/timestamps"] if f"{name}/timestamps" in inside else None
+    if times is None or times.ndim != 1 or times.dtype.kind != "f" or not _lies_here(times):
+        return None
+    steps = np.diff(times[: 1 << 16])
+    step = float(np.median(steps)) if len(steps) else 0.0
+    return step if 0 < step < math.inf else None
+
+
+def _lies_here(dataset: Any) -> bool:
+    return not dataset.is_virtual and not dataset.id.get_create_plist().get_external_count()
+
+
+def linked(file: Any, inside: Mapping[str, Any], name: str) -> str | None:
+    """Where a link in the file leads, if that is in the file itself."""
+    if name in inside:
+        return name
+    parent, _, last = name.rpartition("/")
+    target = soft_link(file[parent], last) if parent in inside else None
+    return target.strip("/") if target is not None and target.strip("/") in inside else None
+
+
+def is_hard_link(group: Any, name: str) -> bool:
+    """Whether a group of HDF5 has this entry itself. h5py's own `in` would follow a link, out of the file too."""
+    key = name.encode()
+    return group.id.links.exists(key) and group.id.links.get_info(key).type == HARD
+
+
+def soft_link(group: Any, name: str) -> str | None:
+    """The path that an entry leads to within the file, if it is such a link."""
+    key = name.encode()
+    if not group.id.links.exists(key) or group.id.links.get_info(key).type != SOFT:
+        return None
+    return group.id.links.get_val(key).decode("utf-8", "replace")
+
+
+def _nwb_pixel_size(file: Any, inside: Mapping[str, _Kind], name: str) -> tuple[float, float] | None:
+    """grid_spacing of the series' imaging plane: along the first and the second axis of its frames."""
+    plane = linked(file, inside, f"{name}/imaging_plane")
+    spacing = f"{plane}/grid_spacing"
+    if (
+        plane is None
+        or inside.get(spacing, _Kind((), "")).shape not in ((2,), (3,))
+        or not _lies_here(file[spacing])
+    ):
+        return None
+    unit = {"meters": "m", "micrometers": "um", "microns": "um", "millimeters": "mm"}.get(
+        str(attribute(file[spacing].attrs, "unit") or "meters"), ""
+    )
+    first, second = (float(length) * MICROMETRES.get(unit, math.nan) for length in file[spacing][:2])
+    return believed((first, second))
+
+
+def _nwb_notes(dataset: Any) -> tuple[str, ...]:
+    """NWB may say how its numbers become a quantity; the numbers themselves are denoised."""
+    factor, offset = (attribute(dataset.attrs, name) for name in ("conversion", "offset"))
+    if factor in (None, 1) and offset in (None, 0):
+        return ()
+    unit = attribute(dataset.attrs, "unit") or "unit"
+    return (
+        f"the stored numbers are denoised; times {factor}, plus {offset or 0}, they are in {unit} (NWB's conversion)",
+    )
+
+
+# ---- Zarr --------------------------------------------------------------------------------------------------
+
+
+def _open_zarr(path: Path, wanted: str | None) -> Pages:
+    files = _zarr_files(path)
+    arrays = {str(Path(name).parent): _zarr_array(path, name) for name in files if _is_array(path, name)}
+    arrays = {("" if name == "." else name): array for name, array in arrays.items()}
+    scales = _multiscales(path)
+    largest = next((str(one.get("path")) for one in _dicts(scales.get("datasets"))[:1]), None)
+    possible = {name: array.shape for name, array in arrays.items() if len(array.shape) >= 3}
+    if wanted is None and largest in possible:
+        possible = {largest: possible[largest]}
+    elif wanted is None:
+        possible = {name: shape for name, shape in possible.items() if len(shape) == 3}
+    name = _choose(path, wanted, possible, "array of three axes (T, Y, X)")
+    sizes = _check_zarr(path, name, arrays[name], files)
+    axes = _zarr_axes(path, scales, sizes)
+    told = _zarr_calibration(scales, name, axes)
+    array = library("zarr", path).open_array(store=str(path / name), mode="r")
+    dtype = check_frames(path, (1, *sizes[-2:]), np.dtype(array.dtype))  # type: ignore[arg-type]
+    shape = (math.prod(sizes[:-2]), *sizes[-2:])
+    info = MovieInfo(path, shape, dtype, axes, *told)  # type: ignore[arg-type]
+    return _pages(info, sizes, ArrayPages(array), _zarr_channels(path, axes, sizes), name)
+
+
+class _ZarrArray(NamedTuple):
+    """What an array's JSON says, of either version."""
+
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]  # what is decoded at once
+    dtype: str
+    codecs: set[str]
+
+
+def _zarr_files(path: Path) -> list[str]:
+    """Names of all files below the folder, sorted. A link in it may lead anywhere, and is refused."""
+    if not path.is_dir():
+        _fail(path, "expected a folder, as Zarr is one, found a file; give the folder, unpacked")
+    found, folders = [], [""]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(path / folder) as entries:
+            for entry in entries:
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(name)
+                elif entry.is_file(follow_symlinks=False):
+                    found.append(name)
+                else:
+                    _fail(
+                        path,
+                        f"expected files and folders only, found a link or pipe, {name!r}; copy the file here",
+                    )
+    return sorted(found)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} if there is none."""
+    if not path.is_file() or path.stat().st_size > LARGEST_JSON:
+        return {}
+    told = json.loads(path.read_bytes())
+    return told if isinstance(told, dict) else {}
+
+
+def _is_array(path: Path, name: str) -> bool:
+    base = name.rsplit("/", 1)[-1]
+    return base == ".zarray" or (base == "zarr.json" and _json(path / name).get("node_type") == "array")
+
+
+def _zarr_array(path: Path, name: str) -> _ZarrArray:
+    told = _json(path / name)
+    if name.endswith(".zarray"):
+        codecs = [told.get("compressor"), *(told.get("filters") or [])]
+        used = {str(codec.get("id")) for codec in codecs if codec is not None}
+        return _ZarrArray(tuple(told["shape"]), tuple(told["chunks"]), str(told["dtype"]), used)
+    chunks, codecs = told["chunk_grid"]["configuration"]["chunk_shape"], [*told["codecs"]]
+    used = set()
+    while codecs:
+        codec = codecs.pop()
+        used.add(str(codec["name"]))
+        if codec["name"] == "sharding_indexed":
+            chunks = codec["configuration"]["chunk_shape"]
+            codecs += [*codec["configuration"]["codecs"], *codec["configuration"].get("index_codecs", [])]
+    return _ZarrArray(tuple(told["shape"]), tuple(chunks), str(told["data_type"]), used)
+
+
+def _check_zarr(path: Path, name: str, array: _ZarrArray, files: list[str]) -> tuple[int, ...]:
+    """The array's sizes, after a look at all that could be a trap before zarr opens it."""
+    numbers = (*array.shape, *array.chunks)
+    if not all(type(n) is int and 0 < n < 2**48 for n in numbers) or len(array.shape) != len(array.chunks):
+        _fail(path, f"expected sizes of an array, found {array.shape} in chunks of {array.chunks}: damaged")
+    strange = array.codecs - ZARR_2_CODECS - ZARR_3_CODECS
+    if strange:
+        _fail(
+            path,
+            f"expected plain compression, found {', '.join(sorted(strange))}; save it with blosc or zstd",
+        )
+    try:
+        dtype = np.dtype(array.dtype)
+    except TypeError:
+        dtype = None
+    check_frames(path, (1, *array.shape[-2:]), dtype)  # type: ignore[arg-type]
+    assert dtype is not None  # noqa: S101 - check_frames saw to it
+    if math.prod(array.chunks) * dtype.itemsize > FRAME_BYTES:
+        _fail(
+            path,
+            f"expected chunks of at most {FRAME_BYTES >> 20} MiB, found {array.chunks}; save it in smaller ones",
+        )
+    own = [one for one in files if one.startswith(f"{name}/" if name else "")]
+    stored = sum(
+        (path / one).stat().st_size for one in own if not one.endswith((".zarray", ".zattrs", "zarr.json"))
+    )
+    needed = math.prod(array.shape) * dtype.itemsize
+    if needed > stored * DEFLATE_RATIO:
+        _fail(
+            path,
+            f"expected {needed} bytes of voxels, found {stored}: cut off or never written; copy it again",
+        )
+    return array.shape
+
+
+def _dicts(value: object) -> list[dict[str, Any]]:
+    """The objects of a JSON list."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    """What OME-Zarr says about the whole: in .zattrs, or from 0.5 on in zarr.json under "ome"."""
+    told = _json(path / ".zattrs") or _json(path / "zarr.json").get("attributes") or {}
+    inner = told.get("ome")
+    return inner if isinstance(inner, dict) else told
+
+
+def _multiscales(path: Path) -> dict[str, Any]:
+    """The first image's description; {} in a plain Zarr."""
+    return next(iter(_dicts(_attributes(path).get("multiscales"))), {})
+
+
+def _zarr_axes(path: Path, scales: Mapping[str, Any], sizes: tuple[int, ...]) -> str:
+    """Axes in capitals; OME-Zarr before 0.3 has always five, a plain array of three axes is a movie."""
+    told = scales.get("axes")
+    if isinstance(told, list):
+        names = [str(axis.get("name") if isinstance(axis, dict) else axis).upper() for axis in told]
+    else:
+        names = list({5: "TCZYX", 3: "TYX"}.get(len(sizes), "")) if scales else list("TYX")
+    axes = "".join(names)
+    if len(names) != len(sizes) or not axes.endswith("YX") or any(len(name) != 1 for name in names):
+        shape = " x ".join(map(str, sizes))
+        _fail(
+            path,
+            f"expected axes t, c, z, y, x, found {', '.join(names) or 'none'} for {shape}; save it as OME-Zarr",
+        )
+    return axes
+
+
+def _zarr_calibration(scales: Mapping[str, Any], name: str, axes: str) -> _Calibration:
+    """Pixel size and frame interval by the scales of the array and of the whole, in the units of the axes."""
+    own = next((one for one in _dicts(scales.get("datasets")) if one.get("path") == name), {})
+    steps = np.ones(len(axes))
+    known = False
+    for one in (own, scales):
+        for transformation in _dicts(one.get("coordinateTransformations")):
+            scale = transformation.get("scale")
+            if (
+                isinstance(scale, list)
+                and len(scale) == len(axes)
+                and all(isinstance(s, (int, float)) for s in scale)
+            ):
+                steps, known = steps * np.array(scale, float), True
+    described = _dicts(scales.get("axes"))
+    units = {str(axis.get("name")).upper(): str(axis.get("unit", "")).lower() for axis in described}
+    if not known:
+        return _Calibration(None)
+    lengths = [
+        float(steps[axes.index(axis)]) * MICROMETRES.get(SHORT.get(units.get(axis, ""), ""), math.nan)
+        for axis in "YX"
+    ]
+    time = (
+        float(steps[axes.index("T")]) * SECONDS.get(units.get("T", ""), math.nan) if "T" in axes else math.nan
+    )
+    return _Calibration(believed((lengths[0], lengths[1])), time if 0 < time < math.inf else None)
+
+
+SHORT = {
+    "micrometer": "um",
+    "nanometer": "nm",
+    "millimeter": "mm",
+    "centimeter": "cm",
+    "meter": "m",
+    "inch": "inch",
+}
+
+
+def _zarr_channels(path: Path, axes: str, sizes: tuple[int, ...]) -> list[str]:
+    """Labels of the channels; [] if not each has one."""
+    rendering = _attributes(path).get("omero")
+    channels = _dicts(rendering.get("channels")) if isinstance(rendering, dict) else []
+    labels = [str(channel.get("label") or "") for channel in channels]
+    return labels if "C" in axes and len(labels) == sizes[axes.index("C")] and all(labels) else []

@@ -1,0 +1,66 @@
+"""Fuzzing of the readers that coverage guides: whatever the bytes of a file, open_recording reads or refuses them.
+
+    PYTHONPATH=tests python -m tests.guided CORPUS -max_total_time=600
+
+Options are libFuzzer's; CORPUS is a folder that starts with the good files of tests.fuzz. Needs atheris
+(https://github.com/google/atheris), which installs on Linux. An input is a file's bytes after one that says its ending.
+What ends the interpreter, lasts over 20 s, takes 1 GiB of memory or raises anything but a MovieError is kept as a file
+and ends the run.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["denoise", "tifffile"]):
+    from denoise.formats import open_recording
+    from denoise.inference import blocks
+    from denoise.movies import SUFFIXES, MovieError
+import fuzz
+
+BASELINE = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # MiB of torch and the readers
+LIMITS = ("-timeout=20", f"-rss_limit_mb={BASELINE + 1024}", "-max_len=20000")
+
+
+def read(path: Path) -> None:
+    """All frames of all its movies, as a run reads them."""
+    try:
+        with open_recording(path) as recording:
+            for part in recording.parts:
+                for _ in blocks(part.movie):
+                    pass
+    except MovieError as refused:
+        if "\n" in str(refused):
+            raise AssertionError("a refusal of several lines") from refused
+
+
+def plant(corpus: Path) -> None:
+    """The good files of tests.fuzz as inputs."""
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in fuzz.seeds(Path(folder)):
+            kind = next(n for n, suffix in enumerate(SUFFIXES) if seed.name.endswith(suffix))
+            (corpus / seed.name).write_bytes(bytes([kind]) + seed.read_bytes())
+
+
+def main() -> None:
+    corpus = Path(sys.argv[1])
+    corpus.mkdir(parents=True, exist_ok=True)
+    plant(corpus)
+    with tempfile.TemporaryDirectory() as folder:
+
+        def one(data: bytes) -> None:
+            path = Path(folder) / f"movie{SUFFIXES[data[0] % len(SUFFIXES)]}" if data else Path(folder) / "x"
+            path.write_bytes(data[1:])
+            read(path)
+
+        atheris.Setup([sys.argv[0], *LIMITS, *sys.argv[1:]], one)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

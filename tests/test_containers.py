@@ -1,0 +1,337 @@
+"""HDF5, NWB and Zarr made by other libraries than the readers: PyTables, pynwb, tensorstore; and hostile ones."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from denoise.containers import ArrayPages, container_files
+from denoise.formats import open_recording
+from denoise.movies import MovieError
+
+h5py = pytest.importorskip("h5py")
+tables = pytest.importorskip("tables")
+tensorstore = pytest.importorskip("tensorstore")
+
+
+def pixels(*sizes: int, dtype: str = "uint16") -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 4000, sizes).astype(dtype)
+
+
+def refused(path: Path, match: str, dataset: str | None = None) -> None:
+    with pytest.raises(MovieError, match=match) as caught:
+        open_recording(path, dataset=dataset)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+# ---- HDF5
+
+
+def save_by_tables(path: Path, **arrays: np.ndarray) -> None:
+    """Each array in the group /lab, compressed by zlib in chunks."""
+    with tables.open_file(path, "w") as file:
+        group = file.create_group("/", "lab")
+        for name, array in arrays.items():
+            filters = tables.Filters(complevel=3, complib="zlib", shuffle=True)
+            file.create_carray(group, name, obj=array, filters=filters, chunkshape=(3, *array.shape[1:]))
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "float32", "float64"])
+@pytest.mark.parametrize("suffix", [".h5", ".HDF5"])
+def test_hdf5_by_pytables(tmp_path: Path, dtype: str, suffix: str) -> None:
+    movie = pixels(10, 7, 9, dtype=dtype)
+    save_by_tables(
+        tmp_path / f"a{suffix}", movie=movie, trace=np.zeros((5, 2)), volume=np.zeros((3, 2, 2, 2))
+    )
+    with open_recording(tmp_path / f"a{suffix}", (2, 9)) as recording:
+        assert (recording.dataset, recording.info.dtype.name) == ("lab/movie", dtype)
+        assert recording.sizes == (7, 7, 9)
+        np.testing.assert_array_equal(recording.parts[0].movie.read(1, 6), movie[3:8])
+
+
+def test_hdf5_of_several_movies_asks_for_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    save_by_tables(path, red=pixels(4, 5, 6), green=pixels(6, 5, 6))
+    refused(
+        path, r"expected one dataset .*lab/green \(6 x 5 x 6\), lab/red \(4 x 5 x 6\); give one by --dataset"
+    )
+    refused(path, "expected .* blue, found lab/green", "blue")
+    with open_recording(path, dataset="/lab/red") as recording:
+        assert recording.sizes == (4, 5, 6)
+
+
+def test_pixel_size_as_imagej_writes_it_into_hdf5(tmp_path: Path) -> None:
+    save_by_tables(tmp_path / "a.h5", movie=pixels(4, 5, 6))
+    with tables.open_file(tmp_path / "a.h5", "a") as file:
+        file.set_node_attr("/lab/movie", "element_size_um", np.array([1, 0.5, 0.25]))
+    with open_recording(tmp_path / "a.h5") as recording:
+        assert recording.info.pixel_size == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("kind", ["external link", "external storage", "virtual", "soft link"])
+def test_hdf5_that_points_elsewhere_is_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "raw").write_bytes(bytes(4 * 5 * 6 * 2))
+    secret, path = tmp_path / "secret" / "s.h5", tmp_path / "a.h5"
+    with h5py.File(secret, "w") as file:
+        file["movie"] = pixels(4, 5, 6)
+    with h5py.File(path, "w") as file:
+        if kind == "external link":
+            file["movie"] = h5py.ExternalLink(str(secret), "/movie")
+        elif kind == "soft link":
+            file["out"] = h5py.ExternalLink(str(secret), "/")
+            file["movie"] = h5py.SoftLink("/out/movie")
+        elif kind == "external storage":
+            parts = [(str(tmp_path / "secret" / "raw"), 0, 240)]
+            file.create_dataset("movie", (4, 5, 6), "uint16", external=parts)
+        else:
+            layout = h5py.VirtualLayout((4, 5, 6), "uint16")
+            layout[...] = h5py.VirtualSource(str(secret), "movie", (4, 5, 6))
+            file.create_virtual_dataset("movie", layout)
+    for name in (None, "movie"):
+        refused(
+            path,
+            "found none" if "link" in kind else "expected /movie in this file, found voxels in others",
+            name,
+        )
+
+
+def test_hdf5_with_lies_in_its_header_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("movie", (10**9, 1000, 1000), "uint16", chunks=(1, 1000, 1000))  # nothing written
+    refused(path, "cut off or never written")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("movie", (2, 20_000, 20_000), "float64", chunks=(1, 20_000, 20_000))
+    refused(path, "expected frames of at most 1024 MiB|expected chunks of at most 1024 MiB")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("movie", data=np.zeros((4, 5, 6), [("a", "i2"), ("b", "i2")]))
+    refused(path, "expected one of uint8")
+    with h5py.File(path, "w") as file:
+        file["movie"] = pixels(400, 5, 6)
+    path.write_bytes(path.read_bytes()[:9000])
+    refused(path, "cannot be opened|cut off")
+    path.write_bytes(b"")
+    refused(path, "found an empty one")
+    path.write_bytes(b"II*\0")
+    refused(path, "cannot be opened")
+
+
+def test_compression_by_a_plugin_is_refused(tmp_path: Path) -> None:
+    with tables.open_file(tmp_path / "a.h5", "w") as file:
+        filters = tables.Filters(complevel=3, complib="blosc")
+        file.create_carray("/", "movie", obj=pixels(4, 5, 6), filters=filters)
+    refused(tmp_path / "a.h5", r"expected compression by gzip, .*, found filter 32001; repack it")
+
+
+def test_a_missing_package_is_named_with_its_requirements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_by_tables(tmp_path / "a.h5", movie=pixels(4, 5, 6))
+    save_zarr(tmp_path / "a.zarr", pixels(4, 5, 6), "zarr")
+    for name in ("h5py", "zarr"):
+        monkeypatch.setitem(sys.modules, name, None)
+    refused(tmp_path / "a.h5", r"expected the package h5py .*pip install -r requirements-formats\.txt")
+    refused(tmp_path / "a.zarr", r"expected the package zarr .*pip install -r requirements-formats\.txt")
+
+
+# ---- NWB
+
+
+def save_nwb(path: Path, movies: dict[str, np.ndarray], **options: Any) -> None:
+    """By pynwb: each movie as a TwoPhotonSeries of one imaging plane."""
+    pynwb = pytest.importorskip("pynwb")
+    ophys = pytest.importorskip("pynwb.ophys")
+    file = pynwb.NWBFile("a session", "id", datetime(2026, 1, 1, tzinfo=timezone.utc))
+    device = file.create_device(name="Microscope")
+    channel = ophys.OpticalChannel(name="green", description="GCaMP", emission_lambda=510.0)
+    plane = file.create_imaging_plane(
+        name="Plane", optical_channel=channel, imaging_rate=30.0, description="V1", device=device,
+        excitation_lambda=920.0, indicator="GCaMP6s", location="V1",
+        grid_spacing=[5e-7, 2.5e-7], grid_spacing_unit="meters",
+    )  # fmt: skip
+    for name, movie in movies.items():
+        told = {"unit": "n.a.", "rate": 12.5} | options
+        file.add_acquisition(ophys.TwoPhotonSeries(name=name, data=movie, imaging_plane=plane, **told))
+    with pynwb.NWBHDF5IO(path, "w") as io:
+        io.write(file)
+
+
+def test_nwb_by_pynwb_with_rate_pixel_size_and_conversion(tmp_path: Path) -> None:
+    movie = pixels(10, 7, 9)
+    save_nwb(tmp_path / "a.nwb", {"green": movie}, conversion=0.5, offset=3.0, unit="photons")
+    with open_recording(tmp_path / "a.nwb", (1, None)) as recording:
+        assert recording.dataset == "acquisition/green/data"
+        assert recording.info.frame_interval == 0.08
+        assert recording.info.pixel_size == pytest.approx((0.5, 0.25))
+        assert "times 0.5, plus 3.0, they are in photons" in recording.info.notes[0]
+        np.testing.assert_array_equal(recording.parts[0].movie.read(0, 9), movie[1:])
+
+
+def test_nwb_with_timestamps_and_two_series(tmp_path: Path) -> None:
+    times = np.arange(4) * 0.2
+    save_nwb(
+        tmp_path / "a.nwb", {"green": pixels(4, 5, 6), "red": pixels(4, 6, 5)}, rate=None, timestamps=times
+    )
+    refused(
+        tmp_path / "a.nwb",
+        r"expected one TwoPhotonSeries, found acquisition/green \(4 x 5 x 6\), .*--dataset",
+    )
+    for name in ("red", "acquisition/red", "/acquisition/red/data"):
+        with open_recording(tmp_path / "a.nwb", dataset=name) as recording:
+            assert recording.sizes == (4, 6, 5)
+            assert recording.info.frame_interval == pytest.approx(0.2)
+            assert recording.info.notes == ()
+
+
+def test_nwb_of_volumes_or_of_movies_elsewhere_is_refused(tmp_path: Path) -> None:
+    save_nwb(tmp_path / "a.nwb", {"green": pixels(4, 5, 6, 2)})
+    refused(tmp_path / "a.nwb", "to be a movie .T, Y, X., found 4 x 5 x 6 x 2")
+    outside = {"external_file": ["a.tif"], "format": "external", "starting_frame": [0], "num_samples": 4}
+    save_nwb(tmp_path / "b.nwb", {"green": None}, **outside)  # type: ignore[dict-item]
+    refused(tmp_path / "b.nwb", "external_file")
+
+
+# ---- Zarr
+
+
+def save_zarr(path: Path, array: np.ndarray, driver: str, **metadata: Any) -> None:
+    """An array by tensorstore; driver "zarr" or "zarr3"."""
+    spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
+    made = tensorstore.open(spec, create=True, dtype=array.dtype.name, shape=array.shape).result()
+    made.write(array).result()
+
+
+AXES = [
+    {"name": "t", "type": "time", "unit": "millisecond"},
+    {"name": "c", "type": "channel"},
+    {"name": "z", "type": "space", "unit": "micrometer"},
+    {"name": "y", "type": "space", "unit": "micrometer"},
+    {"name": "x", "type": "space", "unit": "micrometer"},
+]
+
+
+def described(names: str) -> dict[str, Any]:
+    """OME's words for an image of these axes, in two resolutions, 20 frames a second after both scales."""
+    scale = {"t": 25, "c": 1, "z": 4, "y": 0.25, "x": 0.125}
+    own = [{"type": "scale", "scale": [scale[name] for name in names]}]
+    whole = [{"type": "scale", "scale": [2.0 for _ in names]}]
+    return {
+        "multiscales": [{
+            "axes": [axis for axis in AXES if axis["name"] in names],
+            "datasets": [{"path": "0", "coordinateTransformations": own}, {"path": "1"}],
+            "coordinateTransformations": whole,
+        }],
+        "omero": {"channels": [{"label": "GCaMP"}, {"label": "tdTomato"}]},
+    }  # fmt: skip
+
+
+CODECS: dict[str, dict[str, Any]] = {
+    "zarr": {"compressor": {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1}, "dimension_separator": "/"},
+    "zarr3": {"codecs": [{"name": "sharding_indexed", "configuration": {
+        "chunk_shape": [2, 1, 1, 4, 9], "codecs": [{"name": "bytes", "configuration": {"endian": "little"}},
+                                                   {"name": "zstd", "configuration": {"level": 3}}]}}]},
+}  # fmt: skip
+
+
+def save_ome_zarr(path: Path, movie: np.ndarray, driver: str) -> None:
+    """Of version 0.4 or 0.5: (T, C, Z, Y, X) and a smaller one."""
+    shapes: dict[str, Any] = {"chunks": [4, 1, 1, 4, 9]} if driver == "zarr" else {
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [4, 2, 1, 8, 9]}}}  # fmt: skip
+    save_zarr(path / "0", movie, driver, **CODECS[driver], **shapes)
+    save_zarr(path / "1", movie[..., ::2, ::2], driver)
+    told = described("tczyx")
+    if driver == "zarr":
+        (path / ".zgroup").write_text('{"zarr_format": 2}')
+        (path / ".zattrs").write_text(json.dumps(told))
+    else:
+        whole = {"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"version": "0.5", **told}}}
+        (path / "zarr.json").write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize("driver", ["zarr", "zarr3"])
+def test_ome_zarr_by_tensorstore(tmp_path: Path, driver: str) -> None:
+    movie = pixels(10, 2, 3, 7, 9)
+    save_ome_zarr(tmp_path / "a.ome.zarr", movie, driver)
+    with open_recording(tmp_path / "a.ome.zarr", (1, 9)) as recording:
+        assert (recording.axes, recording.sizes, recording.dataset) == ("TCZYX", (8, 2, 3, 7, 9), "0")
+        assert recording.info.pixel_size == (0.5, 0.25)
+        assert recording.info.frame_interval == pytest.approx(0.05)
+        assert recording.channels == ["GCaMP", "tdTomato"]
+        assert recording.parts[4].name == "channel 2 (tdTomato), plane 2"
+        for part, (c, z) in zip(recording.parts, np.ndindex(2, 3)):
+            np.testing.assert_array_equal(part.movie.read(2, 7), movie[3:8, c, z])
+
+
+@pytest.mark.parametrize("driver", ["zarr", "zarr3"])
+def test_plain_zarr_of_one_array(tmp_path: Path, driver: str) -> None:
+    movie = pixels(10, 7, 9, dtype="float32")
+    save_zarr(tmp_path / "a.zarr", movie, driver)
+    save_zarr(tmp_path / "b.zarr" / "lab" / "x", movie, driver)
+    save_zarr(tmp_path / "b.zarr" / "y", movie[:2], driver)
+    with open_recording(tmp_path / "a.zarr") as recording:
+        np.testing.assert_array_equal(recording.parts[0].movie.read(0, 10), movie)
+    refused(tmp_path / "b.zarr", r"found lab/x \(10 x 7 x 9\), y \(2 x 7 x 9\); give one by --dataset")
+    with open_recording(tmp_path / "b.zarr", dataset="lab/x") as recording:
+        assert (recording.dataset, recording.sizes) == ("lab/x", (10, 7, 9))
+
+
+def test_hostile_zarr_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    save_zarr(path, pixels(4, 5, 6), "zarr")
+    array = json.loads((path / ".zarray").read_text())
+    for lie, match in (
+        ({"filters": [{"id": "pickle"}]}, "found pickle"),
+        ({"dtype": "|O"}, "expected one of uint8"),
+        ({"shape": [10**12, 5, 6]}, "cut off or never written"),
+        ({"shape": [4, 10**6, 10**6]}, "expected frames of at most"),
+        ({"chunks": [10**9, 5, 6]}, "expected chunks of at most"),
+        ({"shape": [4, -5, 6]}, "expected sizes of an array"),
+        ({"shape": "4"}, "expected"),
+    ):
+        (path / ".zarray").write_text(json.dumps(array | lie))
+        refused(path, match)
+    (path / ".zarray").write_text(json.dumps(array))
+    (tmp_path / "secret").write_bytes((path / "0.0.0").read_bytes())
+    (path / "0.0.0").unlink()
+    (path / "0.0.0").symlink_to(tmp_path / "secret")
+    refused(path, "found a link")
+
+
+def test_zarr_that_names_an_array_outside_is_refused(tmp_path: Path) -> None:
+    save_zarr(tmp_path / "secret.zarr", pixels(4, 5, 6), "zarr")
+    path = tmp_path / "a.zarr"
+    path.mkdir()
+    told = {"axes": ["t", "y", "x"], "datasets": [{"path": "../secret.zarr"}]}
+    (path / ".zattrs").write_text(json.dumps({"multiscales": [told]}))
+    (path / ".zgroup").write_text('{"zarr_format": 2}')
+    refused(path, "found none")
+    refused(path, "found none", "../secret.zarr")
+
+
+def test_all_files_of_a_zarr_are_known(tmp_path: Path) -> None:
+    save_ome_zarr(tmp_path / "a.ome.zarr", pixels(10, 2, 3, 7, 9), "zarr")
+    there = {path for path in (tmp_path / "a.ome.zarr").rglob("*") if path.is_file()}
+    assert set(container_files(tmp_path / "a.ome.zarr")) == there
+
+
+# ---- pages of an array
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.data())
+def test_pages_of_any_array(leading: list[int], data: st.DataObject) -> None:
+    array = np.arange(np.prod(leading) * 6).reshape(*leading, 2, 3)
+    pages = array.reshape(-1, 2, 3)
+    start = data.draw(st.integers(0, len(pages) - 1))
+    stop = data.draw(st.integers(start + 1, len(pages)))
+    step = data.draw(st.integers(1, 5))
+    np.testing.assert_array_equal(ArrayPages(array).frames(start, stop, step), pages[start:stop:step])

@@ -1,0 +1,217 @@
+"""--format same: what is written in the input's own format, read by that format's own library."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from test_containers import pixels, save_by_tables, save_nwb, save_ome_zarr, save_zarr
+
+from denoise import same
+from denoise.atomic import LEFTOVER, remove_leftovers
+from denoise.formats import ZarrWriter, open_recording
+from denoise.layout import plan_movies
+from denoise.movies import MovieError
+
+h5py = pytest.importorskip("h5py")
+tables = pytest.importorskip("tables")
+tensorstore = pytest.importorskip("tensorstore")
+
+ALL = (None, None)
+
+
+def copy(source: Path, target: Path, dtype: str, frames: Any = ALL, dataset: str | None = None) -> None:
+    """Write the frames as they are, in blocks of unlike size, part after part."""
+    with (
+        open_recording(source, frames, dataset) as recording,
+        recording.writer(target, np.dtype(dtype)) as writer,
+    ):
+        for part in recording.parts:
+            count = part.movie.info.shape[0]
+            for start in range(0, count, 3):
+                writer.append_to(part, part.movie.read(start, min(count, start + 3)).astype(dtype))
+
+
+# ---- MetaImage, NRRD, NIfTI
+
+
+def image_of(movie: np.ndarray) -> sitk.Image:
+    """With a spacing, an origin, a turned direction, and a comment of the lab's."""
+    image = sitk.GetImageFromArray(movie, isVector=False)
+    image.SetSpacing([0.002, 0.001, 0.1, 1.0][: image.GetDimension()])
+    image.SetOrigin([3.0, -4.0, 5.0, 0.0][: image.GetDimension()])
+    if image.GetDimension() == 3:
+        image.SetDirection([0, 1, 0, 1, 0, 0, 0, 0, -1])
+    return image
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "float32"])
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    "names", ["a.mha a.mha", "a.mhd a.mha", "a.nrrd a.nrrd", "a.nii a.nii", "a.nii.gz a.nii"]
+)
+def test_simpleitk_reads_the_same_image(tmp_path: Path, names: str, compressed: bool, dtype: str) -> None:
+    source, target = names.split()
+    movie = pixels(8, 7, 9, dtype="int16")
+    given = image_of(movie)
+    given.SetMetaData("note", "by the lab")
+    sitk.WriteImage(given, str(tmp_path / source), compressed)
+    plan = plan_movies(tmp_path / source, tmp_path / "out", same=True)
+    assert plan.jobs[0].output == tmp_path / "out" / target
+    (tmp_path / "out").mkdir()
+    copy(tmp_path / source, plan.jobs[0].output, dtype, (1, 6))
+    image = sitk.ReadImage(str(plan.jobs[0].output))
+    given = sitk.ReadImage(str(tmp_path / source))  # as the format keeps it
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), movie[1:6].astype(dtype))
+    assert sitk.GetArrayFromImage(image).dtype == dtype
+    assert image.GetSpacing() == given.GetSpacing()
+    assert image.GetOrigin() == given.GetOrigin()
+    assert image.GetDirection() == given.GetDirection()
+    if not target.endswith(".nii"):
+        assert image.GetMetaData("note") == "by the lab"
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.nrrd", "a.nii"])
+def test_axes_of_length_one_are_kept_by_these(tmp_path: Path, name: str) -> None:
+    movie = pixels(8, 1, 7, 9)
+    sitk.WriteImage(image_of(movie), str(tmp_path / name))
+    (tmp_path / "out").mkdir()
+    copy(tmp_path / name, tmp_path / "out" / name, "float32", (None, 5))
+    np.testing.assert_array_equal(
+        sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / name))), movie[:5]
+    )
+
+
+def test_a_big_endian_nifti_becomes_little_endian(tmp_path: Path) -> None:
+    movie = pixels(4, 5, 6, dtype="int16")
+    sitk.WriteImage(image_of(movie), str(tmp_path / "a.nii"))
+    content = (tmp_path / "a.nii").read_bytes()
+    big = struct.Struct(">" + same.NIFTI.format[1:])
+    head = big.pack(*same.NIFTI.unpack(content[: same.NIFTI.size]))
+    (tmp_path / "b.nii").write_bytes(head + bytes(4) + movie.astype(">i2").tobytes())
+    copy(tmp_path / "b.nii", tmp_path / "c.nii", "int16")
+    assert (tmp_path / "c.nii").read_bytes() == content
+
+
+def test_nifti_counts_no_further(tmp_path: Path) -> None:
+    sitk.WriteImage(image_of(np.zeros((4, 1, 2), np.uint8)), str(tmp_path / "a.nii.gz"))
+    with pytest.raises(MovieError, match=r"expected at most 32,767 frames.*found 40000; write TIFF"):
+        same.nifti_header(tmp_path / "a.nii.gz", 40_000, np.dtype("uint8"))
+    with gzip.open(tmp_path / "a.nii.gz") as file:
+        assert len(same.nifti_header(tmp_path / "a.nii.gz", 4, np.dtype("uint8"))) == same.NIFTI_START
+        assert file.read(4) == struct.pack("<i", 348)
+
+
+# ---- HDF5, NWB
+
+
+def test_pytables_reads_the_hdf5(tmp_path: Path) -> None:
+    movie = pixels(10, 7, 9)
+    save_by_tables(tmp_path / "a.h5", movie=movie, trace=np.zeros(5))
+    with tables.open_file(tmp_path / "a.h5", "a") as file:
+        file.set_node_attr("/lab", "mouse", "M12")
+        file.set_node_attr("/lab/movie", "element_size_um", np.array([1, 0.5, 0.25]))
+    copy(tmp_path / "a.h5", tmp_path / "b.h5", "float32", (2, 9))
+    with tables.open_file(tmp_path / "b.h5") as file:
+        node = file.get_node("/lab/movie")
+        assert node.dtype == np.float32
+        np.testing.assert_array_equal(node[:], movie[2:9])
+        assert file.get_node_attr("/lab", "mouse") == "M12"
+    with open_recording(tmp_path / "b.h5") as recording:
+        assert recording.info.pixel_size == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("timing", [{}, {"rate": None, "timestamps": np.arange(10) * 0.08 + 1}])
+def test_pynwb_finds_the_nwb_valid(tmp_path: Path, timing: dict[str, Any]) -> None:
+    pynwb = pytest.importorskip("pynwb")
+    movie = pixels(10, 7, 9)
+    save_nwb(tmp_path / "a.nwb", {"green": movie, "red": pixels(10, 5, 6)}, conversion=0.5, **timing)
+    copy(tmp_path / "a.nwb", tmp_path / "b.nwb", "float32", (2, 9), "green")
+    assert pynwb.validate(path=str(tmp_path / "b.nwb")) == []
+    with pynwb.NWBHDF5IO(tmp_path / "a.nwb", "r") as old, pynwb.NWBHDF5IO(tmp_path / "b.nwb", "r") as new:
+        given, found = old.read(), new.read()
+        series = found.acquisition["green"]
+        np.testing.assert_array_equal(series.data[:], movie[2:9])
+        assert (series.conversion, series.imaging_plane.name, list(found.acquisition)) == (
+            0.5,
+            "Plane",
+            ["green"],
+        )
+        assert found.session_start_time == given.session_start_time
+        assert found.object_id != given.object_id
+        if timing:
+            np.testing.assert_allclose(series.timestamps[:], np.arange(2, 9) * 0.08 + 1)
+        else:
+            assert (series.rate, series.starting_time) == (12.5, 0.16)
+
+
+def test_a_link_out_of_the_file_is_not_copied(tmp_path: Path) -> None:
+    save_nwb(tmp_path / "a.nwb", {"green": pixels(4, 5, 6)})
+    with h5py.File(tmp_path / "a.nwb", "a") as file:
+        file["acquisition/green/more"] = h5py.ExternalLink("/etc/hostname", "/x")
+        file["general/stolen"] = h5py.ExternalLink("/etc/hostname", "/x")
+    copy(tmp_path / "a.nwb", tmp_path / "b.nwb", "float32")
+    with h5py.File(tmp_path / "b.nwb") as file:
+        assert "more" not in list(file["acquisition/green"])
+        assert "stolen" not in list(file["general"])
+
+
+# ---- Zarr
+
+
+@pytest.mark.parametrize(("driver", "metadata"), [("zarr", ".zattrs"), ("zarr3", "zarr.json")])
+def test_tensorstore_reads_the_zarr(
+    tmp_path: Path, driver: str, metadata: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(same, "CHUNK_BYTES", 3 * 7 * 9 * 4)  # of 3 frames: the last chunk is not full
+    movie = pixels(10, 2, 3, 7, 9)
+    save_ome_zarr(tmp_path / "a.ome.zarr", movie, driver)
+    copy(tmp_path / "a.ome.zarr", tmp_path / "b.ome.zarr", "float32", (1, 9))
+    spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(tmp_path / "b.ome.zarr" / "0")}}
+    found = tensorstore.open(spec).result()
+    assert found.dtype.name == "float32"
+    np.testing.assert_array_equal(found.read().result(), movie[1:9])
+    with open_recording(tmp_path / "b.ome.zarr") as recording:
+        assert recording.info.pixel_size == (0.5, 0.25)
+        assert recording.info.frame_interval == pytest.approx(0.05)
+        assert recording.channels == ["GCaMP", "tdTomato"]
+    told = json.loads((tmp_path / "b.ome.zarr" / metadata).read_text())
+    image = told.get("attributes", {}).get("ome", told)
+    assert [axis["name"] for axis in image["multiscales"][0]["axes"]] == list("tczyx")
+
+
+def test_a_zarr_appears_complete_or_not_at_all(tmp_path: Path) -> None:
+    save_zarr(tmp_path / "a.zarr", pixels(10, 7, 9), "zarr3")
+    with (
+        open_recording(tmp_path / "a.zarr") as recording,
+        pytest.raises(MovieError, match="expected 10 frames to write, found 4"),
+        recording.writer(tmp_path / "b.zarr", np.dtype("float32")) as writer,
+    ):
+        writer.append_to(recording.parts[0], np.zeros((4, 7, 9), np.float32))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
+    copy(tmp_path / "a.zarr", tmp_path / "b.zarr", "float32", (None, 3))
+    copy(tmp_path / "a.zarr", tmp_path / "b.zarr", "float32")  # replaces it
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "b.zarr"]
+    with open_recording(tmp_path / "b.zarr") as recording:
+        assert recording.sizes == (10, 7, 9)
+
+
+def test_leftover_folders_go_unless_their_writer_lives(tmp_path: Path) -> None:
+    save_zarr(tmp_path / "a.zarr", pixels(10, 7, 9), "zarr")
+    dead = tmp_path / ".b.zarr.0123abcd.calcium-denoiser.part"
+    (dead / "0").mkdir(parents=True)
+    (dead / "0" / "c").touch()
+    with (
+        open_recording(tmp_path / "a.zarr") as recording,
+        ZarrWriter(tmp_path / "c.zarr", recording, np.dtype("float32")) as writer,
+    ):
+        assert remove_leftovers([tmp_path]) == [dead]
+        assert sum(bool(LEFTOVER.fullmatch(path.name)) for path in tmp_path.iterdir()) == 1
+        writer.append_to(recording.parts[0], np.zeros((10, 7, 9), np.float32))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "c.zarr"]

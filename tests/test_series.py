@@ -1,0 +1,184 @@
+"""A recording in several TIFF files as one movie: --series. The files are made by Pillow, or were by a microscope."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+from test_formats import OME, imagej, pixels, save_by_pillow
+
+from denoise import layout
+from denoise.formats import SERIES_OPEN, open_recording, open_series
+from denoise.layout import LayoutError, plan_movies
+from denoise.movies import MovieError
+
+
+def planned(folder: Path, *names: str) -> layout.Plan:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return plan_movies(folder, folder.parent / "out", series=True)
+
+
+def told(plan: layout.Plan, folder: Path) -> dict[str, list[str]]:
+    """Output -> input files, in order."""
+    return {
+        job.output.relative_to(folder.parent / "out").as_posix(): [
+            path.relative_to(folder).as_posix() for path in job.series or [job.source]
+        ]
+        for job in plan.jobs
+    }
+
+
+def test_numbered_files_are_one_movie_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    plan = planned(
+        tmp_path / "in", "d/Img_10.tif", "d/Img_9.tif", "Img_1.tif", "d/Img_8.tif", "d/a.mha", "x.tif"
+    )
+    assert told(plan, tmp_path / "in") == {
+        "d/Img.tif": ["d/Img_8.tif", "d/Img_9.tif", "d/Img_10.tif"],
+        "Img_1.tif": ["Img_1.tif"],
+        "d/a.tif": ["d/a.mha"],
+        "x.tif": ["x.tif"],
+    }
+    assert [job.name for job in plan.jobs if job.series] == ["d/Img_8.tif to Img_10.tif"]
+    assert plan.warnings == []
+
+
+def test_the_last_number_counts_and_names_do_not_collide(tmp_path: Path) -> None:
+    names = [
+        "0001.tif",
+        "0002.tif",
+        "m1_1.tif",
+        "m1_2.tif",
+        "m2_1.tif",
+        "m2_2.tif",
+        "m-1.tif",
+        "m-2.tif",
+        "m.tif",
+    ]
+    found = told(planned(tmp_path / "day 1", *names), tmp_path / "day 1")
+    assert found["day 1.tif"] == ["0001.tif", "0002.tif"], "named after its folder"
+    assert (found["m1.tif"], found["m2.tif"]) == (["m1_1.tif", "m1_2.tif"], ["m2_1.tif", "m2_2.tif"])
+    assert sorted(found.values()).count(["m.tif"]) == 1
+    assert ["m-1.tif", "m-2.tif"] in found.values()
+    assert len(found) == 5
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=2, max_size=30, unique=True))
+def test_order_of_any_numbers(numbers: list[int]) -> None:
+    names = sorted((f"x_{number}.tif" for number in numbers), key=layout._natural_key)
+    ((title, files),) = layout._in_series(names, "top")
+    assert title == "x.tif"
+    assert files == [f"x_{number}.tif" for number in sorted(numbers)]
+
+
+def test_gaps_are_told(tmp_path: Path) -> None:
+    plan = planned(tmp_path / "in", "x_1.tif", "x_2.tif", "x_4.tif", "x_9.tif")
+    assert len(plan.warnings) == 1
+    assert "expected files numbered 1 to 9, found none for 3, 5-8" in plan.warnings[0]
+    assert doctest.testmod(layout).failed == 0
+
+
+def test_a_number_twice_is_refused(tmp_path: Path) -> None:
+    plan = planned(tmp_path / "in", "x_1.tif", "x_01.tif", "x_2.tif", "y.tif")
+    assert list(told(plan, tmp_path / "in")) == ["y.tif"]
+    assert plan.unusable == {"x.tif": "expected each number once, found x_01.tif and x_1.tif; remove one"}
+
+
+def test_one_file_is_no_series(tmp_path: Path) -> None:
+    (tmp_path / "x_1.tif").touch()
+    with pytest.raises(LayoutError, match="expected a folder of files that belong together"):
+        plan_movies(tmp_path / "x_1.tif", tmp_path / "out", series=True)
+
+
+def test_output_over_a_later_file_of_the_series_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x_1.tif").touch()
+    (tmp_path / "x_2.tif").symlink_to(tmp_path / "out" / "x.tif")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x.tif").touch()
+    with pytest.raises(LayoutError, match="found an input movie"):
+        plan_movies(tmp_path, tmp_path / "out", series=True)
+
+
+def test_real_single_frames_are_the_beginning_of_the_real_movie(data: Path) -> None:
+    plan = plan_movies(data / "fmi_frames", Path("/nowhere"), series=True)
+    assert [path.name for path in plan.jobs[0].series] == [f"Img_{number}.tif" for number in range(1, 25)]
+    with (
+        open_series(plan.jobs[0].series) as series,
+        open_recording(data / "fmi_2p_first800.tif", (None, 24)) as movie,
+    ):
+        assert series.info.shape == movie.info.shape == (24, 256, 256)
+        np.testing.assert_array_equal(series.parts[0].movie.read(0, 24), movie.parts[0].movie.read(0, 24))
+
+
+def save_pieces(folder: Path, voxels: np.ndarray, cuts: list[int], **description: str) -> list[Path]:
+    """Files of (T, ..., Y, X) frames cut before these frames; description: of a file of so many frames."""
+    paths = []
+    for number, piece in enumerate(np.split(voxels, cuts)):
+        path = folder / f"x_{number}.tif"
+        save_by_pillow(path, piece.reshape(-1, *voxels.shape[-2:]), description.get(f"t{len(piece)}", ""))
+        paths.append(path)
+    return paths
+
+
+@pytest.mark.parametrize("frames", [(None, None), (4, 12), (-3, None)])
+def test_multi_page_files_with_frames_chosen(tmp_path: Path, frames: tuple[int | None, int | None]) -> None:
+    voxels = pixels(15)
+    paths = save_pieces(tmp_path, voxels, [5, 6, 14])  # files of 5, 1, 8 and 1 pages
+    wanted = voxels[slice(*frames)]
+    with open_series(paths, frames) as series:
+        movie = series.parts[0].movie
+        assert movie.info.shape == wanted.shape
+        for start, stop in ((0, len(wanted)), (1, len(wanted)), (0, 1)):
+            np.testing.assert_array_equal(movie.read(start, stop), wanted[start:stop])
+
+
+def test_channels_are_taken_apart_in_every_file(tmp_path: Path) -> None:
+    voxels = pixels(7, 2)
+    texts = {f"t{n}": imagej(2, 1, n) for n in (3, 1)}
+    paths = save_pieces(tmp_path, voxels, [3, 6], **texts)  # the last file has one frame of two channels
+    with open_series(paths) as series, series.writer(tmp_path / "out.tif", np.dtype("uint16")) as writer:
+        assert (series.axes, series.sizes) == ("TCYX", (7, 2, 7, 9))
+        for part in series.parts:
+            for start in range(7):
+                writer.append_to(part, part.movie.read(start, start + 1))
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), voxels)
+
+
+def test_ome_that_speaks_of_all_files_is_not_one_file_s_shape(tmp_path: Path) -> None:
+    voxels = pixels(3)
+    description = OME.format(
+        order="CZT", T=3, C=1, Z=1, channels=""
+    )  # as Bruker's software repeats it in each file
+    paths = save_pieces(tmp_path, voxels, [1, 2], t1=description)
+    with open_series(paths) as series:
+        assert series.info.shape == (3, 7, 9)
+        np.testing.assert_array_equal(series.parts[0].movie.read(0, 3), voxels)
+
+
+def test_the_odd_file_is_named_with_both_values(tmp_path: Path) -> None:
+    paths = save_pieces(tmp_path, pixels(4), [1, 2, 3])
+    save_by_pillow(paths[2], np.zeros((1, 7, 8), np.uint16), "")
+    message = (
+        r"x_2\.tif: expected frames of Y 7 x X 9, uint16, as in x_0\.tif, found frames of Y 7 x X 8, uint16"
+    )
+    with pytest.raises(MovieError, match=message):
+        open_series(paths)
+    save_by_pillow(paths[2], np.zeros((1, 7, 9), np.uint8), "")
+    with pytest.raises(MovieError, match=r"x_2\.tif: .*found frames of Y 7 x X 9, uint8"):
+        open_series(paths)
+
+
+def test_few_files_are_open_at_a_time_and_none_at_last(tmp_path: Path) -> None:
+    paths = save_pieces(tmp_path, pixels(40), list(range(1, 40)))
+    for path in paths:
+        tifffile.imwrite(path, pixels(40)[int(path.stem[2:])], compression="zlib", metadata=None)  # held open
+    with open_series(paths) as series:
+        np.testing.assert_array_equal(series.parts[0].movie.read(0, 40), pixels(40))
+        assert len(series.source.opened) == SERIES_OPEN  # type: ignore[attr-defined]
+    # the fixture no_file_left_open looks for the rest
