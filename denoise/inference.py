@@ -2,7 +2,7 @@
 
 One pass over the file finds the percentiles and the whole-movie context; a second one goes straight on:
 
-    read -> normalize -> whiten -> | network | -> slabs -> restore -> denormalize -> write
+    read -> normalize -> whiten -> | network | -> slabs -> read out -> restore -> denormalize -> write
 
 The bars are borders between threads (`denoise.ahead`), so that reading, computing and writing overlap. Memory does not
 grow with the length of the movie.
@@ -10,11 +10,9 @@ grow with the length of the movie.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +25,8 @@ from denoise.context import Context, ContextSums, dropped_rows
 from denoise.limits import free_memory
 from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
+from denoise.readout import Readout
+from denoise.tiling import Span, tile_axis
 from model import UNet3D
 
 BLOCK_VOXELS = 1 << 23  # read at once
@@ -34,7 +34,9 @@ PIECE_VOXELS = 1 << 20  # of elementwise work at once: stays in the processor's 
 SHORTEST_BLOCK = 16  # frames: in fewer a dropped row cannot be told from a dark one
 SLAB_VOXELS = 1 << 27  # of one slab of frames; float32, twice
 SLAB_SHARE = 4  # the part of the free memory that a slab may take: one in so many
+SLAB_BYTES = 16  # of a voxel in it: residual, prediction, what is kept, and their blocks
 LONGEST_SLAB = 512  # frames
+SHARED_FRAMES = 32  # that neighbouring slabs share: their patterns fade into each other
 ABSURD = 1e15  # times the movie's own scale: damage, no intensity; its square would not fit into float32
 FAR = 1e3  # times the movie's own scale, from which a voxel is looked at
 SATURATED = 1e-3  # share of voxels from which it is told
@@ -111,7 +113,7 @@ def denoise_movie(
     model, adaptation = adapted(movie, model, survey, settings.adapt_minutes, progress)
     frames = movie.info.shape[0]
     with torch.inference_mode():
-        bounds = slab_bounds(movie.info.shape, free_memory(device_of(model)))
+        spans = slab_spans(movie.info.shape, free_memory(device_of(model)))
         network = Network(model, survey.context, settings.ensemble)
         progress("denoising", 0, frames)
         pairs: Generator[Pair, None, None] = ahead(
@@ -119,9 +121,11 @@ def denoise_movie(
         )
         with closing(pairs):
             passing = telling(pairs, lambda done: progress("denoising", done, frames))
-            for _residual, prediction in slabs(passing, bounds):
-                for part in pieces(prediction):
-                    restored = survey.context.restore(part.cpu() + network.static)
+            readout = Readout(survey.context, network.static)
+            read = (readout.frames(residual, said) for residual, said in slabs(passing, spans))
+            for whole in blended(read, spans):
+                for part in pieces(whole):
+                    restored = survey.context.restore(part.cpu())
                     write(survey.normalization.denormalize(restored.numpy(), result_type(movie.info.dtype)))
     told = asdict(adaptation) | {"kept": adaptation.kept} if adaptation else None
     return replace(result_of(survey, network), adaptation=told, model=model)
@@ -263,32 +267,51 @@ def telling(items: Iterable[Pair], tell: Callable[[int], None]) -> Iterator[Pair
         yield item
 
 
-def slabs(parts: Iterable[Pair], bounds: Sequence[int]) -> Iterator[Pair]:
-    """Residual and prediction (n, Y, X) put together in slabs between frame numbers: [0, 512, ...]."""
-    lengths = pairwise(bounds)
-    residual = prediction = torch.zeros(0)
-    filled = 0
-    for part in parts:
-        taken = 0
-        while taken < len(part[0]):
-            if filled == len(residual):
-                first, stop = next(lengths)
-                residual, prediction = (x.new_empty(stop - first, *x.shape[1:]) for x in part)
-                filled = 0
-            count = min(len(residual) - filled, len(part[0]) - taken)
-            for slab, frames in zip((residual, prediction), part):
-                slab[filled : filled + count] = frames[taken : taken + count]
-            filled, taken = filled + count, taken + count
-            if filled == len(residual):
-                yield residual, prediction
+def slabs(parts: Iterable[Pair], spans: Sequence[Span]) -> Iterator[Pair]:
+    """Residual and prediction (n, Y, X) put together in slabs, the spans of a movie; what they share is in both."""
+    source = iter(parts)
+    rest = next(source)
+    shared = [x[:0] for x in rest]
+    for number, span in enumerate(spans):
+        size, filled = span.stop - span.start, len(shared[0])
+        slab = [x.new_empty(size, *x.shape[1:]) for x in rest]
+        for frames, known in zip(slab, shared):
+            frames[:filled] = known
+        while filled < size:
+            if not len(rest[0]):
+                rest = next(source)
+            count = min(size - filled, len(rest[0]))
+            for frames, new in zip(slab, rest):
+                frames[filled : filled + count] = new[:count]
+            rest = (rest[0][count:], rest[1][count:])
+            filled += count
+        shared = [x[own_frames(spans, number) :].clone() for x in slab]
+        yield slab[0], slab[1]
 
 
-def slab_bounds(shape: tuple[int, int, int], free: float) -> list[int]:
-    """Frame numbers between slabs of about equal length, for a movie (T, Y, X) and so many bytes of memory."""
+def blended(slabs: Iterable[Tensor], spans: Sequence[Span]) -> Iterator[Tensor]:
+    """The frames of slabs (n, Y, X) one after the other, blended where neighbours share them."""
+    tail = torch.zeros(0)
+    for number, (span, slab) in enumerate(zip(spans, slabs)):
+        frames = slab.mul_(torch.from_numpy(span.weights)[:, None, None].to(slab.device))
+        if number:
+            frames[: len(tail)] += tail
+        own = own_frames(spans, number)
+        tail = frames[own:].clone()
+        yield frames[:own]
+
+
+def own_frames(spans: Sequence[Span], number: int) -> int:
+    """Frames of a span before the next one starts."""
+    return (spans[number + 1].start if number + 1 < len(spans) else spans[number].stop) - spans[number].start
+
+
+def slab_spans(shape: tuple[int, int, int], free: float) -> list[Span]:
+    """Slabs of about equal length for a movie (T, Y, X) and so many bytes of memory; neighbours share some frames."""
     frames, height, width = shape
-    longest = int(min(SLAB_VOXELS, free / SLAB_SHARE / 8) / (height * width))
-    count = math.ceil(frames / max(1, min(LONGEST_SLAB, longest)))
-    return [frames * number // count for number in range(count + 1)]
+    longest = int(min(SLAB_VOXELS, free / SLAB_SHARE / SLAB_BYTES) / (height * width))
+    longest = max(2, min(LONGEST_SLAB, longest))
+    return tile_axis(frames, longest, min(SHARED_FRAMES, longest // 4), 1)
 
 
 def device_of(model: UNet3D) -> torch.device:

@@ -249,9 +249,9 @@ def white_variance(recording: Tensor) -> float:
     axes = [axis for axis in (1, 2) if steps.shape[axis] > 2 * CELL]
     if not axes or not len(steps):
         return 1.0
-    cells = [max(1, size // CELL) for size in steps.shape[1:]]
+    height, width = (max(1, size // CELL) for size in steps.shape[1:])
     rough = [
-        F.adaptive_avg_pool2d(steps.diff(n=2, dim=axis).square().mean(0)[None] / 12, tuple(cells))
+        F.adaptive_avg_pool2d(steps.diff(n=2, dim=axis).square().mean(0)[None] / 12, (height, width))
         for axis in axes
     ]
     return min(1.0, float(torch.stack(rough).amax(0).quantile(QUIET)) / SURE)

@@ -30,7 +30,7 @@ SCENES = {
 }
 
 
-def scores(clean: np.ndarray, target: float, model: UNet3D) -> tuple[float, float]:
+def scores(clean: np.ndarray, target: int, model: UNet3D) -> tuple[float, float]:
     """stSNR in dB of a recording of about `target` dB, and of its denoised movie."""
     factor = 10 ** ((LEVEL_1 - target) / 10)
     gain, read_variance = (factor * value for value in LEVELS[1])
