@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from denoise import inference, network
 from denoise.blindspot import context_of
 from denoise.context import Context
-from denoise.readout import Readout
 from denoise.inference import Result, Settings, denoise_movie
 from denoise.network import VIEWS, Chunks, Geometry, Network, View, fitting
 from denoise.precision import precision
+from denoise.readout import Readout
 from model import MovieNet, Past, UNet3D, UNetConfig, load_model
 from simulation import LEVELS, challenge_scene, noisy
 
