@@ -10,6 +10,7 @@ grow with the length of the movie.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -27,6 +28,7 @@ from denoise.context import Context, ContextSums, dropped_rows
 from denoise.limits import free_memory
 from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
+from denoise.ranks import ALONE, Team
 from model import UNet3D
 
 BLOCK_VOXELS = 1 << 23  # read at once
@@ -35,6 +37,7 @@ SHORTEST_BLOCK = 16  # frames: in fewer a dropped row cannot be told from a dark
 SLAB_VOXELS = 1 << 27  # of one slab of frames; float32, twice
 SLAB_SHARE = 4  # the part of the free memory that a slab may take: one in so many
 LONGEST_SLAB = 512  # frames
+SECTION = 256  # frames that are surveyed together, a multiple of LONGEST_BLOCK
 ABSURD = 1e15  # times the movie's own scale: damage, no intensity; its square would not fit into float32
 FAR = 1e3  # times the movie's own scale, from which a voxel is looked at
 SATURATED = 1e-3  # share of voxels from which it is told
@@ -101,24 +104,28 @@ def denoise_movie(
     settings: Settings,
     write: Callable[[np.ndarray], None],
     progress: Progress,
+    team: Team = ALONE,
+    place: Callable[[int], None] = lambda first: None,
 ) -> Result:
     """Denoise a movie (T, Y, X): `write` gets frames (n, Y, X) of result_type in the input's units, in order.
 
-    `progress(stage, done, frames)` is told how far the stages "reading" and "denoising" are.
+    `progress(stage, done, frames)` is told how far the stages "reading" and "denoising" are. In a team a rank gets its
+    own share of the frames only; `place` is told the number of the first of them.
     """
     with torch.inference_mode():
-        survey = survey_movie(movie, settings.percentiles, progress)
-    model, adaptation = adapted(movie, model, survey, settings.adapt_minutes, progress)
+        survey = survey_movie(movie, settings.percentiles, progress, team)
+    model, adaptation = adapted(movie, model, survey, settings.adapt_minutes, progress, team)
     frames = movie.info.shape[0]
     with torch.inference_mode():
-        bounds = slab_bounds(movie.info.shape, free_memory(device_of(model)))
+        bounds = own_bounds(movie.info.shape, free_memory(device_of(model)), team)
         network = Network(model, survey.context, settings.ensemble)
-        progress("denoising", 0, frames)
+        progress("denoising", bounds[0], frames)
+        place(bounds[0])
         pairs: Generator[Pair, None, None] = ahead(
-            network.predict(lambda *where: residuals(movie, survey, *where), 0, frames)
+            network.predict(lambda *where: residuals(movie, survey, *where), bounds[0], bounds[-1])
         )
         with closing(pairs):
-            passing = telling(pairs, lambda done: progress("denoising", done, frames))
+            passing = telling(pairs, lambda done: progress("denoising", bounds[0] + done, frames))
             for _residual, prediction in slabs(passing, bounds):
                 for part in pieces(prediction):
                     restored = survey.context.restore(part.cpu() + network.static)
@@ -137,55 +144,123 @@ def result_type(dtype: np.dtype) -> np.dtype:
 
 
 def adapted(
-    movie: Readable, model: UNet3D, survey: Survey, minutes: float, progress: Progress
+    movie: Readable, model: UNet3D, survey: Survey, minutes: float, progress: Progress, team: Team
 ) -> tuple[UNet3D, Adaptation | None]:
-    """The network for this movie: after so many minutes of learning from an excerpt of it, if that made it better."""
+    """The network for this movie: after so many minutes of learning from an excerpt of it, if that made it better.
+
+    In a team rank 0 learns.
+    """
     if not minutes:
         return model, None
+    if team.rank:
+        learned: tuple[dict[str, Tensor], Adaptation | None] = team.of(0, None)
+        weights, adaptation = learned
+        model = copy.deepcopy(model)
+        model.load_state_dict(weights)
+        return model, adaptation
     frames, height, width = movie.info.shape
     length = min(frames, LONGEST_SLAB, max(64, SLAB_VOXELS // (2 * height * width)))
     start = (frames - length) // 2
     excerpt, _ = without_missing(survey.normalization.normalize(movie.read(start, start + length)))
-    return adapt(
+    model, adaptation = adapt(
         excerpt, model, 60 * minutes, lambda share: progress("adapting", round(share * frames), frames)
     )
+    team.of(0, (model.state_dict(), adaptation))
+    return model, adaptation
 
 
-def survey_movie(movie: Readable, percentiles: tuple[float, float], progress: Progress) -> Survey:
-    """First pass: percentiles, context, and what is missing. Every frame is read once."""
+def survey_movie(
+    movie: Readable, percentiles: tuple[float, float], progress: Progress, team: Team = ALONE
+) -> Survey:
+    """First pass: percentiles, context, and what is missing. Every frame is read once, by one rank of the team.
+
+    Sums are taken section by section and added in order, so that they do not depend on the number of ranks.
+    """
     frames, height, width = movie.info.shape
-    found = Percentiles(movie.info.dtype, frames * height * width)
-    sums: ContextSums | None = None
-    provisional = PercentileNormalization(0.0, 1.0)
-    not_finite = dropped = 0
-    done = 0
-    with closing(ahead(blocks(movie))) as read:
-        for block in read:
-            found.update(block)
-            if sums is None:  # exact percentiles are known at the end only: the first block's centre the sums
-                first = Percentiles(block.dtype, block.size)
-                first.update(block)
-                provisional = first.result(percentiles)
-            values, lost = without_missing(provisional.normalize(block))
-            not_finite += int(values.isnan().sum()) - lost * block.shape[2]
-            dropped += lost
-            sums = sums or ContextSums(torch.nan_to_num(values.nanmean(0)))
-            for piece in pieces(values):
-                sums.update(piece)
-            done += len(block)
-            progress("reading", done, frames)
-    if sums is None:
-        raise ValueError("a movie must have at least one frame")
-    normalization = found.result(percentiles)
-    context = sums.context().rescaled(
-        provisional.scale / normalization.scale, (provisional.low - normalization.low) / normalization.scale
-    )
-    return Survey(normalization, context, not_finite, dropped, found.saturated())
+    count = math.ceil(frames / SECTION)
+    surveyor = Surveyor(movie, percentiles)
+    own = team.share(count)
+    surveyor.found.skip(own.start * SECTION * height * width)
+    sums = ContextSums(surveyor.reference)
+    sections = {}
+    for index in own:
+        sections[index] = surveyor.section(index, lambda done: progress("reading", done, frames))
+        if team.size == 1:
+            sums.add(sections.pop(index))
+    for index in range(count if team.size > 1 else 0):
+        sums.add(team.of(team.owner(index, count), sections.pop(index, None)))
+    progress("reading", frames, frames)
+    return surveyor.survey(sums, team)
 
 
-def blocks(movie: Readable, start: int = 0) -> Generator[np.ndarray, None, None]:
-    """The frames of a movie in order from frame `start` on, some (n, Y, X) at a time: a power of two."""
+class Surveyor:
+    """Goes through a movie in sections. The first block's percentiles and mean centre the sums of all of them."""
+
+    def __init__(self, movie: Readable, percentiles: tuple[float, float]) -> None:
+        self.movie, self.percentiles = movie, percentiles
+        self.found = Percentiles(movie.info.dtype, math.prod(movie.info.shape))
+        self.not_finite = self.dropped = 0
+        if not movie.info.shape[0]:
+            raise ValueError("a movie must have at least one frame")
+        self.first = next(blocks(movie))
+        found = Percentiles(self.first.dtype, self.first.size)
+        found.update(self.first)
+        self.provisional = found.result(percentiles)
+        values, _ = without_missing(self.provisional.normalize(self.first))
+        self.reference = torch.nan_to_num(values.nanmean(0))
+        self.last: Tensor | None = None  # of the section before, as ContextSums keeps it
+
+    def section(self, index: int, tell: Callable[[int], None]) -> ContextSums:
+        """Sums over the frames of one section; called in order."""
+        sums = ContextSums(self.reference)
+        done = index * SECTION
+        sums.last = self.last_before(done) if self.last is None else self.last
+        with closing(ahead(self.blocks(done))) as read:
+            for block in read:
+                self.found.update(block)
+                values, lost = without_missing(self.provisional.normalize(block))
+                self.not_finite += int(values.isnan().sum()) - lost * block.shape[2]
+                self.dropped += lost
+                for piece in pieces(values):
+                    sums.update(piece)
+                done += len(block)
+                tell(done)
+        self.last = sums.last
+        return sums
+
+    def blocks(self, start: int) -> Generator[np.ndarray, None, None]:
+        """The frames of the section that starts there."""
+        if not start:
+            yield self.first
+        yield from blocks(self.movie, start or len(self.first), start + SECTION)
+
+    def last_before(self, frame: int) -> Tensor | None:
+        """The frame before, as ContextSums keeps it (1, Y, X); none before the first."""
+        if not frame:
+            return None
+        with closing(blocks(self.movie, frame - LONGEST_BLOCK, frame)) as read:
+            values, _ = without_missing(self.provisional.normalize(list(read)[-1]))
+        last = values[-1:]
+        return torch.where(torch.isfinite(last), last - self.reference, torch.nan)
+
+    def survey(self, sums: ContextSums, team: Team) -> Survey:
+        """What all ranks found."""
+        others = [found for rank, found in enumerate(team.all(self.found)) if rank != team.rank]
+        for found in others:
+            self.found.add(found)
+        n = self.found.result(self.percentiles)
+        context = sums.context().rescaled(
+            self.provisional.scale / n.scale, (self.provisional.low - n.low) / n.scale
+        )
+        missing = team.all((self.not_finite, self.dropped))
+        not_finite, dropped = (sum(numbers) for numbers in zip(*missing))
+        return Survey(n, context, not_finite, dropped, self.found.saturated())
+
+
+def blocks(movie: Readable, start: int = 0, stop: int | None = None) -> Generator[np.ndarray, None, None]:
+    """Frames [start, stop) of a movie in order, to its end at most, some (n, Y, X) at a time: a power of two."""
     frames, height, width = movie.info.shape
+    frames = frames if stop is None else min(stop, frames)
     step = LONGEST_BLOCK
     while step > SHORTEST_BLOCK and step * height * width > BLOCK_VOXELS:
         step //= 2
@@ -281,6 +356,13 @@ def slabs(parts: Iterable[Pair], bounds: Sequence[int]) -> Iterator[Pair]:
             filled, taken = filled + count, taken + count
             if filled == len(residual):
                 yield residual, prediction
+
+
+def own_bounds(shape: tuple[int, int, int], free: float, team: Team) -> list[int]:
+    """The bounds of the slabs that are a rank's share of a movie (T, Y, X); rank 0 decides how long slabs are."""
+    bounds = team.of(0, slab_bounds(shape, free))
+    own = team.share(len(bounds) - 1)
+    return bounds[own.start : own.stop + 1]
 
 
 def slab_bounds(shape: tuple[int, int, int], free: float) -> list[int]:
