@@ -35,7 +35,7 @@ CHECKS = 16  # patches in which held-out voxels are predicted
 FEWEST = 16  # frames: there is nothing to learn from fewer
 PASSES = 32  # over the excerpt at most: what a small movie can teach is learned soon
 LOOKS = 8  # at the held-out error on the way
-PATIENCE = 2  # looks without a new best, after which it stops
+PATIENCE = 4  # looks without a new best, after which it stops: half of them, since most is gained while the rate falls
 UNSTEADY = 1.25  # steps may turn out slower than the one on the clock by this
 
 

@@ -15,6 +15,7 @@ import csv
 import hashlib
 import json
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -216,7 +217,8 @@ def measure(
             take(measure_case(case, [m for m in methods if m.name in starts], starts))
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as pool:
+    alone = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    with patch.dict(os.environ, alone), ProcessPoolExecutor(processes, spawn) as pool:
         running: set[Future[list[Row]]] = set()
         for case, starts in tasks:
             running.add(pool.submit(measure_apart, case, weights, starts))

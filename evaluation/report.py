@@ -260,7 +260,9 @@ def panel_methods(methods: Sequence[Method], rows: Sequence[Row]) -> list[Method
             )
         )
 
-    best = sorted((method for method in methods if not method.weights), key=average)[-PANEL_METHODS:]
+    best = sorted((method for method in methods if not (method.weights or method.groups)), key=average)[
+        -PANEL_METHODS:
+    ]
     return [method for method in methods if method in best or (method.weights and not method.groups)]
 
 

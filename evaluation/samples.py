@@ -18,7 +18,7 @@ Recordings: `fmi_2p_first800.tif`, two-photon GCaMP at 10 Hz, (c) Friedrich Mies
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +42,7 @@ RECORDINGS = Path(__file__).resolve().parents[2] / "shared" / "data"  # not part
 SCENES = 8
 LENGTHS = (100, 1500)  # frames, beside the 500 of the other scenes
 SCENES_OF_A_LENGTH = 2
-FEW = 3  # challenge scenes that slow methods get
+FEW, FEW_LEVEL = 2, 2  # challenge scenes, and level of the other kinds, that slow methods get
 SPANS = 20  # of frames, for the standard error of a held-out error
 FRAMES, SIZE = 500, 128
 BRIGHTNESS = 204.0  # mean of the challenge's movies
@@ -86,7 +86,8 @@ def cases(quick: bool) -> Iterator[Case]:
     if quick:
         return
     for kind in DIFFERENT_KINDS:
-        yield from _levels("different", kind, partial(different, kind), "few")
+        for case in _levels("different", kind, partial(different, kind)):
+            yield replace(case, size="few" if case.level == FEW_LEVEL else "")
     for frames in LENGTHS:
         for number in range(SCENES_OF_A_LENGTH):
             yield from _levels(

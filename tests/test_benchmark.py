@@ -133,7 +133,7 @@ class TestBenchmark:
         todo = list(samples.cases(quick=False))
         adapted = Method("adapted", raw, groups=benchmark.SLOW_GROUPS)
         chosen = [case for case in todo if benchmark.is_for(adapted, case)]
-        assert len(chosen) == 3 * 3 + 4 * 3 + 1
+        assert len(chosen) == 2 * 3 + 4 + 1
         assert all(benchmark.is_for(BASELINES[0], case) for case in todo)
 
     def test_tuning_starts_from_what_was_best_for_a_movie_alike(self, rows_file: Path) -> None:
