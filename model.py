@@ -10,15 +10,20 @@ so that the network scales with the noise (Mohan et al., ICLR 2020); pixel shuff
     movie minus mean, in units of the noise --> 3-D U-Net --> what moves (B, 1, T, Y, X)
 
 The context costs one 2-D pass for the whole movie, whatever its length; the movie is computed at half resolution or
-below, where convolutions are efficient. Both sides import this file; it imports neither.
+below, where convolutions are efficient. It may come in chunks of frames: every layer keeps the few frames that it
+still needs (`Past`), so that nothing is computed twice, and the answer is that to the whole movie, however long.
+Both sides import this file; it imports neither.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from operator import mul
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,10 +49,16 @@ class UNetConfig:
     @property
     def grid(self) -> tuple[int, int, int]:
         """(T, Y, X) period of the pooling grid: tiles start on its multiples."""
-        time = 1
-        for stride in self.time_strides:
-            time *= stride
         space = 2 ** len(self.channels)
+        return math.prod(self.time_strides), space, space
+
+    @property
+    def reach(self) -> tuple[int, int, int]:
+        """(T, Y, X) voxels to each side that an answer can depend on, counted from its cell of the pooling grid."""
+        convolutions = [5, *[4] * (len(self.channels) - 2), 2 * self.bottom_blocks]  # of 3 x 3 x 3, by level
+        times = list(accumulate(self.time_strides, mul))
+        time = sum(n * t for n, t in zip(convolutions, times)) + self.grid[0] - 1
+        space = sum(n * 2 ** (level + 1) for level, n in enumerate(convolutions)) + self.grid[1] - 1
         return time, space, space
 
 
@@ -91,6 +102,63 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.relu(self.first(F.relu(x))))
+
+    def stream(self, x: Tensor, past: Past, ended: bool) -> Tensor:
+        """What `forward` gives, for the next frames x (1, C, n, Y, X) of a movie. Raises Waiting."""
+        past.put(self, x)
+        moved = conv_stream(self.first, F.relu(x), past, ended)
+        moved = conv_stream(self.second, F.relu(moved, inplace=True), past, ended)
+        return moved.add_(past.take(self, moved.shape[2]))
+
+
+class Waiting(Exception):
+    """No frame of the answer is known yet: more of the movie must come first."""
+
+
+class Past:
+    """What the chunks of a movie leave to the next one: by layer, the frames (1, C, n, Y, X) that it still needs.
+
+    Tensors that are kept are never changed, so that a copy of the dictionary is a state to come back to.
+    """
+
+    def __init__(self) -> None:
+        self.frames: dict[nn.Module, tuple[Tensor, ...]] = {}
+
+    def put(self, layer: nn.Module, x: Tensor) -> None:
+        """Keep frames for a layer, after those that it has."""
+        self.frames[layer] = (*self.frames.get(layer, ()), x)
+
+    def take(self, layer: nn.Module, count: int) -> Tensor:
+        """The first `count` frames of those kept for a layer, which now go."""
+        taken, kept = [], []
+        for x in self.frames[layer]:
+            part = min(count, x.shape[2])
+            taken.append(x[:, :, :part])
+            kept.append(x[:, :, part:])
+            count -= part
+        self.frames[layer] = tuple(x for x in kept if x.shape[2])
+        return torch.cat([x for x in taken if x.shape[2]], 2)
+
+    def steps(self, layer: nn.Module, x: Tensor, size: int) -> Tensor:
+        """Of the frames kept for a layer and the next ones all whole steps of `size` frames. Raises Waiting."""
+        self.put(layer, x)
+        whole = sum(part.shape[2] for part in self.frames[layer]) // size * size
+        if not whole:
+            raise Waiting
+        return self.take(layer, whole)
+
+
+def conv_stream(conv: nn.Conv3d, x: Tensor, past: Past, ended: bool) -> Tensor:
+    """The frames of a convolution's answer whose neighbours are known, x being its next frames. Raises Waiting.
+
+    Before the first frame and after the last one comes a frame of zeros, as the convolution itself pads.
+    """
+    border = torch.zeros_like(x[:, :, :1])
+    known = torch.cat([*past.frames.get(conv, (border,)), x, *([border] if ended else [])], 2)
+    past.frames[conv] = (known[:, :, -2:].clone(),)
+    if known.shape[2] < 3:
+        raise Waiting
+    return F.conv3d(known, conv.weight, padding=(0, *conv.padding[1:]))
 
 
 class ContextNet(nn.Module):
@@ -156,6 +224,37 @@ class MovieNet(nn.Module):
             x = block(x)
         for up, block, skip in zip(reversed(self.up), reversed(self.decoder), reversed(skips)):
             x = block(skip + up(F.relu(x)))
+        return depth_to_space(self.head(F.relu(x)), self.stride)
+
+    def stream(self, residual: Tensor, features: Sequence[Tensor], past: Past, ended: bool) -> Tensor:
+        """What `forward` gives, for the next frames (1, 1, n, Y, X) of a movie; n a multiple of the first stride.
+
+        The answer lags behind; to a chunk after which the movie has ended comes all the rest. Raises Waiting.
+        """
+        x = space_to_depth(residual, self.stride).contiguous(memory_format=torch.channels_last_3d)
+        x = conv_stream(self.stem, x, past, ended).add_(features[0].unsqueeze(2))
+        steps: Any = zip(self.encoder, self.down, self.up, features[1:])
+        for block, down, up, feature in steps:
+            x = block.stream(x, past, ended)
+            past.put(up, x)  # where it is needed again
+            x = down(past.steps(down, F.relu(x), down.stride[0])).add_(feature.unsqueeze(2))
+        blocks: Any = self.bottom
+        for block in blocks:
+            x = block.stream(x, past, ended)
+        answers, parts = [], x.split(1, 2)  # little by little: at the end a hundred frames come at once
+        for number, part in enumerate(parts, 1):
+            with suppress(Waiting):
+                answers.append(self._answer(part, past, ended and number == len(parts)))
+        if not answers:
+            raise Waiting
+        return torch.cat(answers, 2)
+
+    def _answer(self, x: Tensor, past: Past, ended: bool) -> Tensor:
+        """From the coarsest level up to the frames (1, 1, n, Y, X). Raises Waiting."""
+        steps: Any = zip(reversed(self.up), reversed(self.decoder))
+        for up, block in steps:
+            x = up(F.relu(x))
+            x = block.stream(x.add_(past.take(up, x.shape[2])), past, ended)
         return depth_to_space(self.head(F.relu(x)), self.stride)
 
 

@@ -117,7 +117,7 @@ class Run:
     def speed(self) -> float:
         """Voxels a second that this machine denoises, by a trial."""
         from denoise.estimate import trial_speed
-        from denoise.inference import SYMMETRIES
+        from denoise.network import SYMMETRIES
 
         return trial_speed(self.model) / (SYMMETRIES if ensemble(self) else 1)
 
@@ -372,59 +372,24 @@ def limit_threads() -> None:
     """No more threads than processors that this process may use: torch counts those of the whole machine."""
     import torch
 
+    from denoise.limits import cpu_quota
+
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cpu_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
-    torch.set_num_threads(max(1, math.ceil(min(torch.get_num_threads(), allowed, quota))))
-
-
-def cpu_quota(membership: Path, mount: Path) -> float:
-    """Processors that the control groups of this process, and those above them, grant; infinite if no limit.
-
-    Source: the kernel's cgroup-v2 (cpu.max: "quota period") and cgroup-v1 (cpu.cfs_quota_us) documents.
-    """
-    quotas = [math.inf]
-    for folder in control_groups("cpu", membership, mount):
-        old = [read_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
-        quota, period = read_text(folder / "cpu.max").split() or old
-        if quota.isdigit() and period.isdigit():  # not "max", -1, or no such file
-            quotas.append(int(quota) / int(period))
-    return min(quotas)
-
-
-def control_groups(controller: str, membership: Path, mount: Path) -> Iterator[Path]:
-    """Folders of the control groups of this process and those above them."""
-    for line in read_text(membership).splitlines():
-        _, controllers, group = line.split(":", 2)  # version 2: "0::/group"; 1: "4:cpu,cpuacct:/group"
-        if controllers and controller not in controllers.split(","):
-            continue
-        top = mount / controller if controllers else mount
-        leaf = top / group.lstrip("/")
-        yield from (leaf, *(parent for parent in leaf.parents if parent.is_relative_to(top)))
+    torch.set_num_threads(max(1, math.ceil(min(torch.get_num_threads(), allowed, cpu_quota()))))
 
 
 def limit_memory() -> None:
     """Ask for no more memory than there is: an error costs one movie, where the kernel would end the whole run."""
     import resource
 
+    from denoise.limits import memory_there
+
     if sys.platform != "linux":
         return
-    there = memory_there(Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    there = memory_there()
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limits = [limit for limit in (soft, hard, there) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(limits, default=soft), hard))
-
-
-def memory_there(meminfo: Path, membership: Path, mount: Path) -> int:
-    """Bytes of memory and swap space of this machine, or less if its control groups grant less; -1 if unknown.
-
-    Source: the kernel's cgroup-v2 (memory.max) and cgroup-v1 (memory.limit_in_bytes) documents.
-    """
-    sizes = re.findall(r"^(?:MemTotal|SwapTotal):\s*(\d+) kB$", read_text(meminfo), re.MULTILINE)
-    limits = [1024 * sum(map(int, sizes))] if sizes else []
-    for folder in control_groups("memory", membership, mount):
-        limit = (read_text(folder / "memory.max") or read_text(folder / "memory.limit_in_bytes")).strip()
-        limits += [int(limit)] if limit.isdigit() else []
-    return min(limits, default=-1)
 
 
 # ---- the movies
@@ -514,8 +479,8 @@ def ensemble(run: Run) -> bool:
 
 def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:
     """The story of one movie: open it, denoise it frame by frame into a new file, and note what was done."""
-    from denoise.inference import SYMMETRIES
     from denoise.movies import MovieError
+    from denoise.network import SYMMETRIES
     from denoise.records import files_at, fingerprints
 
     start = time.monotonic()
@@ -820,8 +785,10 @@ def unexpected(error: Exception) -> str:
 
 def tell_plan(run: Run) -> int:
     """List the movies of --dry-run with time, memory and disk; exit status 1 if one of them cannot be denoised."""
-    from denoise.estimate import report_seconds, slab_bytes
+    from denoise.estimate import report_seconds, working_bytes
+    from denoise.network import SYMMETRIES
 
+    views = SYMMETRIES if ensemble(run) else 1
     base = peak_memory(run.device)["peak_memory"]
     problems, total, disk = 0, 0.0, 0
     for job in run.plan.jobs:
@@ -837,7 +804,7 @@ def tell_plan(run: Run) -> int:
         )
         size = parts * math.prod(shape) * itemsize
         total, disk = total + seconds, disk + size
-        memory = base + slab_bytes(shape, report=run.options.report)
+        memory = base + working_bytes(shape, views, report=run.options.report)
         cost = duration(seconds) + (f" (of it at most {duration(adapting)} to adapt)" if adapting else "")
         room = f"{in_bytes(memory)} of memory, {in_bytes(size)} on the disk"
         say(f"{job.name}: {told} -> {output_name(job, run)}; {cost}, {room}")
@@ -1056,6 +1023,8 @@ def hardware_name(device: torch.device) -> str:
     """The GPU's or the processor's name."""
     import torch
 
+    from denoise.limits import read_text
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = re.search(r"^model name\s*:\s*(.+)$", read_text(Path("/proc/cpuinfo")), re.MULTILINE)
@@ -1073,14 +1042,6 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     return peak | (
         {"peak_gpu_memory": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
     )
-
-
-def read_text(path: Path) -> str:
-    """The file's text; empty if there is no such file, as on other systems than Linux."""
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
 
 
 if __name__ == "__main__":

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from denoise.diagnostics import STATISTICS_VOXELS, TRACE_VOXELS
-from denoise.inference import LONGEST_SLAB, SLAB_VOXELS, Settings, denoise_movie
+from denoise.inference import Settings, denoise_movie, slab_bounds
 from denoise.movies import Movie, MovieInfo
+from denoise.network import CHUNK_VOXELS, STATE_BYTES, VOXEL_BYTES
 from model import UNet3D
 
 TRIAL = (64, 128, 128)  # frames, height, width of what is denoised to learn the speed
-SLAB_COPIES = 5  # float32 arrays of a slab's size at the same time, measured
 REPORT_BYTES = 200 << 20  # at most
 REPORT_SECONDS = (
     3.0,
@@ -34,10 +35,12 @@ def trial_speed(model: UNet3D) -> float:
     return math.prod(TRIAL) / min(seconds)
 
 
-def slab_bytes(shape: tuple[int, int, int], report: bool) -> int:
+def working_bytes(shape: tuple[int, int, int], views: int, report: bool) -> int:
     """Memory in bytes for a movie (T, Y, X), beside the program's own; bounded, however long the movie."""
-    voxels = min(math.prod(shape), SLAB_VOXELS, LONGEST_SLAB * shape[1] * shape[2])
-    return SLAB_COPIES * 4 * voxels + (REPORT_BYTES if report else 0)
+    pixels = shape[1] * shape[2]
+    slab = max(stop - first for first, stop in pairwise(slab_bounds(shape, math.inf)))
+    computed = max(CHUNK_VOXELS["cpu"], 16 * pixels) * VOXEL_BYTES + views * STATE_BYTES * pixels
+    return 8 * slab * pixels + computed + (REPORT_BYTES if report else 0)
 
 
 def report_seconds(shape: tuple[int, int, int]) -> float:

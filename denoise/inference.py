@@ -1,14 +1,20 @@
 """A movie in, its denoised frames out, in order: the way of one movie from lazy reading to the writer.
 
-One pass over the file finds the percentiles and the whole-movie context; a second one goes through the movie in
-slabs of frames: normalize -> whiten -> tiles -> network -> blend -> restore -> denormalize -> write. Memory does not
+One pass over the file finds the percentiles and the whole-movie context; a second one goes straight on:
+
+    read -> normalize -> whiten -> | network | -> slabs -> restore -> denormalize -> write
+
+The bars are borders between threads (`denoise.ahead`), so that reading, computing and writing overlap. Memory does not
 grow with the length of the movie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -16,21 +22,23 @@ import torch
 from torch import Tensor
 
 from denoise.adaptation import Adaptation, adapt
-from denoise.context import IMAGES, Context, ContextSums, dropped_rows
+from denoise.ahead import ahead
+from denoise.context import Context, ContextSums, dropped_rows
+from denoise.limits import free_memory
+from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
-from denoise.precision import precision
-from denoise.tiling import Span, tile_axis, tile_grid
-from model import UNet3D, pad_to_grid
+from model import UNet3D
 
-BLOCK_VOXELS = 1 << 23  # read at once in the first pass
-SLAB_VOXELS = 1 << 26  # of one slab of frames; float32, twice
-TILE_VOXELS = {"cpu": 1 << 23, "cuda": 1 << 26}  # given to the network at once: about 80 bytes each
+BLOCK_VOXELS = 1 << 23  # read at once
+PIECE_VOXELS = 1 << 20  # of elementwise work at once: stays in the processor's cache
+SHORTEST_BLOCK = 16  # frames: in fewer a dropped row cannot be told from a dark one
+SLAB_VOXELS = 1 << 27  # of one slab of frames; float32, twice
+SLAB_SHARE = 4  # the part of the free memory that a slab may take: one in so many
 LONGEST_SLAB = 512  # frames
 ABSURD = 1e15  # times the movie's own scale: damage, no intensity; its square would not fit into float32
 FAR = 1e3  # times the movie's own scale, from which a voxel is looked at
 SATURATED = 1e-3  # share of voxels from which it is told
 RARE = 1e-4  # of the voxels at most are errors
-OVERLAP = (64, 16, 16)  # (T, Y, X) voxels that neighbouring tiles share: costs under 0.005 dB
 
 
 class HasShape(Protocol):
@@ -101,29 +109,22 @@ def denoise_movie(
     with torch.inference_mode():
         survey = survey_movie(movie, settings.percentiles, progress)
     model, adaptation = adapted(movie, model, survey, settings.adapt_minutes, progress)
+    frames = movie.info.shape[0]
     with torch.inference_mode():
+        bounds = slab_bounds(movie.info.shape, free_memory(device_of(model)))
         network = Network(model, survey.context, settings.ensemble)
-        slabs = time_slabs(movie.info.shape, model.config.grid[0])
-        progress("denoising", 0, movie.info.shape[0])
-        tiles = 0
-        tail = torch.zeros(0, *movie.info.shape[1:])
-        for index, (slab, residual) in enumerate(residual_slabs(movie, survey, slabs)):
-            axes = spatial_tiles(residual.shape, model)
-            blended = torch.zeros(residual.shape)
-            blended[: len(tail)] = tail
-            grid = list(tile_grid(axes))
-            for number, (where, weights) in enumerate(grid):
-                share = torch.from_numpy(slab.weights[:, None, None] * weights)
-                for done, answer in network.predict(residual, where):
-                    blended[(slice(None), *where)] += answer * share
-                    progress("denoising", frames_done(slab, (number + done) / len(grid)), movie.info.shape[0])
-            tiles += len(grid)
-            final = slabs[index + 1].start - slab.start if index + 1 < len(slabs) else len(blended)
-            tail = blended[final:].clone()
-            frames = survey.context.restore(blended[:final] + network.static)
-            write(survey.normalization.denormalize(frames.numpy(), result_type(movie.info.dtype)))
+        progress("denoising", 0, frames)
+        pairs: Generator[Pair, None, None] = ahead(
+            network.predict(lambda *where: residuals(movie, survey, *where), 0, frames)
+        )
+        with closing(pairs):
+            passing = telling(pairs, lambda done: progress("denoising", done, frames))
+            for _residual, prediction in slabs(passing, bounds):
+                for part in pieces(prediction):
+                    restored = survey.context.restore(part.cpu() + network.static)
+                    write(survey.normalization.denormalize(restored.numpy(), result_type(movie.info.dtype)))
     told = asdict(adaptation) | {"kept": adaptation.kept} if adaptation else None
-    return replace(result_of(survey, tiles), adaptation=told, model=model)
+    return replace(result_of(survey, network), adaptation=told, model=model)
 
 
 def result_type(dtype: np.dtype) -> np.dtype:
@@ -142,147 +143,12 @@ def adapted(
     if not minutes:
         return model, None
     frames, height, width = movie.info.shape
-    length = min(frames, LONGEST_SLAB, max(64, SLAB_VOXELS // (height * width)))
+    length = min(frames, LONGEST_SLAB, max(64, SLAB_VOXELS // (2 * height * width)))
     start = (frames - length) // 2
     excerpt, _ = without_missing(survey.normalization.normalize(movie.read(start, start + length)))
     return adapt(
         excerpt, model, 60 * minutes, lambda share: progress("adapting", round(share * frames), frames)
     )
-
-
-@dataclass(frozen=True)
-class View:
-    """One of the eight mirrored and turned views of a plane: flips first, then the exchange of Y and X."""
-
-    flips: tuple[bool, bool] = (False, False)
-    exchange: bool = False
-
-    def of(self, x: Tensor) -> Tensor:
-        """(..., Y, X) -> the view of it."""
-        x = x.flip([axis for axis, flip in zip((-2, -1), self.flips) if flip])
-        return x.mT if self.exchange else x
-
-    def undo(self, x: Tensor) -> Tensor:
-        """The inverse of `of`."""
-        x = x.mT if self.exchange else x
-        return x.flip([axis for axis, flip in zip((-2, -1), self.flips) if flip])
-
-    def of_images(self, images: Tensor) -> Tensor:
-        """The context images (B, K, Y, X) that the view of a movie would have.
-
-        A covariance image holds each pixel's with its next neighbour: mirrored, that is the one before; turned, the
-        one along the other axis.
-        """
-        images = images.clone()
-        x, y = IMAGES.index("covariance along x"), IMAGES.index("covariance along y")
-        if self.flips[0]:
-            images[:, y, 1:] = images[:, y, :-1].clone()
-        if self.flips[1]:
-            images[:, x, :, 1:] = images[:, x, :, :-1].clone()
-        if self.exchange:
-            images[:, [x, y]] = images[:, [y, x]]
-        return self.of(images)
-
-    def region(self, where: Sequence[slice], canvas: Sequence[int]) -> tuple[slice, ...]:
-        """Where the region (Y, X slices) of a canvas (Y, X) lies in the view of that canvas."""
-        turned = [
-            slice(size - s.stop, size - s.start) if flip else s
-            for s, flip, size in zip(where, self.flips, canvas)
-        ]
-        return tuple(reversed(turned)) if self.exchange else tuple(turned)
-
-
-VIEWS = [View((y, x), exchange) for y in (False, True) for x in (False, True) for exchange in (False, True)]
-SYMMETRIES = 2 * len(VIEWS)  # each forwards and backwards in time
-
-
-class Network:
-    """The network with one movie's context in place.
-
-    With `ensemble` it answers with its mean over the sixteen symmetries of a movie (eight of the plane, forwards and
-    backwards in time); each undoes its own mirroring, so the errors average out and the signal stays.
-    """
-
-    def __init__(self, model: UNet3D, context: Context, ensemble: bool) -> None:
-        self.model = model
-        self.device = next(model.parameters()).device
-        self.precision = precision(self.device)
-        self.views = VIEWS if ensemble else VIEWS[:1]
-        self.backwards = (False, True) if ensemble else (False,)
-        images, standard_error = (x[None].to(self.device) for x in (context.images, context.standard_error))
-        images = pad_to_grid(images, model.config.grid[1:], "replicate")
-        self.canvas = images.shape[-2:]
-        encoded = [model.encode(view.of_images(images)) for view in self.views]
-        self.features = [features for features, _ in encoded]
-        height, width = context.mean.shape
-        static = torch.stack([view.undo(x) for view, (_, x) in zip(self.views, encoded)]).mean(0)
-        static = static[..., :height, :width] * standard_error
-        self.static = static[0].cpu()  # (1, Y, X), in units of the noise
-
-    def predict(self, residual: Tensor, where: tuple[slice, ...]) -> Iterator[tuple[float, Tensor]]:
-        """What moves in one tile: the slab's residual (n, Y, X) and the tile's (Y, X) slices.
-
-        Yields, view by view, the share that is done and this view's part of the answer (n, y, x), on the CPU; the
-        parts add up to the prediction.
-        """
-        cut = residual[(slice(None), *where)]
-        frames, height, width = cut.shape
-        tile = pad_to_grid(cut.to(self.device)[None, None], self.model.config.grid, "constant")
-        padded = [slice(s.start, s.start + size) for s, size in zip(where, tile.shape[-2:])]
-        share = 1 / len(self.views)
-        for number, (view, features) in enumerate(zip(self.views, self.features), 1):
-            at = view.region(padded, self.canvas)
-            local = [coarse(level, at, 2 ** (i + 1)) for i, level in enumerate(features)]
-            turned = view.of(tile)
-            both = [turn_time(self.decode(turn_time(turned, back), local), back) for back in self.backwards]
-            answer = view.undo(torch.stack(both).mean(0))[0, 0, :frames, :height, :width]
-            yield number * share, answer.cpu() * share
-
-    def decode(self, tile: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """One pass of the 3-D network in the precision of the device.
-
-        In float16 all is scaled down, and the answer up: the network has no biases, so that changes nothing but keeps
-        bright voxels (thousands of noise units) from overflowing. Where one does all the same, float32 has to do.
-        """
-        scale = 1 / 32 if self.precision == torch.float16 else 1.0
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            answer = self.model.decode(tile * scale, [level * scale for level in features]) / scale
-        if self.precision == torch.float16 and not answer.isfinite().all():
-            return self.model.decode(tile, features)
-        return answer
-
-
-def turn_time(x: Tensor, backwards: bool) -> Tensor:
-    """(..., T, Y, X), last frame first if backwards."""
-    return x.flip(-3) if backwards else x
-
-
-def coarse(level: Tensor, where: Sequence[slice], stride: int) -> Tensor:
-    """The region of a feature map (1, C, Y / stride, X / stride) under (Y, X) slices that lie on the grid."""
-    y, x = (slice(s.start // stride, s.stop // stride) for s in where)
-    return level[..., y, x]
-
-
-def time_slabs(shape: tuple[int, int, int], grid: int) -> list[Span]:
-    """Slabs of frames: long ones waste little on the overlap, and have to fit into memory."""
-    frames = SLAB_VOXELS // (shape[1] * shape[2]) // grid * grid
-    overlap = -(-OVERLAP[0] // grid) * grid
-    return tile_axis(shape[0], max(2 * overlap, min(LONGEST_SLAB, frames)), overlap, grid)
-
-
-def spatial_tiles(shape: Sequence[int], model: UNet3D) -> list[list[Span]]:
-    """Spans along Y and X for a slab (n, Y, X)."""
-    device = next(model.parameters()).device.type
-    time_grid, *grid = model.config.grid
-    frames = -(-shape[0] // time_grid) * time_grid
-    side = int((TILE_VOXELS[device] / frames) ** 0.5)
-    overlaps = [-(-o // g) * g for o, g in zip(OVERLAP[1:], grid)]
-    return [tile_axis(n, max(2 * o, side // g * g), o, g) for n, o, g in zip(shape[1:], overlaps, grid)]
-
-
-def frames_done(slab: Span, share: float) -> int:
-    """Frames that count as done when a share of a slab's tiles is."""
-    return round(slab.start + share * (slab.stop - slab.start))
 
 
 def survey_movie(movie: Readable, percentiles: tuple[float, float], progress: Progress) -> Survey:
@@ -292,18 +158,22 @@ def survey_movie(movie: Readable, percentiles: tuple[float, float], progress: Pr
     sums: ContextSums | None = None
     provisional = PercentileNormalization(0.0, 1.0)
     not_finite = dropped = 0
-    for start, block in blocks(movie):
-        found.update(block)
-        if sums is None:  # exact percentiles are known at the end only: the first block's centre the sums
-            first = Percentiles(block.dtype, block.size)
-            first.update(block)
-            provisional = first.result(percentiles)
-        values, lost = without_missing(provisional.normalize(block))
-        not_finite += int(values.isnan().sum()) - lost * block.shape[2]
-        dropped += lost
-        sums = sums or ContextSums(torch.nan_to_num(values.nanmean(0)))
-        sums.update(values)
-        progress("reading", start + len(block), frames)
+    done = 0
+    with closing(ahead(blocks(movie))) as read:
+        for block in read:
+            found.update(block)
+            if sums is None:  # exact percentiles are known at the end only: the first block's centre the sums
+                first = Percentiles(block.dtype, block.size)
+                first.update(block)
+                provisional = first.result(percentiles)
+            values, lost = without_missing(provisional.normalize(block))
+            not_finite += int(values.isnan().sum()) - lost * block.shape[2]
+            dropped += lost
+            sums = sums or ContextSums(torch.nan_to_num(values.nanmean(0)))
+            for piece in pieces(values):
+                sums.update(piece)
+            done += len(block)
+            progress("reading", done, frames)
     if sums is None:
         raise ValueError("a movie must have at least one frame")
     normalization = found.result(percentiles)
@@ -313,12 +183,19 @@ def survey_movie(movie: Readable, percentiles: tuple[float, float], progress: Pr
     return Survey(normalization, context, not_finite, dropped, found.saturated())
 
 
-def blocks(movie: Readable) -> Iterator[tuple[int, np.ndarray]]:
-    """The frames of a movie in order, a few at a time: (start, frames (n, Y, X))."""
+def blocks(movie: Readable, start: int = 0) -> Generator[np.ndarray, None, None]:
+    """The frames of a movie in order from frame `start` on, some (n, Y, X) at a time: a power of two."""
     frames, height, width = movie.info.shape
-    step = max(1, min(64, BLOCK_VOXELS // (height * width)))
-    for start in range(0, frames, step):
-        yield start, movie.read(start, min(frames, start + step))
+    step = LONGEST_BLOCK
+    while step > SHORTEST_BLOCK and step * height * width > BLOCK_VOXELS:
+        step //= 2
+    for first in range(start, frames, step):
+        yield movie.read(first, min(frames, first + step))
+
+
+def pieces(frames: Tensor) -> tuple[Tensor, ...]:
+    """Frames (T, Y, X) in parts (n, Y, X) that stay in the processor's cache."""
+    return frames.split(max(1, PIECE_VOXELS // (frames.shape[1] * frames.shape[2])))
 
 
 def without_missing(frames: np.ndarray) -> tuple[Tensor, int]:
@@ -326,7 +203,8 @@ def without_missing(frames: np.ndarray) -> tuple[Tensor, int]:
     values = torch.from_numpy(frames)
     rows = dropped_rows(values)
     values[rows] = torch.nan
-    values[~(values.abs() < ABSURD)] = torch.nan
+    for piece in pieces(values):
+        piece.masked_fill_(~(piece.abs() < ABSURD), torch.nan)
     for place in lone_voxels(values):
         values[place] = torch.nan
     return values, int(rows.sum())
@@ -352,31 +230,79 @@ def is_lone(values: Tensor, place: Sequence[int]) -> bool:
     return int((around > 0.01 * values[tuple(place)].abs()).sum()) == 1
 
 
-def residual_slabs(movie: Readable, survey: Survey, slabs: list[Span]) -> Iterator[tuple[Span, Tensor]]:
-    """Slab by slab the residual (n, Y, X) in units of the noise; frames shared by two slabs are read once."""
-    source = blocks(movie)
-    held = torch.zeros(0, *movie.info.shape[1:])
-    first = 0  # frame number of held[0]
-    for slab in slabs:
-        parts = [held[slab.start - first :]]
-        have = first + len(held)
-        while have < slab.stop:
-            _, block = next(source)
-            values, _ = without_missing(survey.normalization.normalize(block))
-            parts.append(survey.context.whiten(values))
-            have += len(block)
-        held, first = torch.cat(parts), slab.start
-        yield slab, held[: slab.stop - slab.start]
+def residuals(movie: Readable, survey: Survey, start: int, size: int) -> Generator[Tensor, None, None]:
+    """The residual from a frame on, in units of the noise, `size` frames (n, Y, X) at a time; read ahead.
+
+    Start and size are powers of two, or multiples of LONGEST_BLOCK.
+    """
+    held: list[Tensor] = []
+    with closing(ahead(whitened(movie, survey, start))) as parts:
+        for part in parts:
+            for chunk in part.split(size):
+                held.append(chunk)
+                if sum(map(len, held)) >= size:
+                    yield torch.cat(held)
+                    held = []
+    if held:
+        yield torch.cat(held)
 
 
-def result_of(survey: Survey, tiles: int) -> Result:
+def whitened(movie: Readable, survey: Survey, start: int) -> Generator[Tensor, None, None]:
+    """The residual of a movie's blocks of frames, (n, Y, X)."""
+    for block in blocks(movie, start):
+        values, _ = without_missing(survey.normalization.normalize(block))
+        yield torch.cat([survey.context.whiten(piece) for piece in pieces(values)])
+
+
+def telling(items: Iterable[Pair], tell: Callable[[int], None]) -> Iterator[Pair]:
+    """The same items; tells how many frames have passed."""
+    done = 0
+    for item in items:
+        done += len(item[0])
+        tell(done)
+        yield item
+
+
+def slabs(parts: Iterable[Pair], bounds: Sequence[int]) -> Iterator[Pair]:
+    """Residual and prediction (n, Y, X) put together in slabs between frame numbers: [0, 512, ...]."""
+    lengths = pairwise(bounds)
+    residual = prediction = torch.zeros(0)
+    filled = 0
+    for part in parts:
+        taken = 0
+        while taken < len(part[0]):
+            if filled == len(residual):
+                first, stop = next(lengths)
+                residual, prediction = (x.new_empty(stop - first, *x.shape[1:]) for x in part)
+                filled = 0
+            count = min(len(residual) - filled, len(part[0]) - taken)
+            for slab, frames in zip((residual, prediction), part):
+                slab[filled : filled + count] = frames[taken : taken + count]
+            filled, taken = filled + count, taken + count
+            if filled == len(residual):
+                yield residual, prediction
+
+
+def slab_bounds(shape: tuple[int, int, int], free: float) -> list[int]:
+    """Frame numbers between slabs of about equal length, for a movie (T, Y, X) and so many bytes of memory."""
+    frames, height, width = shape
+    longest = int(min(SLAB_VOXELS, free / SLAB_SHARE / 8) / (height * width))
+    count = math.ceil(frames / max(1, min(LONGEST_SLAB, longest)))
+    return [frames * number // count for number in range(count + 1)]
+
+
+def device_of(model: UNet3D) -> torch.device:
+    return next(model.parameters()).device
+
+
+def result_of(survey: Survey, network: Network) -> Result:
     """Figures in the input's units, and a warning for everything that was missing."""
     n = survey.normalization
     gain, read_variance = (
         float(survey.context.gain) * n.scale,
         float(survey.context.read_variance) * n.scale**2,
     )
-    warnings = []
+    warnings = list(network.notes)
     if n.coincide:
         warnings.append(f"the percentiles coincide, at {n.low:.5g}: most voxels have this one value")
     if survey.saturated > SATURATED:
@@ -392,4 +318,4 @@ def result_of(survey: Survey, tiles: int) -> Result:
             "registration left); they were filled"
         )
     noise = {"gain": gain, "read_variance": read_variance - gain * n.low}
-    return Result((n.low, n.low + n.scale), tiles, noise, warnings)
+    return Result((n.low, n.low + n.scale), network.tiles, noise, warnings)

@@ -19,6 +19,7 @@ import shutil
 import stat
 import struct
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -103,11 +104,12 @@ class Source(Protocol):
 
 
 class Movie:
-    """An open movie, read by frame ranges. A context manager; one thread at a time."""
+    """An open movie, read by frame ranges. A context manager; threads that read take turns."""
 
     def __init__(self, info: MovieInfo, source: Source) -> None:
         self.info = info
         self._source: Source | None = source
+        self._turn = threading.Lock()
 
     def read(self, start: int, stop: int, step: int = 1) -> np.ndarray:
         """Decode frames start, start + step, ... before stop only: (n, Y, X), info.dtype, C-contiguous.
@@ -121,7 +123,7 @@ class Movie:
             raise ValueError(f"{self.info.path}: the movie is closed; read inside its with block")
         if start == stop:
             return np.empty((0, *size), self.info.dtype)
-        with errors_of(self.info.path, f"frames {start} to {stop} cannot be read"):
+        with self._turn, errors_of(self.info.path, f"frames {start} to {stop} cannot be read"):
             block = self._source.frames(start, stop, step).reshape(len(range(start, stop, step)), *size)
             return np.ascontiguousarray(block, self.info.dtype)  # (n, Y, X)
 

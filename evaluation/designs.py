@@ -16,7 +16,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from denoise import inference
+from denoise import network
 from denoise.context import Context, ContextSums
 from denoise.inference import Settings, denoise_movie
 from denoise.learning import Sampler, next_batch, usable_patches
@@ -29,13 +29,12 @@ from training.train import Plan, Pool, Trainer, stream
 
 SMALL = UNetConfig(channels=(32, 64, 128), time_strides=(2, 2, 4))
 PLAN = Plan(seed=1, batch=32, rate=1e-3, pool=48, refresh=1, network=SMALL)
-OVERLAPS = {  # (voxels of a tile, frames of a slab, overlap)
-    "one pass": (1 << 26, 512, (64, 16, 16)),
-    "16 pixels in space": (1 << 22, 512, (64, 16, 16)),
-    "32 pixels in space": (1 << 22, 512, (64, 32, 32)),
-    "32 frames in time": (1 << 26, 128, (32, 16, 16)),
-    "64 frames in time": (1 << 26, 160, (64, 16, 16)),
-}
+OVERLAPS = {
+    "one tile": (256, 16),
+    "8 pixels": (136, 8),
+    "16 pixels": (136, 16),
+    "32 pixels": (144, 32),
+}  # tile, overlap
 
 
 def mean_only(context: Context) -> Context:
@@ -115,11 +114,12 @@ def compare_designs(seconds: float, scenes: int, device: torch.device) -> None:
 
 
 def compare_overlaps(model: UNet3D, scenes: int) -> None:
-    for name, (tile, frames, overlap) in OVERLAPS.items():
+    """Frames of 256 x 256 cut into tiles."""
+    planned = network.fitting
+    for name, (tile, overlap) in OVERLAPS.items():
         with (
-            patch.object(inference, "TILE_VOXELS", dict.fromkeys(inference.TILE_VOXELS, tile)),
-            patch.object(inference, "LONGEST_SLAB", frames),
-            patch.object(inference, "OVERLAP", overlap),
+            patch.object(network, "fitting", lambda *args, tile=tile: replace(planned(*args), tile=tile)),
+            patch.object(network, "OVERLAP", overlap),
         ):
             tell(name, scores(model, Settings(), scenes, frames=256, size=256))
 

@@ -1,5 +1,7 @@
 """One movie's way through the network: tiles, slabs, offsets, missing voxels, odd sizes."""
 
+import threading
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,14 +12,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denoise import inference
+from denoise import inference, network
 from denoise.blindspot import context_of
-from denoise.inference import VIEWS, Network, Result, Settings, denoise_movie
+from denoise.inference import Result, Settings, denoise_movie
+from denoise.network import VIEWS, Chunks, Geometry, Network, View, fitting
 from denoise.precision import precision
-from model import UNet3D, UNetConfig, load_model
+from model import MovieNet, Past, UNet3D, UNetConfig, load_model
 from simulation import LEVELS, challenge_scene, noisy
 
 WEIGHTS = Path(__file__).parents[1] / "best_model_n2v.pth"
+CPU = torch.device("cpu")
 TINY = UNetConfig(channels=(4, 6, 8), context_channels=(4, 6, 8), bottom_blocks=1)
 
 
@@ -61,6 +65,17 @@ def run(
     return np.concatenate(written), result
 
 
+def chunks_of(residual: torch.Tensor) -> Chunks:
+    def chunks(start: int, size: int) -> Generator[torch.Tensor, None, None]:
+        yield from residual[start:].split(size)
+
+    return chunks
+
+
+def predicted(net: Network, residual: torch.Tensor) -> torch.Tensor:
+    return torch.cat([prediction for _, prediction in net.predict(chunks_of(residual), 0, len(residual))])
+
+
 def example(shape: tuple[int, int, int], dtype: str = "uint16", seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     clean = (
@@ -71,16 +86,15 @@ def example(shape: tuple[int, int, int], dtype: str = "uint16", seed: int = 0) -
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(inference.TILE_VOXELS, "cpu", 64 * 32 * 32)
-    monkeypatch.setattr(inference, "LONGEST_SLAB", 64)
-    monkeypatch.setattr(inference, "OVERLAP", (32, 16, 16))
+    monkeypatch.setattr(network, "fitting", lambda *_: Geometry(16, 32, torch.float32))
+    monkeypatch.setattr(inference, "LONGEST_SLAB", 50)
 
 
 @pytest.mark.usefixtures("small_tiles")
 def test_a_network_that_changes_nothing_returns_the_mean_and_tiles_leave_no_trace() -> None:
     frames = example((150, 70, 45))
     out, result = run(frames, model_of(0.0))
-    assert result.tiles > 4
+    assert result.tiles == 8
     expected = frames.astype(np.float64).mean(0)
     np.testing.assert_allclose(out, np.broadcast_to(expected, out.shape), rtol=1e-5)
 
@@ -91,23 +105,31 @@ def test_identity_network_returns_the_movie(t: int, y: int, x: int, ensemble: bo
     """With a network that gives back its input, cutting, turning and blending must cancel at any size."""
     frames = example((t, y, x))
     model = model_of(0.0)
-    model.decode = lambda residual, features: residual.float()  # type: ignore[method-assign]
-    out, _ = run(frames, model, Settings(ensemble=ensemble))
+    monkeypatch = pytest.MonkeyPatch()
+    with monkeypatch.context() as patch:
+        patch.setattr(MovieNet, "stream", lambda self, residual, *_: residual)
+        out, _ = run(frames, model, Settings(ensemble=ensemble))
     np.testing.assert_allclose(out, frames, rtol=1e-4, atol=2e-2)
 
 
+def in_float32(monkeypatch: pytest.MonkeyPatch, chunk: int = 64, tile: int = 1 << 20) -> None:
+    monkeypatch.setattr(network, "fitting", lambda *_: Geometry(chunk, tile, torch.float32))
+
+
 @pytest.mark.parametrize("ensemble", [False, True])
-def test_tiled_equals_untiled(monkeypatch: pytest.MonkeyPatch, ensemble: bool) -> None:
-    """With an overlap of twice the network's reach the tiles agree with one pass over the whole movie."""
-    monkeypatch.setattr(inference, "precision", lambda device: torch.float32)
-    frames = example((40, 264, 24))
+def test_tiles_as_far_apart_as_the_network_reaches_equal_one_tile(
+    monkeypatch: pytest.MonkeyPatch, ensemble: bool
+) -> None:
+    frames = example((40, 640, 24))
     model = model_of()
+    in_float32(monkeypatch)
     whole, one = run(frames, model, Settings(ensemble=ensemble))
-    monkeypatch.setattr(inference, "OVERLAP", (32, 120, 16))
-    monkeypatch.setitem(inference.TILE_VOXELS, "cpu", 48 * 240 * 240)
+    in_float32(monkeypatch, tile=424)
+    overlap = -(-4 * TINY.reach[1] // 8) * 8  # its outer quarters are dropped
+    monkeypatch.setattr(network, "OVERLAP", overlap)
     tiled, several = run(frames, model, Settings(ensemble=ensemble))
     assert (one.tiles, several.tiles) == (1, 2)
-    np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-3 * whole.std())
+    np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-5 * whole.std())
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 40, 33), (2, 17, 9), (3, 1, 50), (5, 50, 1), (37, 5, 7)])
@@ -131,7 +153,7 @@ def test_constant_movie_comes_back_constant(dtype: str) -> None:
 def test_offset_and_gain_are_undone_exactly(
     monkeypatch: pytest.MonkeyPatch, scale: float, shift: float
 ) -> None:
-    monkeypatch.setattr(inference, "precision", lambda device: torch.float32)
+    in_float32(monkeypatch)
     frames = example((30, 24, 26)).astype(np.float64)
     plain, _ = run(frames)
     moved, _ = run(frames * scale + shift)
@@ -199,6 +221,131 @@ def test_adaptation_is_told_and_read_from_the_movie() -> None:
     assert result.adaptation["kept"] == (after < before)
 
 
+@pytest.mark.parametrize(("failures", "chunk", "tiles"), [(1, 32, 1), (2, 16, 1), (3, 16, 4)])
+def test_a_gpu_that_is_too_small_gets_smaller_parts_and_the_same_result_comes_out(
+    monkeypatch: pytest.MonkeyPatch, failures: int, chunk: int, tiles: int
+) -> None:
+    in_float32(monkeypatch, tile=128)
+    frames = example((256, 128, 128))
+    whole, _ = run(frames)
+    sizes: list[tuple[int, ...]] = []
+    stream = MovieNet.stream
+
+    def too_much(
+        self: MovieNet, residual: torch.Tensor, features: list[torch.Tensor], past: Past, ended: bool
+    ) -> torch.Tensor:
+        """As a GPU that has no room for what it got, so many times, at frame 128 and later."""
+        sizes.append(tuple(residual.shape[2:]))
+        answer = stream(self, residual, features, past, ended)
+        if len(sizes) > 2 and len(sizes) <= 2 + failures:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return answer
+
+    monkeypatch.setattr(MovieNet, "stream", too_much)
+    out, result = run(frames)
+    assert sizes[-1][0] == chunk
+    assert result.tiles == tiles
+    assert len(result.warnings) == failures
+    assert all("CUDA out of memory: went on" in text for text in result.warnings)
+    np.testing.assert_allclose(out, whole, rtol=0, atol=(1e-4 if tiles == 1 else 0.02) * whole.std())
+
+
+def test_no_other_error_is_taken_for_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(MovieNet, "stream", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run(example((40, 16, 16)))
+
+
+@pytest.mark.parametrize(("brightest", "type_"), [(20_000.0, torch.float16), (1e9, torch.float32)])
+def test_float16_holds_thousands_of_noise_units_and_what_it_cannot_hold_is_computed_in_float32(
+    monkeypatch: pytest.MonkeyPatch, brightest: float, type_: torch.dtype
+) -> None:
+    residual = torch.randn(160, 16, 16)
+    residual[150, 5, 6] = brightest
+    outputs = []
+    for dtype in (torch.float32, torch.float16):
+        monkeypatch.setattr(network, "fitting", lambda *_, dtype=dtype: Geometry(16, 1 << 20, dtype))
+        net = Network(model_of(), context_of(torch.randn(32, 16, 16)), ensemble=False)
+        with torch.inference_mode():
+            outputs.append(predicted(net, residual))
+    assert net.geometry.dtype == type_
+    assert net.notes == ["intensities too large for float16: went on in float32"] * (type_ == torch.float32)
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0.05, atol=0.001 * brightest)
+
+
+@pytest.mark.parametrize("where", ["read", "write", "progress"])
+def test_an_error_in_any_thread_ends_all_and_is_told(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    class Broken(BaseException):
+        """Like a stop signal, no Exception."""
+
+    def fail(*_: object) -> None:
+        raise Broken(where)
+
+    movie = Memory(example((300, 16, 16)))
+    stages: list[int] = []
+
+    def progress(stage: str, done: int, frames: int) -> None:
+        stages.append(done)
+        if stage == "denoising" and where == "progress" and done:
+            fail()
+        if stage == "denoising" and where == "read" and not done:
+            monkeypatch.setattr(movie, "read", fail)
+
+    write = fail if where == "write" else lambda frames: None
+    before = threading.active_count()
+    with pytest.raises(Broken, match=where):
+        denoise_movie(movie, model_of(), Settings(), write, progress)
+    assert threading.active_count() == before
+
+
+def test_part_of_a_movie_is_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that starts within the movie, as after an error or on another machine: the same bits."""
+    in_float32(monkeypatch, chunk=32)
+    frames = torch.from_numpy(example((520, 24, 16)).astype(np.float32))
+    context = context_of(frames)
+    residual = context.whiten(frames)
+    net = Network(model_of(), context, ensemble=False)
+    with torch.inference_mode():
+        whole = predicted(net, residual)
+        parts = list(net.predict(chunks_of(residual), 250, 431))
+    assert torch.equal(torch.cat([prediction for _, prediction in parts]), whole[250:431])
+    assert torch.equal(torch.cat([asked for asked, _ in parts]), residual[250:431])
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("shape", "free", "chunk", "tile"),
+    [
+        ((500, 128, 128), 16 * GIB, 64, 128),
+        ((500, 256, 256), 16 * GIB, 16, 256),
+        ((500, 512, 512), 3 * GIB, 16, 512),
+        ((500, 490, 490), 3 * GIB, 16, 496),
+        ((500, 512, 796), 3 * GIB, 16, 800),
+        ((1, 10, 3000), 3 * GIB, 16, 3000),
+        ((500, 2048, 2048), 64 * GIB, 16, 2048),
+        ((500, 2048, 2048), 7 * GIB, 16, 1040),
+    ],
+)
+def test_what_is_computed_at_once_fits_the_memory(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], free: int, chunk: int, tile: int
+) -> None:
+    monkeypatch.setattr(network, "free_memory", lambda device: free)
+    monkeypatch.setattr(network, "precision", lambda device: torch.bfloat16)
+    geometry = fitting(UNet3D(UNetConfig()), shape, 1)
+    assert (geometry.chunk, geometry.tile) == (chunk, tile)
+
+
+def test_too_little_memory_is_told_before_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "free_memory", lambda device: GIB)
+    with pytest.raises(MemoryError, match=r"2048 x 2048 pixels seen in 16 view\(s\) take .* GB more"):
+        fitting(model_of(), (100, 2048, 2048), 16)
+
+
 def test_frames_are_read_twice_and_no_more() -> None:
     movie = Memory(example((200, 16, 16)))
     denoise_movie(movie, model_of(), Settings(), lambda frames: None, lambda *stage: None)
@@ -209,7 +356,7 @@ def test_frames_are_read_twice_and_no_more() -> None:
 
 
 @given(st.sampled_from(VIEWS), st.integers(1, 4), st.integers(1, 4))
-def test_views_undo_themselves_and_find_their_region(view: inference.View, y: int, x: int) -> None:
+def test_views_undo_themselves_and_find_their_region(view: View, y: int, x: int) -> None:
     canvas = torch.arange(8.0 * 6).reshape(8, 6)
     where = (slice(y, y + 3), slice(x, x + 2))
     assert torch.equal(view.undo(view.of(canvas)), canvas)
@@ -218,7 +365,7 @@ def test_views_undo_themselves_and_find_their_region(view: inference.View, y: in
 
 def test_ensemble_is_symmetric(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mirroring the movie mirrors the ensemble's answer; the plain network's it does not."""
-    monkeypatch.setattr(inference, "precision", lambda device: torch.float32)
+    in_float32(monkeypatch)
     frames = example((16, 24, 24))
     model = model_of()
     turned = np.ascontiguousarray(frames[::-1, :, ::-1].swapaxes(1, 2))
@@ -227,17 +374,6 @@ def test_ensemble_is_symmetric(monkeypatch: pytest.MonkeyPatch) -> None:
         two, _ = run(turned, model, Settings(ensemble=ensemble))
         back = two.swapaxes(1, 2)[::-1, :, ::-1]
         assert np.allclose(back, one, rtol=0, atol=0.01 * one.std()) == close
-
-
-def test_half_precision_does_not_overflow_on_bright_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = torch.from_numpy(example((16, 16, 16)).astype(np.float32))
-    network = Network(model_of(), context_of(frames), ensemble=False)
-    network.precision = torch.float16
-    tile = torch.full((1, 1, 16, 16, 16), 20_000.0)
-    local = network.features[0]
-    half = network.decode(tile, local)
-    network.precision = torch.float32
-    torch.testing.assert_close(half, network.decode(tile, local), rtol=0.05, atol=0.02 * 20_000)
 
 
 @pytest.fixture(scope="module")
@@ -262,8 +398,18 @@ def test_native_precision_costs_no_quality(shipped: UNet3D, monkeypatch: pytest.
     clean = challenge_scene(1_000_101, frames=64, size=64).clean()
     movie = noisy(clean, *LEVELS[1], np.random.default_rng(0)).round().astype(np.int16)
     scores = []
-    for kind in (precision(torch.device("cpu")), torch.float32):
-        monkeypatch.setattr(inference, "precision", lambda device, kind=kind: kind)
+    for kind in (precision(CPU), torch.float32):
+        monkeypatch.setattr(network, "precision", lambda device, kind=kind: kind)
         out, _ = run(movie, shipped)
         scores.append(10 * np.log10((clean**2).sum() / ((out - clean) ** 2).sum()))
+    assert abs(scores[0] - scores[1]) < 0.02
+
+
+def test_a_gpu_computes_as_the_cpu_does(shipped: UNet3D) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here: its results were not compared")
+    clean = challenge_scene(1_000_101, frames=64, size=64).clean()
+    movie = noisy(clean, *LEVELS[1], np.random.default_rng(0)).round().astype(np.int16)
+    outputs = [run(movie, model)[0] for model in (shipped, load_model(WEIGHTS, torch.device("cuda")))]
+    scores = [10 * np.log10((clean**2).sum() / ((out - clean) ** 2).sum()) for out in outputs]
     assert abs(scores[0] - scores[1]) < 0.02

@@ -1,6 +1,8 @@
 """The network: shapes, invariances, and checkpoints that are refused with a clear line."""
 
+import contextlib
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from denoise.network import converted
 from model import (
     ModelError,
+    Past,
     UNet3D,
     UNetConfig,
+    Waiting,
     depth_to_space,
     load_model,
     save_model,
@@ -81,6 +86,70 @@ def test_far_frames_count() -> None:
     )
     assert felt.min() < 80 - 50
     assert felt.max() > 80 + 50
+
+
+def streamed(
+    model: UNet3D, residual: torch.Tensor, features: list[torch.Tensor], sizes: list[int]
+) -> torch.Tensor:
+    """The answer to a movie that comes in chunks of so many frames."""
+    past, parts, chunks = Past(), [], residual.split(sizes, 2)
+    for number, chunk in enumerate(chunks, 1):
+        with contextlib.suppress(Waiting):
+            parts.append(model.movie.stream(chunk, features, past, number == len(chunks)))
+    return torch.cat(parts, 2)
+
+
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=9), st.sampled_from([4, 8, 16]))
+def test_a_movie_in_chunks_gets_the_answer_of_the_whole(lengths: list[int], step: int) -> None:
+    sizes = [step * n for n in lengths]
+    sizes[-1] += -sum(sizes) % 16
+    model = tiny()
+    residual = torch.randn(1, 1, sum(sizes), 16, 8)
+    features, _ = model.encode(torch.randn(1, 5, 16, 8))
+    out = streamed(model, residual, features, sizes)
+    torch.testing.assert_close(out, model.movie(residual, features), rtol=1e-5, atol=1e-5)
+
+
+def test_what_the_past_keeps_does_not_grow() -> None:
+    model = tiny()
+    features, _ = model.encode(torch.randn(1, 5, 16, 8))
+    past, kept = Past(), []
+    for _ in range(40):
+        with contextlib.suppress(Waiting):
+            model.movie.stream(torch.randn(1, 1, 16, 16, 8), features, past, False)
+        kept.append(sum(x.numel() for parts in past.frames.values() for x in parts))
+    assert len(set(kept[12:])) == 1
+
+
+def test_backwards_is_the_reverse_of_the_answer_to_the_reverse() -> None:
+    model = tiny()
+    residual = torch.randn(1, 1, 32, 16, 8)
+    features, _ = model.encode(torch.randn(1, 5, 16, 8))
+    expected = model.movie(residual.flip(2), features).flip(2)
+    out = converted(model.movie, True, torch.float32)(residual, features)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [TINY, UNetConfig(channels=(3, 4), time_strides=(2, 2))])
+def test_an_answer_depends_on_what_lies_within_reach_and_on_no_more(config: UNetConfig) -> None:
+    torch.manual_seed(0)
+    model = UNet3D(replace(config, context_channels=(4, 4, 4)[: len(config.channels)])).double()
+    for layer in model.movie.parameters():
+        torch.nn.init.uniform_(layer, 0.01, 0.02)  # positive: nothing cancels
+    reach, grid = config.reach, config.grid
+    for axis in range(3):
+        size = [g if a != axis else 2 * -(-reach[a] // g) * g + 2 * g for a, g in enumerate(grid)]
+        middle = [n // 2 // g * g for n, g in zip(size, grid)]
+        residual = torch.zeros(1, 1, *size, dtype=torch.float64)
+        residual[0, 0, middle[0], middle[1], middle[2]] = 1
+        features = [
+            torch.zeros(1, c, size[1] >> i, size[2] >> i, dtype=torch.float64)
+            for i, c in enumerate(config.channels, 1)
+        ]
+        touched = model.movie(residual, features)[0, 0].nonzero()[:, axis] - middle[axis]
+        assert -reach[axis] <= touched.min()
+        assert touched.max() <= reach[axis]
+        assert touched.max() > reach[axis] - 2 * grid[axis]
 
 
 def test_checkpoint_round_trip(tmp_path: Path) -> None:

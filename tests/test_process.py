@@ -711,50 +711,6 @@ def test_duration(names: dict[str, Any], seconds: float, text: str) -> None:
     assert names["duration"](seconds) == text
 
 
-@pytest.mark.parametrize(
-    ("membership", "quotas", "processors"),
-    [
-        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
-        ("0::/\n", {"cpu.max": "max 100000\n"}, math.inf),
-        ("0::/a/b\n", {"a/cpu.max": "200000 100000\n", "a/b/cpu.max": "max 100000\n"}, 2.0),
-        ("0::/a/b\n", {"a/cpu.max": "200000 100000\n", "a/b/cpu.max": "50000 100000\n"}, 0.5),
-        (
-            "5:cpu,cpuacct:/docker/1\n4:memory:/docker/1\n",
-            {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"},
-            3.0,
-        ),
-        ("5:cpu:/\n0::/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
-        ("", {}, math.inf),
-    ],
-)
-def test_cpu_quota(
-    names: dict[str, Any], tmp_path: Path, membership: str, quotas: dict[str, str], processors: float
-) -> None:
-    (tmp_path / "self").write_text(membership)
-    for name, text in quotas.items():
-        path = tmp_path / "cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    assert names["cpu_quota"](tmp_path / "self", tmp_path / "cgroup") == processors
-
-
-def test_memory_that_is_there(names: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "self").write_text("0::/a/b\n4:memory:/c\n5:cpu:/d\n")
-    (tmp_path / "meminfo").write_text("MemTotal:  1000 kB\nMemFree:  1 kB\nSwapTotal:  24 kB\n")
-    paths = tmp_path / "meminfo", tmp_path / "self", tmp_path / "cgroup"
-    assert names["memory_there"](*paths) == 1024 * 1024
-    for folder, name, text, bytes_ in (
-        ("a/b", "memory.max", "max", 1024 * 1024),
-        ("memory/c", "memory.limit_in_bytes", "9223372036854771712", 1024 * 1024),
-        ("d", "memory.max", "5", 1024 * 1024),
-        ("a", "memory.max", "700\n", 700),
-    ):
-        (tmp_path / "cgroup" / folder).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "cgroup" / folder / name).write_text(text)
-        assert names["memory_there"](*paths) == bytes_
-    assert names["memory_there"](tmp_path / "no", tmp_path / "such", tmp_path) == -1
-
-
 def test_uploaded_weights_come_before_the_shipped_ones(
     names: dict[str, Any], tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

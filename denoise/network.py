@@ -1,0 +1,344 @@
+"""The network at work on one movie: chunks of frames in, what it predicts for them out, in order.
+
+    residual (n, Y, X) -> tiles of the frame, mostly one -> views, mostly one -> MovieNet.stream -> blend -> (n, Y, X)
+
+Each tile and view is a stream of its own. What its layers still need of earlier frames stays on the device
+(`model.Past`): no frame is computed twice, and there are no seams in time. Frames that are too large for the memory
+are cut into tiles that share OVERLAP pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from denoise.context import IMAGES, Context
+from denoise.limits import free_memory
+from denoise.precision import precision
+from denoise.tiling import Span, tile_axis, tile_grid
+from model import MovieNet, Past, UNet3D, Waiting, pad_to_grid
+
+CHUNK_VOXELS = {
+    "cpu": 1 << 20,
+    "cuda": 1 << 25,
+}  # computed at once where the memory allows: more is no faster
+VOXEL_BYTES = 64  # of memory for each voxel that is computed at once, in half precision; measured
+STATE_BYTES = 1300  # for each pixel and view, in half precision: what the layers keep of earlier frames
+LONGEST_BLOCK = 64  # frames read at once; streams start on its multiples
+OVERLAP = 16  # pixels that neighbouring tiles share: costs less than 0.001 dB
+HALF_SCALE = 1 / 32  # of what the network gets in float16, so that thousands of noise units do not overflow
+
+Pair = tuple[Tensor, Tensor]  # residual and prediction of the same frames, (n, Y, X) each
+Chunks = Callable[
+    [int, int], Generator[Tensor, None, None]
+]  # residual from a frame on, so many frames at a time
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a movie is cut for the network, and the type that it computes in."""
+
+    chunk: int  # frames computed at once: the pooling grid times a power of two
+    tile: int  # pixels along Y and X computed at once, a multiple of the pooling grid
+    dtype: torch.dtype
+
+
+class Narrowed(Exception):
+    """This geometry does not do: the stream has to start again in another one."""
+
+
+def fitting(model: UNet3D, shape: Sequence[int], views: int) -> Geometry:
+    """The fastest geometry in the memory that is free, for a movie (T, Y, X). Raises MemoryError if none fits."""
+    device = next(model.parameters()).device
+    dtype = precision(device)
+    size = dtype.itemsize / 2
+    time, grid, _ = model.config.grid
+    height, width = (-(-n // grid) * grid for n in shape[1:])
+    free = free_memory(device) - size * STATE_BYTES * height * width * views
+    voxels = int(min(CHUNK_VOXELS[device.type], free / 2 / (size * VOXEL_BYTES)))
+    tile = max(height, width)
+    while time * min(height, tile) * min(width, tile) * size * VOXEL_BYTES > free:
+        tile = smaller_tile(tile, grid)
+        if not tile:
+            missing = (
+                f"{shape[1]} x {shape[2]} pixels seen in {views} view(s) take {-free / 2**30:.1f} GB more"
+            )
+            raise MemoryError(missing)
+    chunk = time
+    while 2 * chunk * min(height, tile) * min(width, tile) <= voxels and chunk < shape[0]:
+        chunk *= 2
+    return Geometry(chunk, tile, dtype)
+
+
+def smaller_tile(tile: int, grid: int) -> int:
+    """The next tile to try, half of it and its overlap; 0 if there is none."""
+    half = -(-(tile // 2 + OVERLAP) // grid) * grid
+    return half if 4 * OVERLAP <= half < tile else 0
+
+
+@dataclass(frozen=True)
+class View:
+    """One of the eight mirrored and turned views of a plane: flips first, then the exchange of Y and X."""
+
+    flips: tuple[bool, bool] = (False, False)
+    exchange: bool = False
+
+    def of(self, x: Tensor) -> Tensor:
+        """(..., Y, X) -> the view of it."""
+        x = x.flip([axis for axis, flip in zip((-2, -1), self.flips) if flip])
+        return x.mT if self.exchange else x
+
+    def undo(self, x: Tensor) -> Tensor:
+        """The inverse of `of`."""
+        x = x.mT if self.exchange else x
+        return x.flip([axis for axis, flip in zip((-2, -1), self.flips) if flip])
+
+    def of_images(self, images: Tensor) -> Tensor:
+        """The context images (B, K, Y, X) that the view of a movie would have.
+
+        A covariance image holds each pixel's with its next neighbour: mirrored, that is the one before; turned, the
+        one along the other axis.
+        """
+        images = images.clone()
+        x, y = IMAGES.index("covariance along x"), IMAGES.index("covariance along y")
+        if self.flips[0]:
+            images[:, y, 1:] = images[:, y, :-1].clone()
+        if self.flips[1]:
+            images[:, x, :, 1:] = images[:, x, :, :-1].clone()
+        if self.exchange:
+            images[:, [x, y]] = images[:, [y, x]]
+        return self.of(images)
+
+    def region(self, where: Sequence[slice], canvas: Sequence[int]) -> tuple[slice, ...]:
+        """Where the region (Y, X slices) of a canvas (Y, X) lies in the view of that canvas."""
+        turned = [
+            slice(size - s.stop, size - s.start) if flip else s
+            for s, flip, size in zip(where, self.flips, canvas)
+        ]
+        return tuple(reversed(turned)) if self.exchange else tuple(turned)
+
+
+VIEWS = [View((y, x), exchange) for y in (False, True) for x in (False, True) for exchange in (False, True)]
+SYMMETRIES = 2 * len(VIEWS)  # each forwards and backwards in time
+
+
+@dataclass
+class Stream:
+    """One tile in one view, forwards or backwards in time: where it is, its network, and what that keeps."""
+
+    where: tuple[slice, ...]  # (Y, X) of the frame
+    share: Tensor  # (y, x) in the blended result
+    view: View
+    movie_net: MovieNet
+    features: list[Tensor]
+    past: Past = field(default_factory=Past)
+
+
+class Network:
+    """The network with one movie's context in place.
+
+    With `ensemble` it answers with its mean over the sixteen symmetries of a movie (eight of the plane, forwards and
+    backwards in time); each undoes its own mirroring, so the errors average out and the signal stays.
+    """
+
+    def __init__(self, model: UNet3D, context: Context, ensemble: bool) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.views = VIEWS if ensemble else VIEWS[:1]
+        self.backwards = (False, True) if ensemble else (False,)
+        self.notes: list[str] = []  # what had to be done otherwise than planned
+        images, standard_error = (x[None].to(self.device) for x in (context.images, context.standard_error))
+        images = pad_to_grid(images, model.config.grid[1:], "replicate")
+        self.canvas = images.shape[-2:]
+        encoded = [model.encode(view.of_images(images)) for view in self.views]
+        self.features = [features for features, _ in encoded]
+        self.size = height, width = context.mean.shape[-2], context.mean.shape[-1]
+        static = torch.stack([view.undo(x) for view, (_, x) in zip(self.views, encoded)]).mean(0)
+        self.static = (static[..., :height, :width] * standard_error)[
+            0
+        ].cpu()  # (1, Y, X), in units of the noise
+        self.geometry = fitting(model, (1 << 30, height, width), len(self.views) * len(self.backwards))
+
+    def streams(self) -> list[Stream]:
+        """One for each tile, view and direction, with nothing seen yet."""
+        nets = [converted(self.model.movie, back, self.geometry.dtype) for back in self.backwards]
+        return [
+            Stream(
+                where, torch.from_numpy(weights).to(self.device), view, net, self.local(features, view, where)
+            )
+            for where, weights in tile_grid(self.axes())
+            for view, features in zip(self.views, self.features)
+            for net in nets
+        ]
+
+    @property
+    def tiles(self) -> int:
+        """Into how many each frame is cut."""
+        return len(list(tile_grid(self.axes())))
+
+    def axes(self) -> list[list[Span]]:
+        """Tiles along Y and X."""
+        _, *grid = self.model.config.grid
+        tile = self.geometry.tile
+        return [tile_axis(n, tile, OVERLAP * (n > tile), g) for n, g in zip(self.size, grid)]
+
+    def local(self, features: Sequence[Tensor], view: View, where: Sequence[slice]) -> list[Tensor]:
+        """The features of a view under a tile of the frame, as its stream takes them."""
+        grid = self.model.config.grid[1:]
+        padded = [slice(s.start, s.start - (s.start - s.stop) // g * g) for s, g in zip(where, grid)]
+        at = view.region(padded, self.canvas)
+        scale = scale_of(self.geometry.dtype)
+        return [
+            (coarse(level, at, 2 ** (i + 1)) * scale).to(self.geometry.dtype)
+            for i, level in enumerate(features)
+        ]
+
+    def predict(self, chunks: Chunks, first: int, stop: int) -> Generator[Pair, None, None]:
+        """Frames [first, stop) of a movie: residual and prediction (n, Y, X) of some frames after the other.
+
+        chunks(start, frames) gives the movie's residual from a frame on, so many frames at a time, to its end.
+        """
+        while first < stop:
+            try:
+                for residual, prediction in self.stream(chunks, first, stop):
+                    first += len(prediction)
+                    yield residual, prediction
+            except Narrowed as reason:
+                self.notes.append(str(reason))
+
+    def stream(self, chunks: Chunks, first: int, stop: int) -> Generator[Pair, None, None]:
+        """As `predict`, in one geometry; the stream starts so early that the frames before make no difference."""
+        step = max(self.geometry.chunk, LONGEST_BLOCK)
+        start = max(0, first - self.model.config.reach[0]) // step * step
+        streams = self.streams()
+        waiting = Past()  # of residual frames for their predictions
+        with closing(chunks(start, self.geometry.chunk)) as source:
+            for chunk, ended in marked(source):
+                residual = chunk.to(self.device, non_blocking=True)
+                waiting.put(self.model, residual[None, None])
+                for prediction in self.answers(streams, residual, ended):
+                    ready = prediction[: stop - start]
+                    asked = waiting.take(self.model, len(ready))[0, 0]
+                    skipped = max(0, first - start)
+                    start += len(ready)
+                    if skipped < len(ready):
+                        yield asked[skipped:], ready[skipped:]
+                if start >= stop:
+                    return
+
+    def answers(self, streams: list[Stream], residual: Tensor, ended: bool) -> Iterator[Tensor]:
+        """What is known after some more frames of the residual: predictions (n, Y, X).
+
+        Where the GPU's memory does not suffice, in smaller and smaller parts.
+        """
+        parts = residual.split(self.geometry.chunk)
+        for number, part in enumerate(parts, 1):
+            before = [dict(stream.past.frames) for stream in streams]
+            last = ended and number == len(parts)
+            try:
+                answer = self.answer(streams, part, last)
+            except torch.OutOfMemoryError as error:
+                reason = str(error).split(".")[0]
+            else:
+                if answer is not None:
+                    yield answer
+                continue
+            for stream, frames in zip(streams, before):
+                stream.past.frames = frames
+            self.narrow(len(part), reason)
+            yield from self.answers(streams, part, last)
+
+    def narrow(self, frames: int, reason: str) -> None:
+        """Half as many frames at once; where that is the least, tiles of half the size. Raises Narrowed."""
+        time, grid, _ = self.model.config.grid
+        if frames > time:
+            self.geometry = replace(self.geometry, chunk=largest_chunk(frames, time))
+            self.notes.append(f"{reason}: went on with {self.geometry.chunk} frames at once")
+            return
+        tile = smaller_tile(self.geometry.tile, grid)
+        if not tile:
+            raise MemoryError(reason)
+        self.geometry = replace(self.geometry, tile=tile)
+        raise Narrowed(f"{reason}: went on in tiles of {tile} pixels")
+
+    def answer(self, streams: list[Stream], residual: Tensor, ended: bool) -> Tensor | None:
+        """The next prediction (n, Y, X), blended in float32, or None. Raises Narrowed where float16 overflows."""
+        blended: Tensor | None = None
+        for stream in streams:
+            one = self.one_answer(stream, residual[(slice(None), *stream.where)], ended)
+            if one is None:  # so it is of all: they lag by as many frames
+                continue
+            if blended is None:
+                blended = one.new_zeros(len(one), *residual.shape[1:])
+            blended[(slice(None), *stream.where)] += one * stream.share
+        if blended is None:
+            return None
+        if self.geometry.dtype == torch.float16 and not blended.isfinite().all():
+            self.geometry = replace(self.geometry, dtype=torch.float32)
+            raise Narrowed("intensities too large for float16: went on in float32")
+        return blended / (len(self.views) * len(self.backwards))
+
+    def one_answer(self, stream: Stream, residual: Tensor, ended: bool) -> Tensor | None:
+        """The next prediction (n, y, x) of one stream, float32; None while more frames must come first."""
+        height, width = residual.shape[1:]
+        scale = scale_of(self.geometry.dtype)
+        tile = pad_to_grid(residual[None, None], self.model.config.grid, "constant") * scale
+        turned = stream.view.of(tile).to(self.geometry.dtype)
+        try:
+            answer = stream.movie_net.stream(turned, stream.features, stream.past, ended)
+        except Waiting:
+            return None
+        return stream.view.undo(answer.float())[0, 0, :, :height, :width] / scale
+
+
+def marked(items: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+    """Each item, and whether it is the last one."""
+    iterator = iter(items)
+    item = next(iterator)
+    for following in iterator:
+        yield item, False
+        item = following
+    yield item, True
+
+
+def largest_chunk(frames: int, grid: int) -> int:
+    """The largest geometry's chunk that is smaller than so many frames."""
+    chunk = grid
+    while 2 * chunk < frames:
+        chunk *= 2
+    return chunk
+
+
+def converted(movie_net: MovieNet, backwards: bool, dtype: torch.dtype) -> MovieNet:
+    """The network in another type; backwards: that answers to a movie as to its reverse, reversed.
+
+    So a movie can be seen from its end while it is read from its start: each kernel is turned around in time, and
+    where a stride makes frames channels, their order too.
+    """
+    net = copy.deepcopy(movie_net).to(dtype)
+    if not backwards:
+        return net
+    with torch.no_grad():
+        for layer in net.modules():
+            if isinstance(layer, (nn.Conv3d, nn.ConvTranspose3d)):
+                layer.weight.copy_(layer.weight.flip(2))
+        stem, head = net.stem.weight, net.head.weight
+        stem.copy_(stem.unflatten(1, net.stride).flip(1).flatten(1, 3))
+        head.copy_(head.unflatten(0, net.stride).flip(0).flatten(0, 2))
+    return net
+
+
+def scale_of(dtype: torch.dtype) -> float:
+    """The network has no biases: scaled input and features give a scaled answer."""
+    return HALF_SCALE if dtype == torch.float16 else 1.0
+
+
+def coarse(level: Tensor, where: Sequence[slice], stride: int) -> Tensor:
+    """The region of a feature map (1, C, Y / stride, X / stride) under (Y, X) slices that lie on the grid."""
+    y, x = (slice(s.start // stride, s.stop // stride) for s in where)
+    return level[..., y, x]

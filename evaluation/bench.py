@@ -1,0 +1,439 @@
+"""Measure speed and memory: `python -m evaluation.bench`, or some groups of it by name; writes docs/benchmarks.md.
+
+    peers    the same weights in a plain loop as the seed's, and in MONAI's sliding window (requirements-bench.txt)
+    limit    the whole program against the bare network, and the network against the processor's matrix product
+    memory   peak memory and time for movies of 1,000, 4,000 and 16,000 frames
+    large    a movie larger than the memory that the process may use
+    start    from the start of the process to the first frames denoised, and to --help
+    ranks    two processes of one processor each against one
+
+Runs that are compared take turns, and the median of ROUNDS counts. What was measured is kept in output/bench.json, so
+that groups can be measured one by one; the page shows all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from denoise.inference import Settings, denoise_movie, survey_movie, without_missing
+from denoise.movies import open_movie
+from denoise.network import Network, converted
+from denoise.precision import precision
+from evaluation.benchmark import ArrayMovie
+from model import UNet3D, load_model
+
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = ROOT / "best_model_n2v.pth"
+KEPT = ROOT / "output" / "bench.json"
+PAGE = ROOT / "docs" / "benchmarks.md"
+MARKS = ("<!-- bench: written by make bench from here -->", "<!-- bench: to here -->")
+SEED = 0
+ROUNDS = 3
+TILE, SHARED = (32, 128, 128), (4, 16, 16)  # of the seed's loop
+BARE = (
+    (128, 128, 128),
+    (32, 256, 256),
+    (16, 512, 512),
+)  # (T, Y, X) at once: the best of them is the bare network
+MATRIX = 2048
+LIMIT_BYTES = 4 << 30
+Row = list[str]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("groups", nargs="*", default=list(GROUPS), help="default: all")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of each movie's frames, for a trial (default: 1)"
+    )
+    options = parser.parse_args()
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+        for name in options.groups:
+            start = time.monotonic()
+            rows = GROUPS[name](Path(folder), options.share)
+            kept[name] = {"rows": rows, "where": where(), "share": options.share}
+            print(f"{name}: {time.monotonic() - start:.0f} s\n{table(rows)}", flush=True)
+            KEPT.parent.mkdir(exist_ok=True)
+            KEPT.write_text(json.dumps(kept, indent=1))
+    if options.share == 1:
+        publish(kept)
+    return 0
+
+
+# ---- what is measured with
+
+
+def movie_file(folder: Path, shape: tuple[int, int, int], dtype: str = "uint16") -> Path:
+    """A movie (T, Y, X) of Poisson noise on a static picture, in a folder of its own; 64 frames repeat."""
+    path = folder / f"{'x'.join(map(str, shape))} {dtype}" / "movie.tif"
+    if not path.exists():
+        path.parent.mkdir()
+        frames = noise(shape[1:]).astype(dtype)
+        with tifffile.TiffWriter(path, bigtiff=True) as tif:
+            tif.write(
+                (frames[t % 64] for t in range(shape[0])), shape=shape, dtype=dtype, photometric="minisblack"
+            )
+    return path
+
+
+def noise(size: tuple[int, int]) -> np.ndarray:
+    random = np.random.default_rng(SEED)
+    return random.poisson(50 + 100 * random.random(size), (64, *size))
+
+
+def frames_of(count: int, share: float) -> int:
+    return max(64, round(count * share))
+
+
+class Ran(dict[str, Any]):
+    """Of a run of process.py: wall (s), peak (bytes), and its movie's record in metadata.json."""
+
+
+def program(movie: Path, launcher: Sequence[str] = (sys.executable,), threads: int | None = None) -> Ran:
+    """Run process.py on a movie, each of its processes with so many threads."""
+    out, log = movie.parent / "out", movie.parent / "log"
+    files = ["--input", str(movie), "--output", str(out), "--overwrite"]
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    start = time.monotonic()
+    with log.open("w") as told, subprocess.Popen(  # noqa: S603
+        [*launcher, str(ROOT / "process.py"), *files, "--adapt", "off"], env=environment, stdout=told, stderr=told
+    ) as process:  # fmt: skip
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    wall = time.monotonic() - start
+    if process.returncode:
+        raise RuntimeError(log.read_text()[-500:])
+    record = json.loads((out / "metadata.json").read_text())["movies"][0]
+    return Ran(record, wall=wall, peak=max(usage.ru_maxrss << 10, record["peak_memory"]))
+
+
+def medians(runs: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """Median seconds of ROUNDS of each, taking turns."""
+    values: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            values[name].append(run())
+            print(f"  {name}: {values[name][-1]:.2f} s", flush=True)
+    return {name: statistics.median(times) for name, times in values.items()}
+
+
+def nowhere(*_: object) -> None:
+    """Takes frames, or how far the work is, and does nothing."""
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.monotonic()
+    work()
+    return time.monotonic() - start
+
+
+# ---- the groups
+
+
+def peers(folder: Path, share: float) -> list[Row]:
+    """End to end from file to array with the same weights; no start of a process counts."""
+    shape = (frames_of(200, share), 512, 512)
+    path, model = movie_file(folder, shape), load_model(WEIGHTS, torch.device("cpu"))
+    methods: dict[str, Callable[[Path, UNet3D], object]] = {"this project": own, "plain loop": plain_loop}
+    try:
+        import monai  # noqa: F401
+
+        methods["MONAI sliding window"] = monai_window
+    except ImportError:
+        print("  MONAI is not installed: pip install --no-deps -r requirements-bench.txt")
+    found = medians({name: partial(timed, partial(run, path, model)) for name, run in methods.items()})
+    bars = {"plain loop": 4.0, "MONAI sliding window": 3.0}
+    voxels = math.prod(shape)
+    size = " x ".join(map(str, shape))
+    return [["method", f"seconds for {size}", "million voxels/s", "this project is faster by", "bar"]] + [
+        [
+            name,
+            f"{t:.1f}",
+            f"{voxels / t / 1e6:.2f}",
+            f"{t / found['this project']:.2f}",
+            told_bar(bars.get(name)),
+        ]
+        for name, t in found.items()
+    ]
+
+
+def told_bar(bar: float | None) -> str:
+    return "" if bar is None else f"{bar:g}"
+
+
+def own(path: Path, model: UNet3D) -> None:
+    with open_movie(path) as movie:
+        denoise_movie(movie, model, Settings(), nowhere, nowhere)
+
+
+def prepared(path: Path, model: UNet3D) -> tuple[Tensor, list[Tensor], Callable[[Tensor], np.ndarray]]:
+    """What a loop over tiles starts from: residual (T, Y, X), the context's features, and the way back."""
+    with open_movie(path) as movie, torch.inference_mode():
+        survey = survey_movie(movie, (3.0, 97.0), lambda *_: None)
+        frames = survey.normalization.normalize(movie.read(0, movie.info.shape[0]))
+        residual = survey.context.whiten(without_missing(frames)[0])
+        network = Network(model, survey.context, ensemble=False)
+
+    def restore(prediction: Tensor) -> np.ndarray:
+        return survey.normalization.denormalize(survey.context.restore(prediction + network.static).numpy())
+
+    return residual, network.features[0], restore
+
+
+def under(features: Sequence[Tensor], where: Sequence[slice]) -> list[Tensor]:
+    """The features under (Y, X) slices that lie on the pooling grid."""
+    scaled = [[slice(s.start >> i, s.stop >> i) for s in where] for i in range(1, len(features) + 1)]
+    return [level[..., y, x] for level, (y, x) in zip(features, scaled)]
+
+
+@torch.inference_mode()
+def plain_loop(path: Path, model: UNet3D) -> np.ndarray:
+    """As the seed's: one tile at a time, float32, NumPy sums, the last tile pushed back to fit."""
+    residual, features, restore = prepared(path, model)
+    starts = [
+        [*range(0, size - tile, tile - shared), size - tile]
+        for size, tile, shared in zip(residual.shape, TILE, SHARED)
+    ]
+    total, count = (np.zeros(residual.shape, np.float32) for _ in range(2))
+    for corner in product(*starts):
+        where = tuple(slice(start, start + size) for start, size in zip(corner, TILE))
+        total[where] += model.decode(residual[where][None, None], under(features, where[1:]))[0, 0].numpy()
+        count[where] += 1
+    return restore(torch.from_numpy(total / count))
+
+
+@torch.inference_mode()
+def monai_window(path: Path, model: UNet3D) -> np.ndarray:
+    """MONAI's sliding_window_inference as its tutorials set it: overlap 0.25, Gaussian blend, four tiles a batch."""
+    from monai.inferers.utils import sliding_window_inference
+
+    residual, features, restore = prepared(path, model)
+
+    def predict(windows: Tensor, places: Sequence[Sequence[slice]]) -> Tensor:
+        local = [under(features, place[3:]) for place in places]
+        return model.decode(windows, [torch.cat(level) for level in zip(*local)])
+
+    answer = sliding_window_inference(
+        residual[None, None], TILE, 4, predict, overlap=0.25, mode="gaussian", with_coord=True
+    )
+    return restore(torch.as_tensor(answer)[0, 0])
+
+
+def limit(folder: Path, share: float) -> list[Row]:
+    """process.py from its start to its end against the bare network on as many voxels."""
+    shape = (frames_of(500, share), 512, 512)
+    path, voxels = movie_file(folder, shape), math.prod(shape)
+    model = load_model(WEIGHTS, torch.device("cpu"))
+    best = min(BARE, key=lambda tile: bare(model, tile, 2 * math.prod(tile)) / 2 / math.prod(tile))
+    found = medians({"whole": lambda: program(path)["wall"], "bare": lambda: bare(model, best, voxels)})
+    operations = work_per_voxel(model)
+    peak = matrix_product()
+    rows = [["measure", "value", "bar"]]
+    rows.append([f"whole program, {' x '.join(map(str, shape))}", f"{found['whole']:.1f} s", ""])
+    told = " x ".join(map(str, best))
+    rows.append([f"bare network on as many voxels, best of tiles: {told}", f"{found['bare']:.1f} s", ""])
+    rows.append(["whole / bare", f"{found['whole'] / found['bare']:.3f}", "1.25 at most"])
+    rows.append(["operations a voxel", f"{operations / 1e3:.1f} thousand", ""])
+    rows.append(
+        [
+            f"matrix product {MATRIX} x {MATRIX}, {precision(torch.device('cpu'))}",
+            f"{peak / 1e9:.0f} GF/s",
+            "",
+        ]
+    )
+    for name in ("bare", "whole"):
+        speed = operations * voxels / found[name]
+        told = f"{speed / 1e9:.0f} GF/s, {100 * speed / peak:.0f}% of the matrix product"
+        rows.append(
+            [f"the {name} {'network' if name == 'bare' else 'program'} reaches", told, "50% at least"]
+        )
+    return rows
+
+
+@torch.inference_mode()
+def bare(model: UNet3D, tile: tuple[int, int, int], voxels: int) -> float:
+    """Seconds of the 3-D network alone for so many voxels, tile by tile without overlap, in its own precision."""
+    net = converted(model.movie, False, precision(torch.device("cpu")))
+    dtype = net.stem.weight.dtype
+    residual = torch.randn(1, 1, *tile).to(dtype)
+    features = [
+        torch.randn(1, c, tile[1] >> i, tile[2] >> i).to(dtype)
+        for i, c in enumerate(model.config.channels, 1)
+    ]
+    net(residual, features)
+    count = max(1, round(voxels / math.prod(tile)))
+    seconds = timed(lambda: [net(residual, features) for _ in range(count)])
+    return seconds * voxels / (count * math.prod(tile))
+
+
+@torch.inference_mode()
+def work_per_voxel(model: UNet3D) -> float:
+    """Floating-point operations of the 3-D network for each voxel, borders included."""
+    residual = torch.randn(1, 1, 64, 64, 64)
+    features = [torch.randn(1, c, 64 >> i, 64 >> i) for i, c in enumerate(model.config.channels, 1)]
+    with FlopCounterMode(display=False) as counter:
+        model.movie(residual, features)
+    return counter.get_total_flops() / 64**3
+
+
+def matrix_product() -> float:
+    """The most operations a second of a matrix product in the network's precision."""
+    one = torch.randn(MATRIX, MATRIX).to(precision(torch.device("cpu")))
+    return 2 * MATRIX**3 / min(timed(lambda: one @ one) for _ in range(10))
+
+
+def memory(folder: Path, share: float) -> list[Row]:
+    """Movies of uint16, 256 x 256; the output is float32."""
+    rows = [["frames", "peak memory", "seconds for the movie", "microseconds a frame"]]
+    for count in (1000, 4000, 16_000):
+        frames = frames_of(count, share)
+        path = movie_file(folder, (frames, 256, 256))
+        ran = [program(path) for _ in range(ROUNDS if count == 1000 else 1)]
+        peak, seconds = (statistics.median(run[key] for run in ran) for key in ("peak", "seconds"))
+        rows.append(
+            [f"{frames:,}", f"{peak / 1e9:.3f} GB", f"{seconds:.1f}", f"{1e6 * seconds / frames:.0f}"]
+        )
+        path.unlink()
+    return rows
+
+
+def large(folder: Path, share: float) -> list[Row]:
+    """A movie of float32, 512 x 512, larger than RLIMIT_DATA lets the process allocate."""
+    frames = max(64, math.ceil(1.03 * share * LIMIT_BYTES / (4 * 512 * 512)))
+    path = movie_file(folder, (frames, 512, 512), "float32")
+    ran = program(path, ("prlimit", f"--data={LIMIT_BYTES}", sys.executable))
+    size = path.stat().st_size / 2**30
+    path.unlink()
+    rows = [["movie", "RLIMIT_DATA", "peak resident memory", "seconds", "million voxels/s"]]
+    speed = frames * 512 * 512 / ran["seconds"] / 1e6
+    rows.append([f"{frames} x 512 x 512 float32, {size:.2f} GiB", f"{LIMIT_BYTES >> 30} GiB",
+                 f"{ran['peak'] / 1e9:.2f} GB", f"{ran['seconds']:.0f}", f"{speed:.2f}"])  # fmt: skip
+    return rows
+
+
+def start(folder: Path, _: float) -> list[Row]:
+    """Seconds from the start of the process."""
+    path = movie_file(folder, (100, 128, 128))
+    found = medians({"first frames": lambda: first_frames(path), "--help": lambda: timed(ask_help)})
+    bars = {"first frames": "4 s at most", "--help": "0.5 s at most"}
+    told = {"first frames": "first frames denoised (100 x 128 x 128)", "--help": "`--help`"}
+    return [["until", "seconds", "bar"]] + [[told[n], f"{t:.2f}", bars[n]] for n, t in found.items()]
+
+
+def first_frames(path: Path) -> float:
+    begin = time.monotonic()
+    command = [sys.executable, "-u", str(ROOT / "process.py"), "--input", str(path), "--adapt", "off"]
+    with subprocess.Popen(  # noqa: S603
+        [*command, "--output", str(path.parent / "out"), "--overwrite"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None  # noqa: S101 - it is a pipe
+        for line in process.stdout:
+            if re.search(r"denoising \d+%", line):
+                seconds = time.monotonic() - begin
+    return seconds
+
+
+def ask_help() -> None:
+    subprocess.run([sys.executable, str(ROOT / "process.py"), "--help"], check=True, capture_output=True)  # noqa: S603
+
+
+def ranks(folder: Path, share: float) -> list[Row]:
+    """One movie of 256 x 256, its frames shared out; each process has one processor."""
+    shape = (frames_of(1000, share), 256, 256)
+    path = movie_file(folder, shape)
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    found = medians({
+        "one process": lambda: program(path, threads=1)["seconds"],
+        "two processes": lambda: program(path, two, threads=1)["seconds"],
+    })  # fmt: skip
+    rows = [
+        ["processes, one processor each", f"seconds for {' x '.join(map(str, shape))}", "faster by", "bar"]
+    ]
+    for name, bar in (("one process", ""), ("two processes", "1.8")):
+        rows.append([name, f"{found[name]:.1f}", f"{found['one process'] / found[name]:.2f}", bar])
+    return rows
+
+
+def gpu(folder: Path, share: float) -> list[Row]:
+    """Voxels a second on a GPU, bfloat16 or float16 by its kind."""
+    if not torch.cuda.is_available():
+        return [["not run"], ["there is no GPU on this machine"]]
+    model = load_model(WEIGHTS, torch.device("cuda"))
+    rows = [["movie", "seconds", "million voxels/s"]]
+    for shape in ((500, 128, 128), (1500, 490, 490), (6000, 512, 512)):
+        size = (frames_of(shape[0], share), *shape[1:])
+        movie = ArrayMovie(np.resize(noise(size[1:]).astype(np.uint16), size))
+        times = [
+            timed(partial(denoise_movie, movie, model, Settings(), nowhere, nowhere)) for _ in range(ROUNDS)
+        ]
+        seconds = statistics.median(times)
+        rows.append([" x ".join(map(str, size)), f"{seconds:.2f}", f"{math.prod(size) / seconds / 1e6:.1f}"])
+    return rows
+
+
+GROUPS: dict[str, Callable[[Path, float], list[Row]]] = {
+    "peers": peers,
+    "limit": limit,
+    "memory": memory,
+    "large": large,
+    "start": start,
+    "ranks": ranks,
+    "gpu": gpu,
+}
+
+
+# ---- the page
+
+
+def where() -> str:
+    model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    processors = f"{len(os.sched_getaffinity(0))} processors ({model[1] if model else platform.machine()})"
+    today = datetime.now(timezone.utc).strftime("%d %B %Y")
+    return f"{processors}, torch {torch.__version__}, {precision(torch.device('cpu'))}, seed {SEED}, {today}"
+
+
+def table(rows: list[Row]) -> str:
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+
+
+def publish(kept: dict[str, Any]) -> None:
+    """Put the tables between the page's marks."""
+    parts = [
+        f"### {name}\n\n{(GROUPS[name].__doc__ or '').strip()}\n\n{table(kept[name]['rows'])}\n\nMeasured on "
+        f"{kept[name]['where']}."
+        for name in GROUPS
+        if name in kept and kept[name]["share"] == 1
+    ]
+    before, rest = PAGE.read_text().split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    PAGE.write_text(before + "\n\n".join([MARKS[0], *parts, MARKS[1]]) + after)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""An iterator in a thread of its own: the same items, its errors, and no thread left behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from contextlib import closing
+
+import pytest
+
+from denoise.ahead import DEPTH, ahead
+
+
+def numbers(made: list[int], count: int, closed: list[bool]) -> Generator[int, None, None]:
+    try:
+        for number in range(count):
+            made.append(number)
+            yield number
+        if count == 5:
+            raise ValueError("no more than five")
+    finally:
+        closed.append(True)
+
+
+def test_all_items_come_in_order_from_another_thread() -> None:
+    made: list[int] = []
+    with closing(ahead(numbers(made, 100, []))) as items:
+        assert list(items) == made == list(range(100))
+
+
+def test_an_error_comes_after_the_items_before_it() -> None:
+    got: list[int] = []
+    with pytest.raises(ValueError, match="no more than five"), closing(ahead(numbers([], 5, []))) as items:
+        got.extend(items)  # keeps what came before the error
+    assert got in ([], [0, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_who_leaves_early_leaves_no_thread_and_an_iterator_closed(taken: int) -> None:
+    made: list[int] = []
+    closed: list[bool] = []
+    before = threading.active_count()
+    with closing(ahead(numbers(made, 10**9, closed))) as items:
+        for _ in range(taken):
+            next(items)
+    assert threading.active_count() == before
+    assert closed == [True] * (taken > 0)
+    assert len(made) <= taken + DEPTH + 2

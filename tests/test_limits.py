@@ -1,0 +1,99 @@
+"""What a process may use, by control groups, resource limits and the machine."""
+
+from __future__ import annotations
+
+import math
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from denoise import limits
+from denoise.limits import cpu_quota, data_limit, free_memory, memory_quota, memory_there
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "left"),
+    [
+        ("0::/a/b", {"a/b/memory.max": "1000", "a/b/memory.current": "300",
+                     "a/b/memory.stat": "anon 1\ninactive_file 50\n"}, 750),
+        ("0::/a/b", {"a/b/memory.max": "max", "a/b/memory.current": "300",
+                     "a/memory.max": "900", "a/memory.current": "400"}, 500),
+        ("0::/", {"memory.max": "700", "memory.current": "100"}, 600),
+        ("3:cpu:/x\n4:memory:/x", {"memory/x/memory.limit_in_bytes": "800", "memory/x/memory.usage_in_bytes": "300",
+                                   "memory/x/memory.stat": "inactive_file 7\ntotal_inactive_file 20\n"}, 520),
+        ("4:memory:/x", {"memory/x/memory.limit_in_bytes": "9223372036854771712", "memory/x/memory.usage_in_bytes": "5"},
+         9223372036854771707),
+        ("0::/a", {}, math.inf),
+        ("", {}, math.inf),
+    ],
+)  # fmt: skip
+def test_memory_quota(tmp_path: Path, membership: str, files: dict[str, str], left: float) -> None:
+    (tmp_path / "self").write_text(membership)
+    for name, text in files.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert memory_quota(tmp_path / "self", tmp_path / "cgroup") == left
+
+
+def test_resource_limits_count_what_is_used_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert data_limit() == math.inf
+    status = "VmPeak:\t 9000 kB\nVmSize:\t 3000 kB\nVmData:\t 1000 kB\n"
+    monkeypatch.setattr(limits, "read_text", lambda path: status)
+    rules = {resource.RLIMIT_DATA: 4 << 20, resource.RLIMIT_AS: 5 << 20}
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (rules[which], resource.RLIM_INFINITY))
+    assert data_limit() == (5 << 20) - (3000 << 10)
+    rules[resource.RLIMIT_AS] = resource.RLIM_INFINITY
+    assert data_limit() == (4 << 20) - (1000 << 10)
+
+
+def test_the_least_of_all_limits_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for left, (machine, group, process) in ((3, (3, 4, 5)), (2, (3, 2, 5)), (1, (3, 4, 1)), (0, (3, -1, 4))):
+        monkeypatch.setattr(limits, "machine_memory", lambda value=machine: value)
+        monkeypatch.setattr(limits, "memory_quota", lambda value=group: value)
+        monkeypatch.setattr(limits, "data_limit", lambda value=process: value)
+        assert free_memory(torch.device("cpu")) == left
+
+
+@pytest.mark.parametrize(
+    ("membership", "quotas", "processors"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, math.inf),
+        ("0::/a/b\n", {"a/cpu.max": "200000 100000\n", "a/b/cpu.max": "max 100000\n"}, 2.0),
+        ("0::/a/b\n", {"a/cpu.max": "200000 100000\n", "a/b/cpu.max": "50000 100000\n"}, 0.5),
+        (
+            "5:cpu,cpuacct:/docker/1\n4:memory:/docker/1\n",
+            {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            3.0,
+        ),
+        ("5:cpu:/\n0::/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
+        ("", {}, math.inf),
+    ],
+)
+def test_cpu_quota(tmp_path: Path, membership: str, quotas: dict[str, str], processors: float) -> None:
+    (tmp_path / "self").write_text(membership)
+    for name, text in quotas.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert cpu_quota(tmp_path / "self", tmp_path / "cgroup") == processors
+
+
+def test_memory_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "self").write_text("0::/a/b\n4:memory:/c\n5:cpu:/d\n")
+    (tmp_path / "meminfo").write_text("MemTotal:  1000 kB\nMemFree:  1 kB\nSwapTotal:  24 kB\n")
+    paths = tmp_path / "meminfo", tmp_path / "self", tmp_path / "cgroup"
+    assert memory_there(*paths) == 1024 * 1024
+    for folder, name, text, bytes_ in (
+        ("a/b", "memory.max", "max", 1024 * 1024),
+        ("memory/c", "memory.limit_in_bytes", "9223372036854771712", 1024 * 1024),
+        ("d", "memory.max", "5", 1024 * 1024),
+        ("a", "memory.max", "700\n", 700),
+    ):
+        (tmp_path / "cgroup" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / folder / name).write_text(text)
+        assert memory_there(*paths) == bytes_
+    assert memory_there(tmp_path / "no", tmp_path / "such", tmp_path) == -1
