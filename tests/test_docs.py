@@ -49,7 +49,7 @@ def test_results_open_in_the_readers_that_the_page_names(tmp_path: Path) -> None
         image.seek(4)
         np.testing.assert_array_equal(np.asarray(image), movie[4])
     np.testing.assert_array_equal(imageio.v3.imread(path), movie)
-    np.testing.assert_array_equal(imageio.v3.imread(path, plugin="pillow", index=...), movie)
+    np.testing.assert_array_equal(imageio.v3.imread(path, plugin="pillow", index=...), movie)  # type: ignore[arg-type]
 
 
 def first_page(path: Path) -> dict[int, int | str]:
