@@ -383,8 +383,9 @@ def filled(parts: Iterable[Pair], slabs: Iterable[Slab]) -> Iterator[Pair]:
         known = len(shared[0])
         rest = rest if len(rest[0]) else next(source)
         both = [x.new_empty(slab.stop - slab.start, *x.shape[1:]) for x in rest]
-        for frames, before in zip(both, shared):
-            frames[:known] = before
+        if known:
+            for frames, before in zip(both, shared):
+                frames[:known] = before
         while known < len(both[0]):
             rest = rest if len(rest[0]) else next(source)
             count = min(len(both[0]) - known, len(rest[0]))
