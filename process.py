@@ -90,7 +90,7 @@ class Options:
     adapt: float | str  # minutes for each movie at most, 0 for none, or "auto"
     time_limit: float | None  # minutes for each movie; None for that of the layout
     save_weights: Path | None  # where the adapted weights go
-    ensemble: str  # "on", "off", or "auto": on in the challenge layout, where the score is all
+    ensemble: str  # "on" or "off"
     overwrite: bool
     resume: bool
     frames: tuple[int | None, int | None]  # [first, end) of each movie
@@ -198,8 +198,8 @@ def parse_options() -> Options:
         f"(default: {CHALLENGE_MINUTES:g} in the challenge layout, none elsewhere)")  # fmt: skip
     add("--save-weights", type=a_path, metavar="FILE",
         help="keep the weights adapted to the movie, for --weights and the microscope's next recordings")  # fmt: skip
-    add("--ensemble", choices=("auto", "on", "off"), default="auto",
-        help="average 16 mirrored views: about 0.5 dB for 16 times the work (auto: for the challenge)")  # fmt: skip
+    add("--ensemble", choices=("on", "off"), default="off",
+        help="average 16 mirrored views, for 16 times the work (default: off)")  # fmt: skip
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     existing.add_argument("--resume", action="store_true",
@@ -515,7 +515,7 @@ def input_files(job: Job) -> list[Path]:
 
 def ensemble(run: Run) -> bool:
     """Whether the movies of this run are seen from all sides."""
-    return run.options.ensemble == "on" or (run.options.ensemble == "auto" and run.plan.layout == "challenge")
+    return run.options.ensemble == "on"
 
 
 def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:

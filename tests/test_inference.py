@@ -19,6 +19,7 @@ from denoise.inference import Result, Settings, denoise_movie
 from denoise.network import VIEWS, Chunks, Geometry, Network, View, fitting
 from denoise.precision import precision
 from denoise.readout import Readout
+from evaluation import harm
 from model import MovieNet, Past, UNet3D, UNetConfig, load_model
 from simulation import LEVELS, challenge_scene, noisy
 
@@ -407,6 +408,22 @@ def test_shipped_weights_on_a_small_scene(shipped: UNet3D, level: int, stored: f
     spatial = 10 * np.log10(power.sum((1, 2)) / error.sum((1, 2))).mean()
     temporal = 10 * np.log10(power.sum(0) / error.sum(0)).mean()
     assert (spatial + temporal) / 2 == pytest.approx(stored, abs=0.1)
+
+
+@pytest.mark.parametrize("scene", ["challenge", "fast, 60 Hz"])
+@pytest.mark.parametrize("target", [-10, 20, 40])
+def test_denoising_does_no_harm(shipped: UNet3D, scene: str, target: int) -> None:
+    """Of a movie that is hardly noisy the recording itself counts; see evaluation/harm.py for all levels."""
+    before, after = harm.scores(harm.SCENES[scene](200, 64).clean(), target, shipped)
+    assert before == pytest.approx(target, abs=4)
+    assert after > before
+
+
+def test_noise_alone_comes_out_flat(shipped: UNet3D) -> None:
+    """What the real network makes of noise does not stand out of it: no frame differs from another."""
+    movie = noisy(np.full((300, 64, 64), 204, np.float32), *LEVELS[2], np.random.default_rng(0))
+    out, _ = run(movie, shipped)
+    assert np.ptp(out, axis=0).max() < 1e-3 * 204
 
 
 def test_native_precision_costs_no_quality(shipped: UNet3D, monkeypatch: pytest.MonkeyPatch) -> None:
