@@ -1,7 +1,7 @@
 """Compare designs at equal training time, and what overlap and mirrored views cost: the lower tables of docs/quality.md.
 
 `python -m evaluation.designs train --seconds 40` trains each design by the training loop of the shipped weights and
-scores it on held-out challenge scenes; `views`, `overlap` and `adapt` score the shipped weights.
+scores it on held-out challenge scenes; `views`, `overlap`, `adapt` and `readout` score the shipped weights.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from denoise import network
+from denoise import inference, network
 from denoise.context import Context, ContextSums
 from denoise.inference import Settings, denoise_movie
 from denoise.learning import Sampler, next_batch, usable_patches
+from denoise.readout import Readout
 from evaluation.benchmark import WEIGHTS, ArrayMovie
 from evaluation.keyhole import close_sums, keyhole
 from evaluation.metrics import score
@@ -124,11 +125,29 @@ def compare_overlaps(model: UNet3D, scenes: int) -> None:
             tell(name, scores(model, Settings(), scenes, frames=256, size=256))
 
 
+class AsPredicted(Readout):
+    """What the network says, as it is."""
+
+    def __init__(self, context: Context, static: torch.Tensor) -> None:
+        self.said = static
+
+    def frames(self, residual: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+        return prediction + self.said
+
+
+def compare_readouts(model: UNet3D, scenes: int) -> None:
+    """The network alone, and held against the recording, at three lengths."""
+    for frames in (100, 500, 1500):
+        with patch.object(inference, "Readout", AsPredicted):
+            tell(f"{frames} frames, as predicted", scores(model, Settings(), scenes, frames))
+        tell(f"{frames} frames, held against the recording", scores(model, Settings(), scenes, frames))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.designs", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("what", choices=("train", "views", "overlap", "adapt"))
+    parser.add_argument("what", choices=("train", "views", "overlap", "adapt", "readout"))
     parser.add_argument("--seconds", type=float, default=40, help="for each design, or each movie adapted to")
     parser.add_argument("--scenes", type=int, default=2, help="held-out scenes (default: 2)")
     options = parser.parse_args()
@@ -139,6 +158,9 @@ def main() -> None:
     model = load_model(WEIGHTS, device)
     if options.what == "overlap":
         compare_overlaps(model, options.scenes)
+        return
+    if options.what == "readout":
+        compare_readouts(model, options.scenes)
         return
     other = {"views": Settings(ensemble=True), "adapt": Settings(adapt_minutes=options.seconds / 60)}
     tell("as shipped, one view", scores(model, Settings(), options.scenes))
