@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import SimpleITK as sitk
 import tifffile
@@ -61,7 +62,21 @@ def seeds(folder: Path) -> list[Path]:
             sitk.WriteImage(image, str(folder / f"{kind}.{ending}"))
     for ending in ("mha", "nrrd"):
         sitk.WriteImage(sitk.GetImageFromArray(small), str(folder / f"packed.{ending}"), useCompression=True)
+    save_hdf5(folder, small)
     return sorted(folder.iterdir())
+
+
+def save_hdf5(folder: Path, movie: np.ndarray) -> None:
+    """Contiguous and packed HDF5, of the oldest and the newest layout; the beginnings of an NWB file."""
+    packed = {"chunks": (2, *SHAPE[1:]), "compression": "gzip", "shuffle": True, "fletcher32": True}
+    for name, version, options in (("plain", "earliest", {}), ("packed", "latest", packed)):
+        with h5py.File(folder / f"{name}.h5", "w", libver=version) as file:
+            file.create_dataset("lab/movie", data=movie, **options)
+    with h5py.File(folder / "series.nwb", "w") as file:
+        series = file.create_group("acquisition/green")
+        series.attrs["neurodata_type"] = "TwoPhotonSeries"
+        series.create_dataset("data", data=movie, chunks=(3, *SHAPE[1:]), compression="lzf")
+        series.create_dataset("starting_time", data=0.0).attrs["rate"] = 10.0
 
 
 TIFFS: dict[str, dict[str, Any]] = {
