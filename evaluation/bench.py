@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from unittest.mock import patch
 import numpy as np
 import tifffile
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -93,21 +94,34 @@ def main() -> int:
 
 
 def movie_file(folder: Path, shape: tuple[int, int, int], dtype: str = "uint16") -> Path:
-    """A movie (T, Y, X) of Poisson noise on a static picture, in a folder of its own; 64 frames repeat."""
+    """A movie (T, Y, X) of noise on a static picture, no frame like another, in a folder of its own."""
     path = folder / f"{'x'.join(map(str, shape))} {dtype}" / "movie.tif"
     if not path.exists():
         path.parent.mkdir()
-        frames = noise(shape[1:]).astype(dtype)
+        frames = (noise(shape[1:], t).astype(dtype) for t in range(shape[0]))
         with tifffile.TiffWriter(path, bigtiff=True) as tif:
-            tif.write(
-                (frames[t % 64] for t in range(shape[0])), shape=shape, dtype=dtype, photometric="minisblack"
-            )
+            tif.write(frames, shape=shape, dtype=dtype, photometric="minisblack")
     return path
 
 
-def noise(size: tuple[int, int]) -> np.ndarray:
+def noise(size: tuple[int, int], frame: int) -> np.ndarray:
+    """One frame: cells of 3 pixels that wax and wane over 100 frames, each in its own time, and their shot noise."""
+    still, cosine, sine = cells(size)
+    phase = 2 * math.pi * frame / 100
+    mean = still + np.float32(math.cos(phase)) * cosine + np.float32(math.sin(phase)) * sine
+    random = np.random.default_rng((SEED, frame)).standard_normal(size, np.float32)
+    return np.rint(mean + np.sqrt(mean) * random).clip(0)
+
+
+@lru_cache
+def cells(size: tuple[int, int]) -> list[np.ndarray]:
+    """Photons a pixel (Y, X): the mean image, and amplitudes of cosine and sine; one cell in 400 pixels."""
     random = np.random.default_rng(SEED)
-    return random.poisson(50 + 100 * random.random(size), (64, *size))
+    spots = (random.random(size) < 1 / 400) * 2 * math.pi * 9 * random.uniform(20, 60, size)
+    phases = random.uniform(0, 2 * math.pi, size)
+    images = [spots, spots * np.cos(phases) / 2, spots * np.sin(phases) / 2]
+    still, cosine, sine = (gaussian_filter(image, 3, mode="wrap").astype(np.float32) for image in images)
+    return [still + 30, cosine, sine]
 
 
 def frames_of(count: int, share: float) -> int:
@@ -415,7 +429,7 @@ def gpu(folder: Path, share: float) -> list[Row]:
     rows = [["movie", "seconds", "million voxels/s"]]
     for shape in ((500, 128, 128), (1500, 490, 490), (6000, 512, 512)):
         size = (frames_of(shape[0], share), *shape[1:])
-        movie = ArrayMovie(np.resize(noise(size[1:]).astype(np.uint16), size))
+        movie = ArrayMovie(np.stack([noise(size[1:], t).astype(np.uint16) for t in range(size[0])]))
         times = [
             timed(partial(denoise_movie, movie, model, Settings(), nowhere, nowhere)) for _ in range(ROUNDS)
         ]
