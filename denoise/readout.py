@@ -103,8 +103,8 @@ def significant(prediction: Tensor, recording: Tensor, noise: float) -> Tensor:
     for where, weights in tile_grid(axes):
         place = (slice(None), *where)
         said, seen = (centred(movie[place].flatten(1)) for movie in (prediction, recording))
-        block = significant_patterns(said / noise, seen / noise).view(kept[place].shape)
-        kept[place] += noise * block * torch.from_numpy(weights).to(kept.device)
+        block = significant_patterns(said, seen, noise).view(kept[place].shape)
+        kept[place] += block.mul_(torch.from_numpy(weights).to(kept.device))
     return kept
 
 
@@ -112,9 +112,9 @@ def centred(block: Tensor) -> Tensor:
     return block - block.mean(0)
 
 
-def significant_patterns(prediction: Tensor, recording: Tensor) -> Tensor:
-    """The same for one block (T, P), in units of the smooth noise."""
-    edge = noise_edge(*prediction.shape)
+def significant_patterns(prediction: Tensor, recording: Tensor, noise: float) -> Tensor:
+    """The same for one block (T, P)."""
+    edge = noise * noise_edge(*prediction.shape)
     count = PATTERNS
     u, v, found = patterns(prediction, recording, count)
     while count < min(prediction.shape) and bool((found[-(count // 4) :] > edge).any()):
@@ -123,7 +123,7 @@ def significant_patterns(prediction: Tensor, recording: Tensor) -> Tensor:
     kept = found > edge
     course = u[:, kept] * (found[kept].square() - edge**2).sqrt()  # (T, K)
     footprint = v[:, kept]
-    course += certain(recording @ footprint - course)
+    course += noise * certain((recording @ footprint - course) / noise)
     return course @ footprint.mT
 
 

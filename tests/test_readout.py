@@ -89,7 +89,7 @@ def test_a_prediction_without_any_support_is_dropped() -> None:
 def test_more_patterns_than_are_looked_for_at_first_are_all_found() -> None:
     strong = 100 * normal(64, 32 * 32)
     strong -= strong.mean(0)
-    kept = significant_patterns(strong, strong)
+    kept = significant_patterns(strong, strong, 1.0)
     assert float((kept - strong).norm() / strong.norm()) < 0.01
 
 
