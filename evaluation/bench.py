@@ -175,9 +175,9 @@ def timed(work: Callable[[], object]) -> float:
 def peers(folder: Path, share: float) -> list[Row]:
     """End to end from file to array with the same weights; no start of a process counts, and no peer reads out.
 
-    60 frames, which the loop takes a minute for.
+    100 frames: the loop takes minutes for 500.
     """
-    shape = (frames_of(60, share), 512, 512)
+    shape = (frames_of(100, share), 512, 512)
     path, model = movie_file(folder, shape), load_model(WEIGHTS, torch.device("cpu"))
     methods: dict[str, Callable[[Path, UNet3D], object]] = {"this project": own, "plain loop": plain_loop}
     try:
@@ -266,7 +266,7 @@ def monai_window(path: Path, model: UNet3D) -> np.ndarray:
 
 def limit(folder: Path, share: float) -> list[Row]:
     """process.py from its start to its end against the bare network on as many voxels."""
-    shape = (frames_of(200, share), 512, 512)
+    shape = (frames_of(500, share), 512, 512)
     path, voxels = movie_file(folder, shape), math.prod(shape)
     model = load_model(WEIGHTS, torch.device("cpu"))
     best = min(BARE, key=lambda tile: bare(model, tile, 2 * math.prod(tile)) / 2 / math.prod(tile))
@@ -351,7 +351,7 @@ def matrix_product() -> float:
 def memory(folder: Path, share: float) -> list[Row]:
     """Movies of uint16, 256 x 256; the output is float32."""
     rows = [["frames", "peak memory", "seconds for the movie", "microseconds a frame"]]
-    for count in (1000, 4000):
+    for count in (1000, 4000, 16_000):
         frames = frames_of(count, share)
         path = movie_file(folder, (frames, 256, 256))
         ran = program(path)
@@ -405,7 +405,7 @@ def ask_help() -> None:
 
 def ranks(folder: Path, share: float) -> list[Row]:
     """One movie of 256 x 256, its frames shared out; each process has one processor."""
-    shape = (frames_of(600, share), 256, 256)
+    shape = (frames_of(2000, share), 256, 256)
     path = movie_file(folder, shape)
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     found = medians({
