@@ -353,6 +353,7 @@ def check_writable(folder: Path) -> None:
 
 def prepare(options: Options, plan: Plan, signals: StopSignals, team: Team) -> Run:
     """Find weights, device and what earlier runs did. Raises Refusal before any work if the run cannot succeed."""
+    from denoise.limits import reuse_memory
     from denoise.records import read_records
 
     started = datetime.now(timezone.utc)
@@ -363,6 +364,7 @@ def prepare(options: Options, plan: Plan, signals: StopSignals, team: Team) -> R
     device = choose_device(options.device, team)
     limit_threads()
     limit_memory()
+    reuse_memory()
     model, weights = load_weights(options.weights, device)
     return Run(options, plan, device, model, weights, signals, team, read_records(options.output), started)
 
