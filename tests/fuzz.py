@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,34 @@ def seeds(folder: Path) -> list[Path]:
             sitk.WriteImage(image, str(folder / f"{kind}.{ending}"))
     for ending in ("mha", "nrrd"):
         sitk.WriteImage(sitk.GetImageFromArray(small), str(folder / f"packed.{ending}"), useCompression=True)
+    save_containers(folder, small)
     return sorted(folder.iterdir())
 
 
+def save_containers(folder: Path, frames: np.ndarray) -> None:
+    """The movie as HDF5 and Zarr, where the packages for them are installed."""
+    with suppress(ImportError):
+        import h5py
+
+        for name, options in HDF5S.items():
+            with h5py.File(folder / name, "w") as file:
+                file.create_dataset("group/movie", data=frames, **options)
+    with suppress(ImportError):
+        import zarr
+
+        for version in (2, 3):
+            place = folder / f"version{version}.zarr"
+            array = zarr.create_array(
+                place, shape=SHAPE, chunks=(3, 20, 18), dtype="uint16", zarr_format=version
+            )
+            array[:] = frames
+
+
+HDF5S: dict[str, dict[str, Any]] = {
+    "plain.h5": {},
+    "chunks.h5": {"chunks": (3, 20, 18), "compression": "gzip", "shuffle": True},
+    "summed.hdf5": {"chunks": (1, 20, 18), "compression": "lzf", "fletcher32": True},
+}
 TIFFS: dict[str, dict[str, Any]] = {
     "plain": {},
     "big": {"bigtiff": True},
@@ -168,16 +194,29 @@ MUTATIONS: tuple[Mutation, ...] = (
 )  # fmt: skip
 
 
-def mutants(originals: list[Path], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """(file name, content): one to three mutations of each original in turn."""
+def mutants(originals: list[Path], count: int, seed: int) -> Iterator[tuple[str, Path, str, bytes]]:
+    """(name, original, file within it, content of that): one to three mutations of each original in turn."""
     rng = random.Random(seed)
     for number in range(count):
         original = originals[number % len(originals)]
-        data = bytearray(original.read_bytes())
+        file = (
+            rng.choice(sorted(p for p in original.rglob("*") if p.is_file()))
+            if original.is_dir()
+            else original
+        )
+        data = bytearray(file.read_bytes())
         used = [rng.choice(MUTATIONS) for _ in range(rng.choice([1, 1, 2, 3]))]
         for mutate in used:
             data = mutate(data, rng) or data
-        yield f"{number:06}-{used[0].__name__}-{original.name}", bytes(data)
+        inner = file.relative_to(original).as_posix() if original.is_dir() else ""
+        yield f"{number:06}-{used[0].__name__}-{original.name}", original, inner, bytes(data)
+
+
+def plant(place: Path, original: Path, inner: str, content: bytes) -> None:
+    """A mutant as a file, or as a folder in which one file differs."""
+    if inner:
+        shutil.copytree(original, place)
+    (place / inner if inner else place).write_bytes(content)
 
 
 # ---- mutated files through process.py
@@ -261,8 +300,8 @@ def fuzz_files(folder: Path, count: int, seed: int) -> Findings:
     for start in range(0, count, BATCH):
         batch = folder / f"batch{start:06}"
         (batch / "in").mkdir(parents=True)
-        for _, (name, content) in zip(range(min(BATCH, count - start)), made):
-            (batch / "in" / name).write_bytes(content)
+        for _, (name, original, inner, content) in zip(range(min(BATCH, count - start)), made):
+            plant(batch / "in" / name, original, inner, content)
         run_batch(batch, weights, findings)
         print(
             start,

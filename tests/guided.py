@@ -18,9 +18,9 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["denoise", "tifffile"]):
-    from denoise.formats import open_recording
+    from denoise.formats import SUFFIXES, open_recording
     from denoise.inference import blocks
-    from denoise.movies import SUFFIXES, MovieError
+    from denoise.movies import MovieError
 import fuzz
 
 BASELINE = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # MiB of torch and the readers
@@ -44,7 +44,8 @@ def plant(corpus: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for seed in fuzz.seeds(Path(folder)):
             kind = next(n for n, suffix in enumerate(SUFFIXES) if seed.name.endswith(suffix))
-            (corpus / seed.name).write_bytes(bytes([kind]) + seed.read_bytes())
+            if seed.is_file():
+                (corpus / seed.name).write_bytes(bytes([kind]) + seed.read_bytes())
 
 
 def main() -> None:
