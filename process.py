@@ -20,7 +20,7 @@ import shutil
 import sys
 import time
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from denoise import __version__
-from denoise.stopping import Stopped, StopSignals, ignore_signals
+from denoise.stopping import Alarm, Stopped, StopSignals, ignore_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     import numpy as np
     import torch
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from denoise.inference import Result
     from denoise.layout import Job, Plan
     from denoise.movies import MovieInfo
+    from denoise.ranks import Share, Team
     from model import UNet3D
 
 NAME = "calcium-denoiser"
@@ -109,9 +111,17 @@ class Run:
     model: UNet3D
     weights: dict[str, str]  # path and SHA-256
     signals: StopSignals
+    team: Team
     earlier: dict[str, dict[str, Any]]  # records of movies that earlier runs finished, by output name
     started: datetime
     records: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def common(self) -> Team:
+        """Who works on the same movie as this process: all ranks where there are more of them than movies."""
+        from denoise.ranks import ALONE
+
+        return self.team if len(self.plan.jobs) < self.team.size else ALONE
 
     @cached_property
     def speed(self) -> float:
@@ -127,18 +137,21 @@ def main() -> int:
     options = parse_options()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # any file name can be told
     try:
-        with StopSignals() as signals:
+        with StopSignals() as signals, join_team() as team:
             plan = make_plan(options)
             if options.dry_run:
-                return tell_plan(prepare(options, plan, signals))
-            with own_output(options, plan):
-                return denoise_all(prepare(options, plan, signals))
+                return tell_plan(prepare(options, plan, signals, team))
+            with own_output(options, plan) if not team.rank else nullcontext():
+                return denoise_all(prepare(options, plan, signals, team))
     except Refusal as refusal:
         complain(str(refusal))
         return 1
     except Stopped as stopped:
         complain(farewell(stopped))
         return 128 + stopped.number
+    except Alarm as alarm:
+        complain(str(alarm))
+        return 1
     except Exception as error:  # noqa: BLE001 - the last line on stderr has to make sense whatever happens
         traceback.print_exc()
         complain(unexpected(error))
@@ -251,6 +264,22 @@ def a_device(text: str) -> str:
 # ---- before the first movie: all that can be refused early
 
 
+@contextmanager
+def join_team() -> Iterator[Team]:
+    """The processes that a launcher started as one run (docs/ranks.md); only the first tells how it goes."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from denoise.ranks import launched
+
+        with launched() as team:
+            if team.rank:
+                silence()
+            yield team
+    else:
+        from denoise.ranks import ALONE
+
+        yield ALONE
+
+
 def make_plan(options: Options) -> Plan:
     from denoise.layout import LayoutError, plan_movies
 
@@ -322,29 +351,32 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def prepare(options: Options, plan: Plan, signals: StopSignals) -> Run:
+def prepare(options: Options, plan: Plan, signals: StopSignals, team: Team) -> Run:
     """Find weights, device and what earlier runs did. Raises Refusal before any work if the run cannot succeed."""
+    from denoise.limits import reuse_memory
     from denoise.records import read_records
 
     started = datetime.now(timezone.utc)
     say(f"{NAME} {__version__}: {len(plan.jobs)} movie(s) in {options.input}, {plan.layout} layout")
     for warning in plan.warnings:
         say(f"WARNING: {warning}")
-    device = choose_device(options.device)
+    team.all(None)  # the output folder is there
+    device = choose_device(options.device, team)
     limit_threads()
     limit_memory()
+    reuse_memory()
     model, weights = load_weights(options.weights, device)
-    return Run(options, plan, device, model, weights, signals, read_records(options.output), started)
+    return Run(options, plan, device, model, weights, signals, team, read_records(options.output), started)
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, team: Team) -> torch.device:
     """The device asked for; only "auto" may end on the CPU without having named it."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto" and count == 0:
         say("no GPU found: running on the CPU")
-    device = torch.device(("cuda" if count else "cpu") if name == "auto" else name)
+    device = torch.device((f"cuda:{team.local % count}" if count else "cpu") if name == "auto" else name)
     if device.type == "cuda" and (device.index or 0) >= count:
         raise Refusal(
             f"--device {name}: expected it, found {count or 'no'} GPU usable by torch {torch.__version__}; "
@@ -405,9 +437,12 @@ def denoise_all(run: Run) -> int:
     saved = Saved()
     try:
         for number, (job, record) in enumerate(zip(jobs, run.records, strict=True), 1):
+            if run.common.size == 1 and number % run.team.size != run.team.rank:
+                continue  # another rank's
             attempt(run, job, record, Progress(f"[{number}/{len(jobs)}] {job.name}", run.signals))
             run.signals.check()
             saved.now_and_then(run)
+        merge_records(run)
         for name, reason in run.plan.unusable.items():
             message = f"{name}: {reason}"
             run.records.append({"input": name, "status": "failed", "error": {"message": message}})
@@ -418,13 +453,21 @@ def denoise_all(run: Run) -> int:
     return conclude(run)
 
 
+def merge_records(run: Run) -> None:
+    """Take each movie's record from the rank that denoised it, or from the first of them all."""
+    everybody = run.team.all(run.records)
+    for number in range(1, len(run.records) + 1):
+        rank = number % run.team.size if run.common.size == 1 else 0
+        run.records[number - 1] = everybody[rank][number - 1]
+
+
 def attempt(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:
     """Denoise one movie into its record; a failure is told and recorded, and the next movie's turn comes."""
     start = time.monotonic()
     record["status"] = "stopped"  # unless it gets to its end
     progress.say("opening")  # should the program be killed, it shows at which movie
     try:
-        if run.options.resume and take_over(run, job, record):
+        if run.options.resume and run.common.of(0, take_over(run, job, record)):
             progress.say(f"complete since an earlier run: {record['output']}")
             return
         denoise_one(run, job, record, progress)
@@ -495,7 +538,9 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
         if ensemble(run):
             progress.say(f"as the mean of {SYMMETRIES} mirrored views; --ensemble off is that much faster")
         job.output.parent.mkdir(parents=True, exist_ok=True)
-        with recording.writer(job.output, dtype) as writer:
+        if run.common.rank and not can_share(run, job, recording):
+            return  # the first rank's alone
+        with run.common.together(), writer_of(run, job, recording, dtype) as writer:
             done = denoise_parts(run, recording, writer, start, progress)
             if state != [changes(path) for path in inputs]:
                 raise MovieError(
@@ -514,8 +559,25 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
     progress.say(f"done, {speed / 1e6:.3g} million voxels a second")
 
 
+def can_share(run: Run, job: Job, recording: Recording) -> bool:
+    """Whether several ranks can write one output: a TIFF of one movie, of which nothing needs all frames in order."""
+    options = run.options
+    plain = len(recording.parts) == 1 and job.output.name.endswith(".tif")
+    return run.common.size > 1 and plain and not options.report and not options.save_weights
+
+
+def writer_of(
+    run: Run, job: Job, recording: Recording, dtype: np.dtype
+) -> AbstractContextManager[PartsWriter | Share]:
+    """What writes a movie, or this rank's share of it."""
+    from denoise.ranks import shared
+
+    writer = recording.writer(job.output, dtype)
+    return shared(writer, run.common) if can_share(run, job, recording) else writer
+
+
 def denoise_parts(
-    run: Run, recording: Recording, writer: PartsWriter, start: float, progress: Progress
+    run: Run, recording: Recording, writer: PartsWriter | Share, start: float, progress: Progress
 ) -> list[tuple[Part, Result, Diagnostics | None]]:
     """Denoise every channel and plane of a movie that was begun at `start` (time.monotonic)."""
     from denoise.movies import MovieError
@@ -593,11 +655,12 @@ def save_weights(run: Run, record: dict[str, Any], result: Result) -> dict[str, 
 
 
 def denoise_part(
-    run: Run, part: Part, writer: PartsWriter, limit: float, progress: Progress
+    run: Run, part: Part, writer: PartsWriter | Share, limit: float, progress: Progress
 ) -> tuple[Result, Diagnostics | None]:
     """Denoise one channel and plane, a movie of its own, into its place in the output, adapting for `limit` minutes."""
     from denoise.diagnostics import Diagnostics
     from denoise.inference import Settings, denoise_movie
+    from denoise.ranks import Share
 
     if part.name:
         progress.say(part.name)
@@ -607,7 +670,8 @@ def denoise_part(
     diagnostics = Diagnostics(part.movie) if run.options.report else None
     write = writing(writer, part, diagnostics)
     settings = Settings(run.options.percentiles, limit, ensemble(run))
-    result = denoise_movie(part.movie, run.model, settings, write, progress)
+    sharing = (run.common, writer.place) if isinstance(writer, Share) else ()
+    result = denoise_movie(part.movie, run.model, settings, write, progress, *sharing)
     result.warnings.extend(resolution_warnings(result, part.movie.info.dtype, writer.dtype))
     return result, diagnostics
 
@@ -670,7 +734,9 @@ def dtype_warnings(info: MovieInfo, options: Options) -> list[str]:
     return [f"--dtype input: expected a type that every TIFF reader takes, found {wanted}; wrote {chosen}"]
 
 
-def writing(writer: PartsWriter, part: Part, diagnostics: Diagnostics | None) -> Callable[[np.ndarray], None]:
+def writing(
+    writer: PartsWriter | Share, part: Part, diagnostics: Diagnostics | None
+) -> Callable[[np.ndarray], None]:
     """Appends frames (n, Y, X) to a part, in the output's dtype, after the report has looked.
 
     NaN or infinity never gets into a file.
@@ -880,8 +946,13 @@ def say(text: str) -> None:
     try:
         print(one_line(text), flush=True)
     except BrokenPipeError:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        silence()
+
+
+def silence() -> None:
+    """Say nothing from now on."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def complain(text: str) -> None:
@@ -939,6 +1010,8 @@ def save_metadata(run: Run, status: str) -> None:
     """Write metadata.json, complete or not at all."""
     from denoise.records import METADATA, write_metadata
 
+    if run.team.rank:
+        return
     try:
         write_metadata(run.options.output, metadata(run, status))
     except OSError as error:

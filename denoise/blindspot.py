@@ -35,14 +35,20 @@ class Samples:
 
 
 def correlated_axes(frames: Tensor) -> tuple[bool, bool]:
-    """Along which of (y, x) neighbouring voxels share noise: frames (T, Y, X), measured on frame differences."""
+    """Along which of (y, x) neighbouring voxels share noise: frames (T, Y, X)."""
+    along_y, along_x = neighbour_correlations(frames)
+    return along_y > CORRELATED, along_x > CORRELATED
+
+
+def neighbour_correlations(frames: Tensor) -> tuple[float, float]:
+    """Correlation of the noise of voxels that are neighbours along (y, x), measured on frame differences (T, Y, X)."""
     if frames.shape[0] < 2:
-        return False, False
+        return 0.0, 0.0
     steps = torch.nan_to_num(frames.diff(dim=0))
     power = steps.square().mean().clamp(min=1e-30)
     along_y = (steps[:, 1:] * steps[:, :-1]).mean() / power if steps.shape[1] > 1 else power.new_zeros(())
     along_x = (steps[..., 1:] * steps[..., :-1]).mean() / power if steps.shape[2] > 1 else power.new_zeros(())
-    return bool(along_y > CORRELATED), bool(along_x > CORRELATED)
+    return float(along_y), float(along_x)
 
 
 def neighbour_offsets(shape: tuple[int, ...], correlated: tuple[bool, bool], device: torch.device) -> Tensor:

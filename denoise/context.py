@@ -94,6 +94,11 @@ class ContextSums:
         self.steps += torch.isfinite(steps).sum(-3)
         self.last = marked[..., -1:, :, :]
 
+    def add(self, other: ContextSums) -> None:
+        """Take the sums of frames that follow, relative to the same reference."""
+        for name in ("count", "sum", "square", "along_x", "along_y", "steps", "difference"):
+            getattr(self, name).add_(getattr(other, name))
+
     def context(self) -> Context:
         """The context of all frames seen."""
         frames = self.count.clamp(min=1)

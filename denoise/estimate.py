@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from denoise.diagnostics import STATISTICS_VOXELS, TRACE_VOXELS
-from denoise.inference import Settings, denoise_movie, slab_bounds
+from denoise.inference import SLAB_BYTES, Settings, denoise_movie, slabs_of
 from denoise.movies import Movie, MovieInfo
 from denoise.network import CHUNK_VOXELS, STATE_BYTES, VOXEL_BYTES
 from model import UNet3D
@@ -38,9 +37,9 @@ def trial_speed(model: UNet3D) -> float:
 def working_bytes(shape: tuple[int, int, int], views: int, report: bool) -> int:
     """Memory in bytes for a movie (T, Y, X), beside the program's own; bounded, however long the movie."""
     pixels = shape[1] * shape[2]
-    slab = max(stop - first for first, stop in pairwise(slab_bounds(shape, math.inf)))
+    slab = max(slab.stop - slab.start for slab in slabs_of(shape, math.inf))
     computed = max(CHUNK_VOXELS["cpu"], 16 * pixels) * VOXEL_BYTES + views * STATE_BYTES * pixels
-    return 8 * slab * pixels + computed + (REPORT_BYTES if report else 0)
+    return SLAB_BYTES * slab * pixels + computed + (REPORT_BYTES if report else 0)
 
 
 def report_seconds(shape: tuple[int, int, int]) -> float:

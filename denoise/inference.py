@@ -2,7 +2,7 @@
 
 One pass over the file finds the percentiles and the whole-movie context; a second one goes straight on:
 
-    read -> normalize -> whiten -> | network | -> slabs -> restore -> denormalize -> write
+    read -> normalize -> whiten -> | network | -> slabs -> read out -> restore -> denormalize -> write
 
 The bars are borders between threads (`denoise.ahead`), so that reading, computing and writing overlap. Memory does not
 grow with the length of the movie.
@@ -10,11 +10,11 @@ grow with the length of the movie.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +27,9 @@ from denoise.context import Context, ContextSums, dropped_rows
 from denoise.limits import free_memory
 from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
+from denoise.ranks import ALONE, Team
+from denoise.readout import Readout
+from denoise.tiling import tile_axis
 from model import UNet3D
 
 BLOCK_VOXELS = 1 << 23  # read at once
@@ -34,7 +37,10 @@ PIECE_VOXELS = 1 << 20  # of elementwise work at once: stays in the processor's 
 SHORTEST_BLOCK = 16  # frames: in fewer a dropped row cannot be told from a dark one
 SLAB_VOXELS = 1 << 27  # of one slab of frames; float32, twice
 SLAB_SHARE = 4  # the part of the free memory that a slab may take: one in so many
+SLAB_BYTES = 16  # of a voxel in it: residual, prediction, what is kept, and their blocks
 LONGEST_SLAB = 512  # frames
+SHARED_FRAMES = 32  # that neighbouring slabs share: their patterns fade into each other
+SECTION = 256  # frames that are surveyed together, a multiple of LONGEST_BLOCK
 ABSURD = 1e15  # times the movie's own scale: damage, no intensity; its square would not fit into float32
 FAR = 1e3  # times the movie's own scale, from which a voxel is looked at
 SATURATED = 1e-3  # share of voxels from which it is told
@@ -101,27 +107,37 @@ def denoise_movie(
     settings: Settings,
     write: Callable[[np.ndarray], None],
     progress: Progress,
+    team: Team = ALONE,
+    place: Callable[[int], None] = lambda first: None,
 ) -> Result:
     """Denoise a movie (T, Y, X): `write` gets frames (n, Y, X) of result_type in the input's units, in order.
 
-    `progress(stage, done, frames)` is told how far the stages "reading" and "denoising" are.
+    `progress(stage, done, frames)` is told how far the stages "reading" and "denoising" are. In a team a rank gets its
+    own share of the frames only; `place` is told the number of the first of them.
     """
     with torch.inference_mode():
-        survey = survey_movie(movie, settings.percentiles, progress)
-    model, adaptation = adapted(movie, model, survey, settings.adapt_minutes, progress)
+        survey = survey_movie(movie, settings.percentiles, progress, team)
+    model, adaptation = adapted(movie, model, survey, settings.adapt_minutes, progress, team)
     frames = movie.info.shape[0]
     with torch.inference_mode():
-        bounds = slab_bounds(movie.info.shape, free_memory(device_of(model)))
+        every = team.of(0, slabs_of(movie.info.shape, free_memory(device_of(model))))
+        mine, first = own_slabs(every, team.share(len(every)))
+        extent = (mine[0].start, mine[-1].stop) if mine else (first, first)
         network = Network(model, survey.context, settings.ensemble)
-        progress("denoising", 0, frames)
+        progress("denoising", first, frames)
+        place(first)
         pairs: Generator[Pair, None, None] = ahead(
-            network.predict(lambda *where: residuals(movie, survey, *where), 0, frames)
+            network.predict(lambda *where: residuals(movie, survey, *where), *extent)
         )
         with closing(pairs):
-            passing = telling(pairs, lambda done: progress("denoising", done, frames))
-            for _residual, prediction in slabs(passing, bounds):
-                for part in pieces(prediction):
-                    restored = survey.context.restore(part.cpu() + network.static)
+            passing = telling(pairs, lambda done: progress("denoising", min(frames, first + done), frames))
+            readout = Readout(survey.context, network.static)
+            read = (readout.frames(residual, said) for residual, said in filled(passing, mine))
+            for number, whole in blended(read, mine):
+                if number < first:  # the end of the slab before: another rank writes the rest of it
+                    continue
+                for part in pieces(whole):
+                    restored = survey.context.restore(part.cpu())
                     write(survey.normalization.denormalize(restored.numpy(), result_type(movie.info.dtype)))
     told = asdict(adaptation) | {"kept": adaptation.kept} if adaptation else None
     return replace(result_of(survey, network), adaptation=told, model=model)
@@ -137,55 +153,123 @@ def result_type(dtype: np.dtype) -> np.dtype:
 
 
 def adapted(
-    movie: Readable, model: UNet3D, survey: Survey, minutes: float, progress: Progress
+    movie: Readable, model: UNet3D, survey: Survey, minutes: float, progress: Progress, team: Team
 ) -> tuple[UNet3D, Adaptation | None]:
-    """The network for this movie: after so many minutes of learning from an excerpt of it, if that made it better."""
+    """The network for this movie: after so many minutes of learning from an excerpt of it, if that made it better.
+
+    In a team rank 0 learns.
+    """
     if not minutes:
         return model, None
+    if team.rank:
+        learned: tuple[dict[str, Tensor], Adaptation | None] = team.of(0, None)
+        weights, adaptation = learned
+        model = copy.deepcopy(model)
+        model.load_state_dict(weights)
+        return model, adaptation
     frames, height, width = movie.info.shape
     length = min(frames, LONGEST_SLAB, max(64, SLAB_VOXELS // (2 * height * width)))
     start = (frames - length) // 2
     excerpt, _ = without_missing(survey.normalization.normalize(movie.read(start, start + length)))
-    return adapt(
+    model, adaptation = adapt(
         excerpt, model, 60 * minutes, lambda share: progress("adapting", round(share * frames), frames)
     )
+    team.of(0, (model.state_dict(), adaptation))
+    return model, adaptation
 
 
-def survey_movie(movie: Readable, percentiles: tuple[float, float], progress: Progress) -> Survey:
-    """First pass: percentiles, context, and what is missing. Every frame is read once."""
+def survey_movie(
+    movie: Readable, percentiles: tuple[float, float], progress: Progress, team: Team = ALONE
+) -> Survey:
+    """First pass: percentiles, context, and what is missing. Every frame is read once, by one rank of the team.
+
+    Sums are taken section by section and added in order, so that they do not depend on the number of ranks.
+    """
     frames, height, width = movie.info.shape
-    found = Percentiles(movie.info.dtype, frames * height * width)
-    sums: ContextSums | None = None
-    provisional = PercentileNormalization(0.0, 1.0)
-    not_finite = dropped = 0
-    done = 0
-    with closing(ahead(blocks(movie))) as read:
-        for block in read:
-            found.update(block)
-            if sums is None:  # exact percentiles are known at the end only: the first block's centre the sums
-                first = Percentiles(block.dtype, block.size)
-                first.update(block)
-                provisional = first.result(percentiles)
-            values, lost = without_missing(provisional.normalize(block))
-            not_finite += int(values.isnan().sum()) - lost * block.shape[2]
-            dropped += lost
-            sums = sums or ContextSums(torch.nan_to_num(values.nanmean(0)))
-            for piece in pieces(values):
-                sums.update(piece)
-            done += len(block)
-            progress("reading", done, frames)
-    if sums is None:
-        raise ValueError("a movie must have at least one frame")
-    normalization = found.result(percentiles)
-    context = sums.context().rescaled(
-        provisional.scale / normalization.scale, (provisional.low - normalization.low) / normalization.scale
-    )
-    return Survey(normalization, context, not_finite, dropped, found.saturated())
+    count = math.ceil(frames / SECTION)
+    surveyor = Surveyor(movie, percentiles)
+    own = team.share(count)
+    surveyor.found.skip(own.start * SECTION * height * width)
+    sums = ContextSums(surveyor.reference)
+    sections = {}
+    for index in own:
+        sections[index] = surveyor.section(index, lambda done: progress("reading", done, frames))
+        if team.size == 1:
+            sums.add(sections.pop(index))
+    for index in range(count if team.size > 1 else 0):
+        sums.add(team.of(team.owner(index, count), sections.pop(index, None)))
+    progress("reading", frames, frames)
+    return surveyor.survey(sums, team)
 
 
-def blocks(movie: Readable, start: int = 0) -> Generator[np.ndarray, None, None]:
-    """The frames of a movie in order from frame `start` on, some (n, Y, X) at a time: a power of two."""
+class Surveyor:
+    """Goes through a movie in sections. The first block's percentiles and mean centre the sums of all of them."""
+
+    def __init__(self, movie: Readable, percentiles: tuple[float, float]) -> None:
+        self.movie, self.percentiles = movie, percentiles
+        self.found = Percentiles(movie.info.dtype, math.prod(movie.info.shape))
+        self.not_finite = self.dropped = 0
+        if not movie.info.shape[0]:
+            raise ValueError("a movie must have at least one frame")
+        self.first = next(blocks(movie))
+        found = Percentiles(self.first.dtype, self.first.size)
+        found.update(self.first)
+        self.provisional = found.result(percentiles)
+        values, _ = without_missing(self.provisional.normalize(self.first))
+        self.reference = torch.nan_to_num(values.nanmean(0))
+        self.last: Tensor | None = None  # of the section before, as ContextSums keeps it
+
+    def section(self, index: int, tell: Callable[[int], None]) -> ContextSums:
+        """Sums over the frames of one section; called in order."""
+        sums = ContextSums(self.reference)
+        done = index * SECTION
+        sums.last = self.last_before(done) if self.last is None else self.last
+        with closing(ahead(self.blocks(done))) as read:
+            for block in read:
+                self.found.update(block)
+                values, lost = without_missing(self.provisional.normalize(block))
+                self.not_finite += int(values.isnan().sum()) - lost * block.shape[2]
+                self.dropped += lost
+                for piece in pieces(values):
+                    sums.update(piece)
+                done += len(block)
+                tell(done)
+        self.last = sums.last
+        return sums
+
+    def blocks(self, start: int) -> Generator[np.ndarray, None, None]:
+        """The frames of the section that starts there."""
+        if not start:
+            yield self.first
+        yield from blocks(self.movie, start or len(self.first), start + SECTION)
+
+    def last_before(self, frame: int) -> Tensor | None:
+        """The frame before, as ContextSums keeps it (1, Y, X); none before the first."""
+        if not frame:
+            return None
+        with closing(blocks(self.movie, frame - LONGEST_BLOCK, frame)) as read:
+            values, _ = without_missing(self.provisional.normalize(list(read)[-1]))
+        last = values[-1:]
+        return torch.where(torch.isfinite(last), last - self.reference, torch.nan)
+
+    def survey(self, sums: ContextSums, team: Team) -> Survey:
+        """What all ranks found."""
+        others = [found for rank, found in enumerate(team.all(self.found)) if rank != team.rank]
+        for found in others:
+            self.found.add(found)
+        n = self.found.result(self.percentiles)
+        context = sums.context().rescaled(
+            self.provisional.scale / n.scale, (self.provisional.low - n.low) / n.scale
+        )
+        missing = team.all((self.not_finite, self.dropped))
+        not_finite, dropped = (sum(numbers) for numbers in zip(*missing))
+        return Survey(n, context, not_finite, dropped, self.found.saturated())
+
+
+def blocks(movie: Readable, start: int = 0, stop: int | None = None) -> Generator[np.ndarray, None, None]:
+    """Frames [start, stop) of a movie in order, to its end at most, some (n, Y, X) at a time: a power of two."""
     frames, height, width = movie.info.shape
+    frames = frames if stop is None else min(stop, frames)
     step = LONGEST_BLOCK
     while step > SHORTEST_BLOCK and step * height * width > BLOCK_VOXELS:
         step //= 2
@@ -263,32 +347,65 @@ def telling(items: Iterable[Pair], tell: Callable[[int], None]) -> Iterator[Pair
         yield item
 
 
-def slabs(parts: Iterable[Pair], bounds: Sequence[int]) -> Iterator[Pair]:
-    """Residual and prediction (n, Y, X) put together in slabs between frame numbers: [0, 512, ...]."""
-    lengths = pairwise(bounds)
-    residual = prediction = torch.zeros(0)
-    filled = 0
-    for part in parts:
-        taken = 0
-        while taken < len(part[0]):
-            if filled == len(residual):
-                first, stop = next(lengths)
-                residual, prediction = (x.new_empty(stop - first, *x.shape[1:]) for x in part)
-                filled = 0
-            count = min(len(residual) - filled, len(part[0]) - taken)
-            for slab, frames in zip((residual, prediction), part):
-                slab[filled : filled + count] = frames[taken : taken + count]
-            filled, taken = filled + count, taken + count
-            if filled == len(residual):
-                yield residual, prediction
+@dataclass(frozen=True)
+class Slab:
+    """Frames [start, stop) of a movie that are read out together, the last ones once more with the next slab."""
+
+    start: int
+    stop: int
+    own: int  # frames before the next slab starts
+    weights: np.ndarray  # (stop - start,), of its frames in the blended result
 
 
-def slab_bounds(shape: tuple[int, int, int], free: float) -> list[int]:
-    """Frame numbers between slabs of about equal length, for a movie (T, Y, X) and so many bytes of memory."""
+def slabs_of(shape: tuple[int, int, int], free: float) -> list[Slab]:
+    """Slabs of about equal length for a movie (T, Y, X) and so many bytes of memory."""
     frames, height, width = shape
-    longest = int(min(SLAB_VOXELS, free / SLAB_SHARE / 8) / (height * width))
-    count = math.ceil(frames / max(1, min(LONGEST_SLAB, longest)))
-    return [frames * number // count for number in range(count + 1)]
+    longest = int(min(SLAB_VOXELS, free / SLAB_SHARE / SLAB_BYTES) / (height * width))
+    longest = max(2, min(LONGEST_SLAB, longest))
+    spans = tile_axis(frames, longest, min(SHARED_FRAMES, longest // 4), 1)
+    ends = [span.start for span in spans[1:]] + [frames]
+    return [Slab(s.start, s.stop, end - s.start, s.weights) for s, end in zip(spans, ends)]
+
+
+def own_slabs(slabs: Sequence[Slab], share: range) -> tuple[list[Slab], int]:
+    """The slabs that a rank computes for its share of them, and its first frame: the slab before fades into them."""
+    if not share:
+        return [], slabs[-1].stop
+    return list(slabs[max(0, share.start - 1) : share.stop]), slabs[share.start].start
+
+
+def filled(parts: Iterable[Pair], slabs: Iterable[Slab]) -> Iterator[Pair]:
+    """Residual and prediction (n, Y, X) put together in slabs; the frames that two slabs share are in both."""
+    source = iter(parts)
+    rest: Sequence[Tensor] = (torch.zeros(0), torch.zeros(0))
+    shared = rest
+    for slab in slabs:
+        known = len(shared[0])
+        rest = rest if len(rest[0]) else next(source)
+        both = [x.new_empty(slab.stop - slab.start, *x.shape[1:]) for x in rest]
+        if known:
+            for frames, before in zip(both, shared):
+                frames[:known] = before
+        while known < len(both[0]):
+            rest = rest if len(rest[0]) else next(source)
+            count = min(len(both[0]) - known, len(rest[0]))
+            for frames, new in zip(both, rest):
+                frames[known : known + count] = new[:count]
+            rest = [x[count:] for x in rest]
+            known += count
+        shared = [x[slab.own :].clone() for x in both]
+        yield both[0], both[1]
+
+
+def blended(read: Iterable[Tensor], slabs: Iterable[Slab]) -> Iterator[tuple[int, Tensor]]:
+    """The frames of slabs (n, Y, X), blended where neighbours share them: where each slab starts, and its own frames."""
+    tail = torch.zeros(0)
+    for slab, frames in zip(slabs, read):
+        frames.mul_(torch.from_numpy(slab.weights)[:, None, None].to(frames.device))
+        if len(tail):
+            frames[: len(tail)] += tail
+        tail = frames[slab.own :].clone()
+        yield slab.start, frames[: slab.own]
 
 
 def device_of(model: UNet3D) -> torch.device:

@@ -6,13 +6,16 @@ and proc (MemAvailable, VmData); getrlimit(2).
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
 MEMBERSHIP, MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -68,6 +71,18 @@ def control_groups(controller: str, membership: Path, mount: Path) -> Iterator[P
         top = mount / controller if controllers else mount
         leaf = top / group.lstrip("/")
         yield from (leaf, *(parent for parent in leaf.parents if parent.is_relative_to(top)))
+
+
+def reuse_memory() -> None:
+    """Let the C library keep what is freed for the next chunk, in one heap for all threads; call it before any starts.
+
+    By itself glibc gives every large block back to the kernel, which fills the next one with zeros first: that took a
+    sixth of the time for frames of 512 x 512. Elsewhere this does nothing. Source: mallopt(3).
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 1 << 27), (M_TRIM_THRESHOLD, 1 << 28)):
+            mallopt(parameter, value)
 
 
 def free_memory(device: torch.device) -> int:

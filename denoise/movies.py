@@ -1051,6 +1051,15 @@ class MovieWriter:
             file.write(np.ascontiguousarray(frames).data)
         self._written += len(frames)
 
+    @property
+    def under_way(self) -> Path:
+        """The hidden file that is written to. Raises ValueError outside the with block."""
+        return Path(self._file.name)
+
+    def completed_by_others(self) -> None:
+        """Every frame has been written into the file under way."""
+        self._written = self._shape[0]
+
     def _check_next(self, frames: np.ndarray) -> None:
         if frames.ndim != 3 or frames.shape[1:] != self._shape[1:]:
             raise ValueError(f"frames {frames.shape} must be (n, {self._shape[1]}, {self._shape[2]})")

@@ -74,6 +74,20 @@ class Percentiles:
         self.samples.append(picked[np.isfinite(picked)].astype(np.float64))
         self.seen += values.size
 
+    def skip(self, voxels: int) -> None:
+        """Leave out so many voxels, which others see."""
+        self.seen += voxels
+
+    def add(self, other: Percentiles) -> None:
+        """Take what others saw, of the same movie."""
+        if self.counts is not None and other.counts is not None:
+            self.counts += other.counts
+        self.samples.extend(other.samples)
+        self.extremes = (
+            min(self.extremes[0], other.extremes[0]),
+            max(self.extremes[1], other.extremes[1]),
+        )
+
     def result(self, percentiles: tuple[float, float]) -> PercentileNormalization:
         """The normalization of what was seen; a movie without a finite voxel normalizes by (x - 0) / 1."""
         values, weights = self._distribution()

@@ -26,6 +26,10 @@ class Stopped(BaseException):
         self.number = number
 
 
+class Alarm(BaseException):
+    """The whole run has to end, with this line. Not an Exception, so that nothing takes it for a movie that fails."""
+
+
 class StopSignals:
     """A context manager of the main thread: inside it the first SIGINT or SIGTERM raises Stopped.
 

@@ -366,7 +366,7 @@ def ranks(folder: Path, share: float) -> list[Row]:
     """One movie of 256 x 256, its frames shared out; each process has one processor."""
     shape = (frames_of(1000, share), 256, 256)
     path = movie_file(folder, shape)
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     found = medians({
         "one process": lambda: program(path, threads=1)["seconds"],
         "two processes": lambda: program(path, two, threads=1)["seconds"],

@@ -20,14 +20,15 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import SimpleITK as sitk
 import tifffile
 import torch
+import zarr
 
 from denoise.movies import MovieError, open_movie
 from model import UNet3D, UNetConfig, save_model
@@ -62,34 +63,37 @@ def seeds(folder: Path) -> list[Path]:
             sitk.WriteImage(image, str(folder / f"{kind}.{ending}"))
     for ending in ("mha", "nrrd"):
         sitk.WriteImage(sitk.GetImageFromArray(small), str(folder / f"packed.{ending}"), useCompression=True)
-    save_containers(folder, small)
+    save_hdf5(folder, small)
+    save_zarr(folder, small)
     return sorted(folder.iterdir())
 
 
-def save_containers(folder: Path, frames: np.ndarray) -> None:
-    """The movie as HDF5 and Zarr, where the packages for them are installed."""
-    with suppress(ImportError):
-        import h5py
+def save_hdf5(folder: Path, movie: np.ndarray) -> None:
+    """Contiguous and packed HDF5, of the oldest and the newest layout; the beginnings of an NWB file."""
+    packed = {"chunks": (2, *SHAPE[1:]), "compression": "gzip", "shuffle": True, "fletcher32": True}
+    summed = {"chunks": (1, *SHAPE[1:]), "compression": "lzf", "fletcher32": True}
+    layouts: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("plain", "earliest", {}),
+        ("packed", "latest", packed),
+        ("summed", "earliest", summed),
+    )
+    for name, version, options in layouts:
+        with h5py.File(folder / f"{name}.h5", "w", libver=version) as file:
+            file.create_dataset("lab/movie", data=movie, **options)
+    with h5py.File(folder / "series.nwb", "w") as file:
+        series = file.create_group("acquisition/green")
+        series.attrs["neurodata_type"] = "TwoPhotonSeries"
+        series.create_dataset("data", data=movie, chunks=(3, *SHAPE[1:]), compression="lzf")
+        series.create_dataset("starting_time", data=0.0).attrs["rate"] = 10.0
 
-        for name, options in HDF5S.items():
-            with h5py.File(folder / name, "w") as file:
-                file.create_dataset("group/movie", data=frames, **options)
-    with suppress(ImportError):
-        import zarr
 
-        for version in (2, 3):
-            place = folder / f"version{version}.zarr"
-            array = zarr.create_array(
-                place, shape=SHAPE, chunks=(3, 20, 18), dtype="uint16", zarr_format=version
-            )
-            array[:] = frames
+def save_zarr(folder: Path, movie: np.ndarray) -> None:
+    for version in (2, 3):
+        place, chunks = folder / f"version{version}.zarr", (3, *SHAPE[1:])
+        array = zarr.create_array(place, shape=SHAPE, chunks=chunks, dtype="uint16", zarr_format=version)
+        array[:] = movie
 
 
-HDF5S: dict[str, dict[str, Any]] = {
-    "plain.h5": {},
-    "chunks.h5": {"chunks": (3, 20, 18), "compression": "gzip", "shuffle": True},
-    "summed.hdf5": {"chunks": (1, 20, 18), "compression": "lzf", "fletcher32": True},
-}
 TIFFS: dict[str, dict[str, Any]] = {
     "plain": {},
     "big": {"bigtiff": True},

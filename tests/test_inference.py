@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from denoise import inference, network
 from denoise.blindspot import context_of
+from denoise.context import Context
 from denoise.inference import Result, Settings, denoise_movie
 from denoise.network import VIEWS, Chunks, Geometry, Network, View, fitting
 from denoise.precision import precision
+from denoise.readout import Readout
 from model import MovieNet, Past, UNet3D, UNetConfig, load_model
 from simulation import LEVELS, challenge_scene, noisy
 
@@ -90,7 +92,21 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "LONGEST_SLAB", 50)
 
 
-@pytest.mark.usefixtures("small_tiles")
+@pytest.fixture
+def as_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the network says comes out as it is, so that cutting and blending can be told from the reading out."""
+
+    class AsPredicted(Readout):
+        def __init__(self, context: Context, static: torch.Tensor) -> None:
+            self.static = static
+
+        def frames(self, residual: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+            return prediction + self.static
+
+    monkeypatch.setattr(inference, "Readout", AsPredicted)
+
+
+@pytest.mark.usefixtures("small_tiles", "as_predicted")
 def test_a_network_that_changes_nothing_returns_the_mean_and_tiles_leave_no_trace() -> None:
     frames = example((150, 70, 45))
     out, result = run(frames, model_of(0.0))
@@ -99,7 +115,7 @@ def test_a_network_that_changes_nothing_returns_the_mean_and_tiles_leave_no_trac
     np.testing.assert_allclose(out, np.broadcast_to(expected, out.shape), rtol=1e-5)
 
 
-@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.usefixtures("small_tiles", "as_predicted")
 @given(st.integers(1, 140), st.integers(1, 70), st.integers(1, 70), st.booleans())
 def test_identity_network_returns_the_movie(t: int, y: int, x: int, ensemble: bool) -> None:
     """With a network that gives back its input, cutting, turning and blending must cancel at any size."""
@@ -381,7 +397,7 @@ def shipped() -> UNet3D:
     return load_model(WEIGHTS, torch.device("cpu"))
 
 
-@pytest.mark.parametrize(("level", "stored"), [(1, 28.25), (2, 23.15), (3, 19.80)])
+@pytest.mark.parametrize(("level", "stored"), [(1, 28.94), (2, 23.59), (3, 19.80)])
 def test_shipped_weights_on_a_small_scene(shipped: UNet3D, level: int, stored: float) -> None:
     """The score that the committed weights reached when they were committed, to a tenth of a dB."""
     clean = challenge_scene(1_000_100, frames=100, size=64).clean()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,18 @@ def test_memory_that_is_there(tmp_path: Path) -> None:
         (tmp_path / "cgroup" / folder / name).write_text(text)
         assert memory_there(*paths) == bytes_
     assert memory_there(tmp_path / "no", tmp_path / "such", tmp_path) == -1
+
+
+def test_memory_that_is_freed_is_used_again() -> None:
+    """Large blocks as the network's, again and again: in the end the kernel has to give no new page for them."""
+    code = (
+        "import resource, torch; from denoise.limits import reuse_memory; reuse_memory(); pages = []\n"
+        "one, other = torch.ones(15_000_000), torch.ones(15_000_000)\n"
+        "for _ in range(8):\n"
+        "    del one; one = torch.ones(15_000_000)\n"
+        "    pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)\n"
+        "print(pages[-1] - pages[-2])"
+    )
+    root = Path(__file__).parents[1]
+    told = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)  # noqa: S603
+    assert int(told.stdout) < 100

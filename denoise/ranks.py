@@ -1,0 +1,133 @@
+"""Several processes, on one machine or many, as one run: `torchrun process.py ...`, or Slurm's srun (docs/ranks.md).
+
+Each process has a rank. Where there are as many movies as ranks, each rank denoises movies of its own. Else all work on
+the same movie: each surveys some sections of frames and writes some slabs into the one output that rank 0 began, which
+gets its name when all are done. What they exchange is small and on the CPU, so gloo carries it, with GPUs too.
+
+Every rank computes what one process would, in the same order: the output is the same, bit by bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TypeVar
+
+import numpy as np
+import torch.distributed as dist
+
+from denoise.stopping import Alarm
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=12)  # for ranks that adapt to a movie, or wait for a disk
+
+
+@dataclass(frozen=True)
+class Team:
+    """All ranks of a run, seen from one of them."""
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0  # the rank among those of this machine, which is also the number of its GPU
+
+    def all(self, value: T) -> list[T]:
+        """Everybody's value, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[T | None] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values  # type: ignore[return-value]
+
+    def of(self, rank: int, value: T | None) -> T:
+        """The value of one rank; the others' do not count."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=rank)
+        return values[0]  # type: ignore[return-value]
+
+    def share(self, count: int, rank: int | None = None) -> range:
+        """Which of `count` things in a row are this rank's, or another's.
+
+        >>> [list(Team(rank, 3).share(5)) for rank in range(3)]
+        [[0], [1, 2], [3, 4]]
+        """
+        number = self.rank if rank is None else rank
+        return range(count * number // self.size, count * (number + 1) // self.size)
+
+    def owner(self, index: int, count: int) -> int:
+        """Whose thing it is."""
+        return next(rank for rank in range(self.size) if index in self.share(count, rank))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around common work: the others would wait for a rank that failed, so that the run ends. Raises Alarm."""
+        try:
+            yield
+        except Exception as error:
+            if self.size == 1:
+                raise
+            raise Alarm(f"rank {self.rank} of {self.size}: {error}") from error
+
+
+ALONE = Team()
+
+
+@contextmanager
+def launched() -> Iterator[Team]:
+    """The team that the launcher's environment tells of: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT."""
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    yield Team(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+    dist.destroy_process_group()  # not after an error: it would wait for the others
+
+
+class Writer(Protocol):
+    """What writes a movie; see denoise.formats.PartsWriter."""
+
+    dtype: np.dtype
+    begin: int
+
+    @property
+    def under_way(self) -> Path: ...
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+    def completed_by_others(self) -> None: ...
+
+
+class Share:
+    """One rank's frames in the file that rank 0 began: `place` says which is next, `append_to` writes."""
+
+    def __init__(self, file: BinaryIO, begin: int, dtype: np.dtype) -> None:
+        self.file, self.begin, self.dtype = file, begin, dtype
+        self.next = 0
+
+    def place(self, first: int) -> None:
+        self.next = first
+
+    def append_to(self, _: object, frames: np.ndarray) -> None:
+        """Write the next frames (n, Y, X), of the writer's dtype."""
+        self.file.seek(self.begin + self.next * frames[0].nbytes)
+        self.file.write(np.ascontiguousarray(frames).data)
+        self.next += len(frames)
+
+
+@contextmanager
+def shared(writer: Writer, team: Team) -> Iterator[Share]:
+    """Every rank writes its own frames into the one file that rank 0's writer begins, and keeps when all are done."""
+    with writer if team.rank == 0 else nullcontext():
+        path, begin = team.of(0, (writer.under_way, writer.begin) if team.rank == 0 else None)
+        with path.open("r+b") as file:
+            yield Share(file, begin, writer.dtype)
+            file.flush()
+            os.fsync(file.fileno())
+        team.all(None)
+        if team.rank == 0:
+            writer.completed_by_others()
+    team.all(None)  # it has its name

@@ -1,0 +1,257 @@
+"""What the network predicts, held against the recording: what stands out of the noise is kept, with its own amplitude.
+
+The network sees each voxel's surroundings. What it cannot see is that a recording repeats itself: a cell has one
+footprint and one time course, so in a block of pixels its signal is a few patterns (footprint x time course), while
+what the network makes of noise spreads over very many. The prediction of each block is taken apart into such patterns
+(singular value decomposition), and each one is measured in the recording itself:
+
+    prediction (T, P) = sum of s_i u_i v_i'      r_i = u_i' recording v_i, noise of variance 1 in every voxel
+    kept: sqrt(r_i^2 - edge^2) u_i v_i' where r_i > edge, and nothing where not
+
+A pattern of noise alone measures at most the edge: sqrt(T / t) + sqrt(P / p) for noise that is smooth over t frames and
+p pixels, as what passes the network is. It adds in quadrature to that of a signal, hence the root. So amplitudes are
+those of the recording, and a movie of noise comes out flat. Footprints that are kept are also read in the recording
+frame by frame, for what the network has left of their time course.
+
+The mean image is cleaned likewise, pattern by pattern of 8 x 8 pixels (discrete cosine transform): each is shrunk to the
+share of signal that the prediction finds in it. Where the residual is larger than the noise, as in movies with hardly
+any, the recording is trusted more than the network.
+
+Sources: noise edge and shrinkage of singular values (Gavish and Donoho, IEEE Trans. Inf. Theory 2017); local low-rank
+denoising of calcium movies (Buchanan et al., bioRxiv 334706, 2018); Wiener filter with a pilot estimate (Dabov et
+al., IEEE TIP 2007, second step of BM3D); prediction and measurement by inverse variance (Laine et al., NeurIPS 2019).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from denoise.blindspot import neighbour_correlations
+from denoise.context import Context
+from denoise.tiling import tile_axis, tile_grid
+
+BLOCK = 32  # pixels: side of a block, a few cells
+SHARED = 16  # pixels that neighbouring blocks share
+SMOOTH_FRAMES, SMOOTH_PIXELS = 16.0, 20.0  # noise that has passed the network is smooth over so many
+PATTERNS = 24  # looked for at first in a block; four times as many while the weakest still stand out
+CERTAIN = 2.0  # times the noise's power, above which the rest of a time course is taken for signal
+WINDOW = 8  # pixels: side of a patch of the mean image
+CELL = 16  # frames and pixels: side of the cells in which the residual is compared with the noise
+TOLERANCE = 0.2  # of the noise's variance: what its model may be wrong by
+CHANCE = 10.0  # over the root of a cell's voxels: what its variance may be off by, by chance
+HIGHEST = 16.0  # times its variance: a residual beyond is no noise and no common error, but one odd voxel
+QUIET = 0.1  # quantile of the cells in which there is hardly a signal
+SURE = 0.8  # times the noise's variance, below which it was overestimated
+SAME = 1e-3  # share of the frames' noise below which their mean is the movie's
+
+
+class Readout:
+    """Turns what the network says of one movie into its denoised frames; everything in units of the noise.
+
+    static (1, Y, X): what the network adds to the temporal mean.
+    """
+
+    def __init__(self, context: Context, static: Tensor) -> None:
+        self.context = context
+        self.error = context.standard_error[0]  # (Y, X), of the mean
+        noise = context.noise
+        per_noise = torch.where(noise > 0, 1 / torch.where(noise > 0, noise, 1), 0)
+        image = (context.mean - context.mean.mean()) * per_noise
+        cleaned = clean_image(image / self.error, (image + static[0]) / self.error) * self.error
+        self.static = cleaned - image
+        self.gain = context.gain * per_noise  # variance of the noise for each unit of brightness more
+
+    def frames(self, residual: Tensor, prediction: Tensor) -> Tensor:
+        """Some hundred frames (n, Y, X) relative to the temporal mean, from the movie's residual and its prediction."""
+        static, gain = self.static.to(prediction.device), self.gain.to(prediction.device)
+        recording = torch.where(residual == 0, prediction, residual)  # 0 stands for voxels that are missing
+        frames = significant(prediction, recording, smooth_noise(residual))
+        frames += static + self.drift(recording.mean(0), prediction.mean(0), len(frames))
+        return give_back(frames, recording, gain)
+
+    def drift(self, seen: Tensor, said: Tensor, frames: int) -> Tensor:
+        """How the mean image of so many frames, seen and said (Y, X), differs from that of the whole movie."""
+        variance = 1 / frames - float(self.error.square().mean())
+        if variance < SAME / frames:
+            return torch.zeros_like(seen)
+        return clean_image(seen / variance**0.5, said / variance**0.5) * variance**0.5
+
+
+# ---- what moves
+
+
+def smooth_noise(residual: Tensor) -> float:
+    """Standard deviation of the smooth part of a movie's noise (T, Y, X): 1 if it is white, more if rows share it."""
+    shared = neighbour_correlations(residual[:CELL])
+    return math.prod(1 + 2 * max(0.0, correlation) for correlation in shared) ** 0.5
+
+
+def significant(prediction: Tensor, recording: Tensor, noise: float) -> Tensor:
+    """Of a prediction (T, Y, X), what stands out of the noise of the recording (T, Y, X); of temporal mean 0.
+
+    noise: the deviation of its smooth part, see `smooth_noise`.
+    """
+    kept = torch.zeros_like(prediction)
+    sizes = prediction.shape[1:]
+    axes = [tile_axis(size, min(BLOCK, size), SHARED if size > BLOCK else 0, 1) for size in sizes]
+    for where, weights in tile_grid(axes):
+        place = (slice(None), *where)
+        said, seen = (centred(movie[place].flatten(1)) for movie in (prediction, recording))
+        block = significant_patterns(said, seen, noise).view(kept[place].shape)
+        kept[place] += block.mul_(torch.from_numpy(weights).to(kept.device))
+    return kept
+
+
+def centred(block: Tensor) -> Tensor:
+    return block - block.mean(0)
+
+
+def significant_patterns(prediction: Tensor, recording: Tensor, noise: float) -> Tensor:
+    """The same for one block (T, P)."""
+    edge = noise * noise_edge(*prediction.shape)
+    count = PATTERNS
+    u, v, found = patterns(prediction, recording, count)
+    while count < min(prediction.shape) and bool((found[-(count // 4) :] > edge).any()):
+        count *= 4
+        u, v, found = patterns(prediction, recording, count)
+    kept = found > edge
+    course = u[:, kept] * (found[kept].square() - edge**2).sqrt()  # (T, K)
+    footprint = v[:, kept]
+    course += noise * certain((recording @ footprint - course) / noise)
+    return course @ footprint.mT
+
+
+def noise_edge(frames: int, pixels: int) -> float:
+    """The most that a pattern of noise alone measures in a block of (frames, pixels), in noise deviations."""
+    return math.sqrt(frames / SMOOTH_FRAMES) + math.sqrt(pixels / SMOOTH_PIXELS)
+
+
+def patterns(prediction: Tensor, recording: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The strongest patterns of a prediction (T, P): u (T, K), v (P, K); what each measures in the recording (K,).
+
+    By one power iteration from a random start (Halko et al., SIAM Review 2011), the same at every call.
+    """
+    if count < min(prediction.shape):
+        random = torch.Generator(prediction.device).manual_seed(0)
+        start = torch.randn(prediction.shape[1], count, generator=random, device=prediction.device)
+        basis = torch.linalg.qr(prediction @ start).Q
+        basis = torch.linalg.qr(
+            prediction.mT @ basis
+        ).Q  # between steps too: weak patterns beside strong ones
+        basis = torch.linalg.qr(prediction @ basis).Q
+        u, _, vh = torch.linalg.svd(basis.mT @ prediction, full_matrices=False)
+        u = basis @ u
+    else:
+        u, _, vh = torch.linalg.svd(prediction, full_matrices=False)
+    return u, vh.mT, ((u.mT @ recording) * vh).sum(1)
+
+
+def certain(rest: Tensor) -> Tensor:
+    """What of the rest of time courses (T, K), seen in white noise of variance 1, is signal.
+
+    Each band of frequencies, half an octave wide, is shrunk to the share of its power above CERTAIN times the noise's.
+    """
+    transform, band, bands = frequencies(len(rest), rest.device)
+    spectrum = transform @ rest
+    power = bands.mT @ spectrum.square()  # (bands, K), means
+    share = (1 - CERTAIN / power.clamp(min=CERTAIN))[band]
+    return transform.mT @ (spectrum * share)
+
+
+@lru_cache(maxsize=8)
+def frequencies(frames: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosine transform of time courses (T, T); the band of each frequency (T,); means over bands (T, bands)."""
+    edges = [0, 1]
+    while edges[-1] < frames:
+        edges.append(edges[-1] + max(1, edges[-1] // 2))
+    band = torch.bucketize(torch.arange(frames), torch.tensor(edges[1:]), right=True)
+    members = F.one_hot(band).float()
+    means = members / members.sum(0)
+    return cosines(frames).to(device), band.to(device), means.to(device)
+
+
+# ---- what stands still
+
+
+def clean_image(image: Tensor, pilot: Tensor) -> Tensor:
+    """An image (Y, X) in white noise of variance 1, cleaned by the help of a pilot (Y, X), an estimate of it."""
+    side = WINDOW
+    basis = cosines(side).to(image.device)
+    padded = F.pad(torch.stack([image, pilot])[:, None], (side,) * 4, mode="replicate")
+    patches = F.unfold(padded, side).view(2, side, side, -1)  # (2, y, x, n)
+    seen, expected = torch.einsum("ky,byxn,lx->bkln", basis, patches, basis)
+    share = expected.square() / (expected.square() + 1)
+    share[0, 0] = 1
+    weight = 1 / share.square().sum((0, 1))  # (n,): the less noise is left, the more
+    cleaned = torch.einsum("ky,kln,lx->yxn", basis, seen * share, basis) * weight
+    total, weights = (
+        F.fold(x.reshape(1, side * side, -1), padded.shape[-2:], side)
+        for x in (cleaned, weight.expand(side, side, -1))
+    )
+    return (total / weights)[0, 0, side:-side, side:-side]
+
+
+def cosines(size: int) -> Tensor:
+    """The orthonormal discrete cosine transform (DCT-II) as a matrix (size, size)."""
+    k, n = np.mgrid[:size, :size]
+    matrix = np.cos(np.pi * k * (2 * n + 1) / (2 * size)) * np.sqrt((2 - (k == 0)) / size)
+    return torch.from_numpy(matrix).float()
+
+
+# ---- where the network errs by more than the noise
+
+
+def give_back(frames: Tensor, recording: Tensor, gain: Tensor) -> Tensor:
+    """Frames (n, Y, X), moved towards the recording (n, Y, X) where they miss it by more than its noise.
+
+    gain (Y, X): the noise's variance is 1 + gain * brightness above the mean. A cell of voxels in which the residual's
+    variance is m times the noise's errs by m - 1 of it; inverse variances then give the recording a share of 1 - 1 / m.
+    """
+    share = 1 - 1 / excess(frames, recording, gain).clamp(min=1)  # (t, y, x) of cells
+    if not bool(share.any()):
+        return frames
+    share = F.interpolate(share[None, None], (len(frames), *share.shape[1:]), mode="trilinear")[0, 0]
+    for part, seen, its_share in zip(frames.split(CELL), recording.split(CELL), share.split(CELL)):
+        part.add_(F.interpolate(its_share[:, None], part.shape[1:], mode="bilinear")[:, 0] * (seen - part))
+    return frames
+
+
+def excess(frames: Tensor, recording: Tensor, gain: Tensor) -> Tensor:
+    """Residual variance over what noise explains, and its tolerance, in cells (t, y, x) of about CELL voxels a side."""
+    white = white_variance(recording[: 4 * CELL])
+    height, width = (max(1, size // CELL) for size in frames.shape[1:])
+    cells = []
+    for part, seen in zip(frames.split(CELL), recording.split(CELL)):
+        expected = white * (1 + gain * part).clamp(min=0.04)
+        squares = torch.minimum((seen - part).square(), HIGHEST * expected)
+        found, noise = (
+            F.adaptive_avg_pool2d(x.mean(0)[None], (height, width))[0] for x in (squares, expected)
+        )
+        voxels = part.numel() / (height * width)
+        cells.append(found / noise / (1 + max(TOLERANCE, CHANCE / voxels**0.5)))
+    return torch.stack(cells)
+
+
+def white_variance(recording: Tensor) -> float:
+    """Variance of what is rough in a whitened movie (T, Y, X): 1, or less where its noise was overestimated.
+
+    The noise model takes for noise whatever changes from frame to frame: in a movie with hardly any noise that is
+    signal, which is smooth along Y and X, and not everywhere. Noise may be smooth along one of them, where neighbours
+    share it.
+    """
+    steps = recording.diff(dim=0)
+    axes = [axis for axis in (1, 2) if steps.shape[axis] > 2 * CELL]
+    if not axes or not len(steps):
+        return 1.0
+    height, width = (max(1, size // CELL) for size in steps.shape[1:])
+    rough = [
+        F.adaptive_avg_pool2d(steps.diff(n=2, dim=axis).square().mean(0)[None] / 12, (height, width))
+        for axis in axes
+    ]
+    return min(1.0, float(torch.stack(rough).amax(0).quantile(QUIET)) / SURE)

@@ -1,0 +1,134 @@
+"""Several processes as one run, started by torch's own launcher: the same bytes, one metadata, no half-written file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from denoise.movies import MovieWriter
+from denoise.ranks import Team
+from model import UNet3D, UNetConfig, save_model
+
+PROCESS = Path(__file__).parents[1] / "process.py"
+FRAMES = 1100  # three slabs, five sections
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a tiny network and a movie with a missing voxel and dropped rows."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.manual_seed(0)
+    model = UNet3D(UNetConfig(channels=(4, 6, 8), context_channels=(4, 6, 8), bottom_blocks=1))
+    torch.nn.init.normal_(model.movie.head.weight, std=0.3)
+    save_model(folder / "tiny.pth", model, {})
+    frames = np.random.default_rng(0).poisson(50, (FRAMES, 24, 16)).astype(np.float32)
+    frames[[100, 700], 5] = 0
+    frames[800, 3, 4] = np.nan
+    (folder / "in").mkdir()
+    with MovieWriter(folder / "in" / "a.tif", (FRAMES, 24, 16), "float32") as writer:
+        writer.append(frames)
+    return folder
+
+
+def command(folder: Path, out: str, ranks: int, *arguments: str) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    files = [
+        "--input",
+        str(folder / "in"),
+        "--output",
+        str(folder / out),
+        "--weights",
+        str(folder / "tiny.pth"),
+    ]
+    alone = [sys.executable] if ranks == 1 else launcher
+    return [*alone, str(PROCESS), *files, "--device", "cpu", "--adapt", "off", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def run(folder: Path, out: str, ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = command(folder, out, ranks, *arguments)
+    return subprocess.run(line, env=environment(), capture_output=True, text=True, check=False, timeout=300)  # noqa: S603
+
+
+def test_ranks_write_one_movie_bit_by_bit_as_one_process_does(folder: Path) -> None:
+    assert run(folder, "one", 1).returncode == 0
+    expected = (folder / "one" / "a.tif").read_bytes()
+    alone = json.loads((folder / "one" / "metadata.json").read_text())["movies"][0]
+    for ranks in (2, 3):
+        ended = run(folder, f"of {ranks}", ranks)
+        assert ended.returncode == 0, ended.stderr
+        out = folder / f"of {ranks}"
+        assert (out / "a.tif").read_bytes() == expected
+        assert sorted(path.name for path in out.iterdir()) == ["a.tif", "metadata.json"]
+        told = json.loads((out / "metadata.json").read_text())["movies"]
+        assert len(told) == 1
+        for name in ("status", "shape", "noise", "percentile_values", "warnings", "output_file"):
+            assert told[0][name] == alone[name]
+        assert sum("done, " in line for line in ended.stdout.splitlines()) == 1
+
+
+def test_many_movies_are_shared_out_and_told_of_in_one_metadata(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "tiny.pth").symlink_to(folder / "tiny.pth")
+    for name in "abc":
+        with MovieWriter(tmp_path / "in" / f"{name}.tif", (20, 16, 16), "uint16") as writer:
+            writer.append(np.random.default_rng(ord(name)).poisson(50, (20, 16, 16)).astype(np.uint16))
+    (tmp_path / "in" / "d.tif").write_bytes(b"no movie")
+    ended = run(tmp_path, "out", 2)
+    assert ended.returncode == 1
+    told = json.loads((tmp_path / "out" / "metadata.json").read_text())
+    assert [record["status"] for record in told["movies"]] == ["ok", "ok", "ok", "failed"]
+    assert [(tmp_path / "out" / f"{name}.tif").exists() for name in "abc"] == [True] * 3
+    assert "d.tif: " in ended.stderr
+
+
+def test_a_rank_that_dies_ends_the_run_and_leaves_nothing(folder: Path) -> None:
+    with subprocess.Popen(  # noqa: S603
+        command(folder, "killed", 2),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as launcher:
+        assert launcher.stdout is not None
+        assert any("denoising" in line or "reading" in line for line in launcher.stdout)
+        os.kill(max(children(launcher.pid)), signal.SIGKILL)
+        launcher.stdout.read()
+    assert launcher.returncode != 0
+    deadline = time.monotonic() + 20
+    while (left := visible(folder / "killed")) != ["metadata.json"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == ["metadata.json"]
+    assert json.loads((folder / "killed" / "metadata.json").read_text())["status"] in ("stopped", "failed")
+
+
+def children(parent: int) -> list[int]:
+    tasks = Path(f"/proc/{parent}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def visible(out: Path) -> list[str]:
+    return sorted(path.name for path in out.iterdir())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [0, 1, 5, 7, 100])
+def test_every_thing_is_somebodys(size: int, count: int) -> None:
+    shares = [Team(rank, size).share(count) for rank in range(size)]
+    assert [index for share in shares for index in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert [Team(0, size).owner(index, count) for index in range(count)] == [
+        rank for rank, share in enumerate(shares) for _ in share
+    ]

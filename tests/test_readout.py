@@ -1,0 +1,231 @@
+"""What is kept of a prediction, against answers worked out by hand, closed forms and noise alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from denoise.context import Context, ContextSums
+from denoise.readout import (
+    Readout,
+    certain,
+    clean_image,
+    cosines,
+    excess,
+    give_back,
+    noise_edge,
+    patterns,
+    significant,
+    significant_patterns,
+    smooth_noise,
+)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def cell(frames: int = 200, side: int = 32) -> torch.Tensor:
+    """One cell that is active slowly: (T, Y, X), of temporal mean 0."""
+    t, y, x = torch.arange(frames), torch.arange(side), torch.arange(side)
+    course = torch.sin(2 * math.pi * t / 100)
+    blob = torch.exp(-((y[:, None] - side / 2) ** 2 + (x - side / 2) ** 2) / 18)
+    movie = course[:, None, None] * blob
+    return movie - movie.mean(0)
+
+
+def context_of(movie: torch.Tensor) -> Context:
+    sums = ContextSums(movie.mean(0))
+    sums.update(movie)
+    return sums.context()
+
+
+# ---- patterns
+
+
+def test_the_edge_of_a_block() -> None:
+    assert noise_edge(16, 20) == 2  # one smooth frame and one smooth pixel
+    assert noise_edge(64, 80) == 4
+    assert noise_edge(1600, 2000) == 20
+
+
+def test_a_pattern_gets_the_amplitude_that_the_recording_has() -> None:
+    """The prediction is a tenth too low; the recording has no noise: what is kept has the root of r^2 - edge^2."""
+    truth = 20 * cell()
+    kept = significant(0.9 * truth, truth, 1.0)
+    strength = float(truth.norm())
+    expected = math.sqrt(strength**2 - noise_edge(200, 32 * 32) ** 2) / strength
+    # the rest of the time course is read in the recording, of which CERTAIN times the noise's power is left out
+    assert expected < float(kept.norm()) / strength <= 1
+    cosine = float((kept * truth).sum()) / float(kept.norm()) / strength
+    assert cosine == pytest.approx(1, abs=1e-4)
+
+
+def test_a_signal_in_noise_comes_out_closer_than_predicted() -> None:
+    truth, noise = 3 * cell(), normal(200, 32, 32)
+    smooth = torch.nn.functional.avg_pool3d(noise[None, None], (9, 5, 5), 1, (4, 2, 2))[0, 0]
+    prediction = 0.8 * truth + smooth
+    kept = significant(prediction, truth + noise, 1.0)
+    assert float((kept - truth).square().mean()) < 0.2 * float((prediction - truth).square().mean())
+
+
+@pytest.mark.parametrize("shape", [(40, 16, 24), (200, 32, 32), (100, 50, 41)])
+def test_noise_alone_leaves_nothing(shape: tuple[int, int, int]) -> None:
+    """What a smoothing network makes of noise does not stand out of it."""
+    noise = normal(*shape)
+    smooth = torch.nn.functional.avg_pool3d(noise[None, None], (17, 5, 5), 1, (8, 2, 2))[0, 0]
+    assert not significant(smooth, noise, 1.0).any()
+
+
+def test_a_prediction_without_any_support_is_dropped() -> None:
+    assert not significant(cell(), 0.3 * normal(200, 32, 32), 1.0).any()
+    assert not significant(10 * cell(), -10 * cell(), 1.0).any()
+
+
+def test_more_patterns_than_are_looked_for_at_first_are_all_found() -> None:
+    strong = 100 * normal(64, 32 * 32)
+    strong -= strong.mean(0)
+    kept = significant_patterns(strong, strong, 1.0)
+    assert float((kept - strong).norm() / strong.norm()) < 0.01
+
+
+def test_the_strongest_patterns_are_those_of_the_decomposition() -> None:
+    matrix = normal(60, 8, seed=1) * torch.tensor([50.0, 30, 20, 10, 5, 2, 1, 0.5]) @ normal(8, 300, seed=2)
+    _, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+    u, v, found = patterns(matrix, matrix, 8)
+    assert torch.allclose(found, values[:8], rtol=1e-3)
+    assert torch.allclose((u * found) @ v.mT, matrix, atol=1e-2 * float(values[0]))
+
+
+def test_blocks_make_no_seams_and_no_block_knows_of_those_far_away() -> None:
+    far = torch.zeros(200, 32, 96)
+    far[:, :, :32] = 20 * cell()
+    kept = significant(far, far, 1.0)
+    assert not kept[:, :, 64:].any()
+    alone = significant(far[:, :, :48], far[:, :, :48], 1.0)
+    assert torch.allclose(kept[:, :, :32], alone[:, :, :32], atol=1e-3)
+
+
+@given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 70))
+def test_any_size(frames: int, height: int, width: int) -> None:
+    movie = normal(frames, height, width)
+    kept = significant(movie, movie, 1.0)
+    assert kept.shape == movie.shape
+    assert kept.isfinite().all()
+
+
+def test_the_same_at_every_call() -> None:
+    movie = normal(64, 40, 40)
+    torch.manual_seed(1)
+    first = significant(5 * movie, 5 * movie, 1.0)
+    torch.manual_seed(2)
+    assert torch.equal(first, significant(5 * movie, 5 * movie, 1.0))
+
+
+def test_noise_that_rows_share_counts_as_larger() -> None:
+    white = normal(64, 64, 64)
+    along_rows = (white + white.roll(1, -1)) / math.sqrt(2)  # neighbours along x: correlation 1/2
+    assert smooth_noise(white) == pytest.approx(1, abs=0.05)
+    assert smooth_noise(along_rows) == pytest.approx(math.sqrt(2), abs=0.05)
+
+
+# ---- time courses
+
+
+def test_white_noise_is_no_time_course_and_a_slow_one_is() -> None:
+    noise = normal(512, 3)
+    assert float(certain(noise).square().mean()) < 0.06
+    slow = 30 * torch.cos(math.pi * 2 * (torch.arange(512) + 0.5) / 512)[:, None]
+    found = certain(slow + normal(512, 1, seed=3))
+    assert float((found - slow).square().mean() / slow.square().mean()) < 0.001
+
+
+def test_the_cosine_transform_is_orthonormal() -> None:
+    assert torch.allclose(cosines(8) @ cosines(8).mT, torch.eye(8), atol=1e-6)
+    assert torch.allclose(cosines(2), torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / math.sqrt(2), atol=1e-6)
+
+
+# ---- the mean image
+
+
+def test_an_image_is_cleaned_by_its_pilot() -> None:
+    y, x = torch.meshgrid(torch.arange(48.0), torch.arange(37.0), indexing="ij")
+    truth = 20 * torch.sin(y / 5) * torch.cos(x / 7)
+    cleaned = clean_image(truth + normal(48, 37), truth)
+    assert (
+        float((cleaned - truth).square().mean()) < 0.15
+    )  # of 1: six or seven patterns of 64 are needed here
+
+
+@given(st.integers(1, 20), st.integers(1, 20))
+def test_an_image_of_any_size_without_detail_keeps_its_brightness(height: int, width: int) -> None:
+    image = torch.full((height, width), 7.0)
+    assert torch.allclose(clean_image(image, image), image, atol=1e-4)
+
+
+# ---- giving back
+
+
+def test_a_cell_that_errs_by_as_much_as_the_noise_is_moved_as_inverse_variances_say() -> None:
+    """Residual variance 4 times the noise's: after the tolerance of 1.2, a share of 1 - 1.2 / 4 = 0.7."""
+    frames = torch.zeros(16, 16, 16)
+    recording = 2 * torch.ones(16, 16, 16)  # its square: 4
+    gain = torch.zeros(16, 16)
+    assert excess(frames, recording, gain)[0, 0, 0] == pytest.approx(4 / 1.2)
+    assert torch.allclose(give_back(frames.clone(), recording, gain), 0.7 * recording)
+
+
+def test_noise_alone_is_not_given_back_and_one_odd_voxel_opens_no_cell() -> None:
+    frames, recording, gain = torch.zeros(64, 40, 40), normal(64, 40, 40), torch.zeros(40, 40)
+    recording[30, 20, 20] = 1e6
+    assert not give_back(frames, recording, gain).any()
+
+
+def test_noise_that_grows_with_brightness_is_expected_to() -> None:
+    frames = torch.full((32, 16, 16), 8.0)
+    recording = frames + 3 * normal(32, 16, 16)  # variance 9 = 1 + gain * 8
+    assert torch.equal(give_back(frames.clone(), recording, torch.ones(16, 16)), frames)
+    assert not torch.equal(give_back(frames.clone(), recording, torch.zeros(16, 16)), frames)
+
+
+# ---- a movie as a whole
+
+
+def test_missing_voxels_take_what_was_predicted() -> None:
+    truth = 20 * cell()
+    recording = truth + 100 + normal(200, 32, 32)
+    context = context_of(recording)
+    residual = context.whiten(recording)
+    readout = Readout(context, torch.zeros(1, 32, 32))
+    prediction = truth / context.noise
+    whole = readout.frames(residual.clone(), prediction.clone())
+    residual[50] = 0
+    missing = readout.frames(residual, prediction)
+    assert float((missing[50] - whole[50]).abs().max()) < 0.2 * float(whole[50].abs().max())
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 17])
+def test_short_movies_stay_finite_and_keep_their_brightness(frames: int) -> None:
+    recording = 100 + normal(frames, 24, 24)
+    context = context_of(recording)
+    answer = Readout(context, torch.zeros(1, 24, 24)).frames(
+        context.whiten(recording), torch.zeros(frames, 24, 24)
+    )
+    assert answer.isfinite().all()
+    assert float(context.restore(answer).mean()) == pytest.approx(float(recording.mean()), abs=0.1)
+
+
+def test_a_drift_from_slab_to_slab_is_followed() -> None:
+    """Of a long movie, frames whose mean image lies above the whole's: it is read in them."""
+    long = 100 + normal(400, 16, 16)
+    long[200:] += 5
+    context = context_of(long)
+    readout = Readout(context, torch.zeros(1, 16, 16))
+    residual = context.whiten(long)
+    half = readout.frames(residual[200:].clone(), residual[200:].mean(0).expand(200, 16, 16).clone())
+    restored = context.restore(half)
+    assert float(restored.mean()) == pytest.approx(105, abs=0.3)
