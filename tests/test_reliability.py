@@ -612,6 +612,7 @@ def test_frames_stay_in_order(run: Runner) -> None:
     assert run.here("--weights", PROCESS.parent / "best_model_n2v.pth").status == 0
     means = output_of(run.output / "a.tif").mean((1, 2))
     assert (np.diff(means) > 500).all()  # of the 1,000 between frames
+    assert abs(means - frames.mean((1, 2))).max() < 500  # nearer to its own frame than to a neighbour
 
 
 # ---- security -----------------------------------------------------------------------------------------------
