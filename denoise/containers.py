@@ -214,6 +214,8 @@ def _check_hdf5(path: Path, dataset: Any) -> tuple[int, int, int]:
         )
     if dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > FRAME_BYTES:
         _fail(path, f"expected chunks of at most {FRAME_BYTES >> 20} MiB, found {dataset.chunks}: repack it")
+    if dataset.chunks:
+        _check_chunks(path, dataset)
     stored = min(dataset.id.get_storage_size(), path.stat().st_size)
     needed = math.prod(dataset.shape) * dataset.dtype.itemsize
     if needed > stored * (DEFLATE_RATIO if filters else 1):
@@ -222,6 +224,25 @@ def _check_hdf5(path: Path, dataset: Any) -> tuple[int, int, int]:
             f"expected {needed} bytes of voxels, found {stored}: cut off or never written; copy it again",
         )
     return dataset.shape
+
+
+def _check_chunks(path: Path, dataset: Any) -> None:
+    """Each chunk has a place in the file and in the array of its own: libhdf5 may end the program at others."""
+    end, places = path.stat().st_size, set()
+
+    def look(chunk: Any) -> bool | None:
+        """Ends the iteration at the first chunk that is wrong, by an answer that is not None."""
+        here = chunk.chunk_offset
+        inside = 0 < chunk.byte_offset <= end - chunk.size and chunk.size > 0
+        fits = all(n % step == 0 and n < size for n, step, size in zip(here, dataset.chunks, dataset.shape))
+        right = inside and fits and here not in places
+        places.add(here)
+        return None if right else True
+
+    if dataset.id.chunk_iter(look):
+        _fail(
+            path, f"expected the chunks of {dataset.name} in the file, found a damaged index; copy it again"
+        )
 
 
 class _Calibration(NamedTuple):

@@ -28,6 +28,7 @@ import numpy as np
 import SimpleITK as sitk
 import tifffile
 import torch
+import zarr
 
 from denoise.movies import MovieError, open_movie
 from model import UNet3D, UNetConfig, save_model
@@ -63,13 +64,20 @@ def seeds(folder: Path) -> list[Path]:
     for ending in ("mha", "nrrd"):
         sitk.WriteImage(sitk.GetImageFromArray(small), str(folder / f"packed.{ending}"), useCompression=True)
     save_hdf5(folder, small)
+    save_zarr(folder, small)
     return sorted(folder.iterdir())
 
 
 def save_hdf5(folder: Path, movie: np.ndarray) -> None:
     """Contiguous and packed HDF5, of the oldest and the newest layout; the beginnings of an NWB file."""
     packed = {"chunks": (2, *SHAPE[1:]), "compression": "gzip", "shuffle": True, "fletcher32": True}
-    for name, version, options in (("plain", "earliest", {}), ("packed", "latest", packed)):
+    summed = {"chunks": (1, *SHAPE[1:]), "compression": "lzf", "fletcher32": True}
+    layouts: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("plain", "earliest", {}),
+        ("packed", "latest", packed),
+        ("summed", "earliest", summed),
+    )
+    for name, version, options in layouts:
         with h5py.File(folder / f"{name}.h5", "w", libver=version) as file:
             file.create_dataset("lab/movie", data=movie, **options)
     with h5py.File(folder / "series.nwb", "w") as file:
@@ -77,6 +85,13 @@ def save_hdf5(folder: Path, movie: np.ndarray) -> None:
         series.attrs["neurodata_type"] = "TwoPhotonSeries"
         series.create_dataset("data", data=movie, chunks=(3, *SHAPE[1:]), compression="lzf")
         series.create_dataset("starting_time", data=0.0).attrs["rate"] = 10.0
+
+
+def save_zarr(folder: Path, movie: np.ndarray) -> None:
+    for version in (2, 3):
+        place, chunks = folder / f"version{version}.zarr", (3, *SHAPE[1:])
+        array = zarr.create_array(place, shape=SHAPE, chunks=chunks, dtype="uint16", zarr_format=version)
+        array[:] = movie
 
 
 TIFFS: dict[str, dict[str, Any]] = {
@@ -183,16 +198,29 @@ MUTATIONS: tuple[Mutation, ...] = (
 )  # fmt: skip
 
 
-def mutants(originals: list[Path], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """(file name, content): one to three mutations of each original in turn."""
+def mutants(originals: list[Path], count: int, seed: int) -> Iterator[tuple[str, Path, str, bytes]]:
+    """(name, original, file within it, content of that): one to three mutations of each original in turn."""
     rng = random.Random(seed)
     for number in range(count):
         original = originals[number % len(originals)]
-        data = bytearray(original.read_bytes())
+        file = (
+            rng.choice(sorted(p for p in original.rglob("*") if p.is_file()))
+            if original.is_dir()
+            else original
+        )
+        data = bytearray(file.read_bytes())
         used = [rng.choice(MUTATIONS) for _ in range(rng.choice([1, 1, 2, 3]))]
         for mutate in used:
             data = mutate(data, rng) or data
-        yield f"{number:06}-{used[0].__name__}-{original.name}", bytes(data)
+        inner = file.relative_to(original).as_posix() if original.is_dir() else ""
+        yield f"{number:06}-{used[0].__name__}-{original.name}", original, inner, bytes(data)
+
+
+def plant(place: Path, original: Path, inner: str, content: bytes) -> None:
+    """A mutant as a file, or as a folder in which one file differs."""
+    if inner:
+        shutil.copytree(original, place)
+    (place / inner if inner else place).write_bytes(content)
 
 
 # ---- mutated files through process.py
@@ -276,8 +304,8 @@ def fuzz_files(folder: Path, count: int, seed: int) -> Findings:
     for start in range(0, count, BATCH):
         batch = folder / f"batch{start:06}"
         (batch / "in").mkdir(parents=True)
-        for _, (name, content) in zip(range(min(BATCH, count - start)), made):
-            (batch / "in" / name).write_bytes(content)
+        for _, (name, original, inner, content) in zip(range(min(BATCH, count - start)), made):
+            plant(batch / "in" / name, original, inner, content)
         run_batch(batch, weights, findings)
         print(
             start,

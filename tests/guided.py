@@ -44,7 +44,8 @@ def plant(corpus: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for seed in fuzz.seeds(Path(folder)):
             kind = next(n for n, suffix in enumerate(SUFFIXES) if seed.name.endswith(suffix))
-            (corpus / seed.name).write_bytes(bytes([kind]) + seed.read_bytes())
+            if seed.is_file():
+                (corpus / seed.name).write_bytes(bytes([kind]) + seed.read_bytes())
 
 
 def main() -> None:

@@ -77,6 +77,20 @@ def test_pixel_size_as_imagej_writes_it_into_hdf5(tmp_path: Path) -> None:
         assert recording.info.pixel_size == (0.5, 0.25)
 
 
+@pytest.mark.parametrize("place", [0, 10**6, 10**12])
+def test_a_damaged_index_of_chunks_is_refused(tmp_path: Path, place: int) -> None:
+    """The address of a chunk leads elsewhere; libhdf5 by itself may end the program."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        movie = file.create_dataset("movie", data=pixels(7, 20, 18), chunks=(1, 20, 18), compression="lzf")
+        chunks: list[Any] = []
+        movie.id.chunk_iter(chunks.append)
+    content, address = (tmp_path / "a.h5").read_bytes(), chunks[3].byte_offset.to_bytes(8, "little")
+    assert content.count(address) == 1
+    wrong = place.to_bytes(8, "little")
+    (tmp_path / "a.h5").write_bytes(content.replace(address, wrong))
+    refused(tmp_path / "a.h5", "damaged index")
+
+
 @pytest.mark.parametrize("kind", ["external link", "external storage", "virtual", "soft link"])
 def test_hdf5_that_points_elsewhere_is_refused(tmp_path: Path, kind: str) -> None:
     (tmp_path / "secret").mkdir()
