@@ -58,7 +58,6 @@ class Readout:
     """
 
     def __init__(self, context: Context, static: Tensor) -> None:
-        self.context = context
         self.error = context.standard_error[0]  # (Y, X), of the mean
         noise = context.noise
         per_noise = torch.where(noise > 0, 1 / torch.where(noise > 0, noise, 1), 0)
