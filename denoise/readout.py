@@ -9,13 +9,14 @@ what the network makes of noise spreads over very many. The prediction of each b
     kept: sqrt(r_i^2 - edge^2) u_i v_i' where r_i > edge, and nothing where not
 
 A pattern of noise alone measures at most the edge: sqrt(T / t) + sqrt(P / p) for noise that is smooth over t frames and
-p pixels, as what passes the network is. It adds in quadrature to that of a signal, hence the root. So amplitudes are
-those of the recording, and a movie of noise comes out flat. Footprints that are kept are also read in the recording
-frame by frame, for what the network has left of their time course.
+p pixels, as what passes the network is. It adds in quadrature to that of a signal, hence the root. So a movie of noise
+comes out flat.
 
-The mean image is cleaned likewise, pattern by pattern of 8 x 8 pixels (discrete cosine transform): each is shrunk to the
-share of signal that the prediction finds in it. Where the residual is larger than the noise, as in movies with hardly
-any, the recording is trusted more than the network.
+What is kept is then read anew in the recording, for the fast changes and the fine structure that the network has
+missed: time courses under the kept footprints, footprints under those time courses, and the mean image. Each is cleaned
+window by window in its frequencies (discrete cosine transform): every one is shrunk to the share of signal that what
+was predicted lets expect there. Where the residual is larger than the noise, as in movies with hardly any, the
+recording is trusted more than the network.
 
 Sources: noise edge and shrinkage of singular values (Gavish and Donoho, IEEE Trans. Inf. Theory 2017); local low-rank
 denoising of calcium movies (Buchanan et al., bioRxiv 334706, 2018); Wiener filter with a pilot estimate (Dabov et
@@ -25,7 +26,8 @@ al., IEEE TIP 2007, second step of BM3D); prediction and measurement by inverse 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,16 +39,20 @@ from denoise.context import Context
 from denoise.tiling import tile_axis, tile_grid
 
 BLOCK = 32  # pixels: side of a block, a few cells
-SHARED = 16  # pixels that neighbouring blocks share
+SHARED = 12  # pixels that neighbouring blocks share
 SMOOTH_FRAMES, SMOOTH_PIXELS = 16.0, 20.0  # noise that has passed the network is smooth over so many
 PATTERNS = 24  # looked for at first in a block; four times as many while the weakest still stand out
-CERTAIN = 2.0  # times the noise's power, above which the rest of a time course is taken for signal
-WINDOW = 8  # pixels: side of a patch of the mean image
-CELL = 16  # frames and pixels: side of the cells in which the residual is compared with the noise
+LEAST = 1e-3  # noise variances that are left in a window at least, for its weight
+CELL = 16  # frames and pixels
+CUBE, FRAME = (
+    (CELL, CELL),
+    (1, 4 * CELL),
+)  # frames and pixels of cells whose residual is compared with the noise
 TOLERANCE = 0.2  # of the noise's variance: what its model may be wrong by
 CHANCE = 10.0  # over the root of a cell's voxels: what its variance may be off by, by chance
-HIGHEST = 16.0  # times its variance: a residual beyond is no noise and no common error, but one odd voxel
+HIGHEST = 256.0  # times its variance: a residual beyond is no noise and no common error, but one odd voxel
 QUIET = 0.1  # quantile of the cells in which there is hardly a signal
+DARKEST = 0.04  # of the noise's variance is left in the darkest voxels
 SURE = 0.8  # times the noise's variance, below which it was overestimated
 SAME = 1e-3  # share of the frames' noise below which their mean is the movie's
 
@@ -62,8 +68,7 @@ class Readout:
         noise = context.noise
         per_noise = torch.where(noise > 0, 1 / torch.where(noise > 0, noise, 1), 0)
         image = (context.mean - context.mean.mean()) * per_noise
-        cleaned = clean_image(image / self.error, (image + static[0]) / self.error) * self.error
-        self.static = cleaned - image
+        self.static = clean_image(image, image + static[0], self.error) - image
         self.gain = context.gain * per_noise  # variance of the noise for each unit of brightness more
 
     def frames(self, residual: Tensor, prediction: Tensor) -> Tensor:
@@ -79,7 +84,7 @@ class Readout:
         variance = 1 / frames - float(self.error.square().mean())
         if variance < SAME / frames:
             return torch.zeros_like(seen)
-        return clean_image(seen / variance**0.5, said / variance**0.5) * variance**0.5
+        return clean_image(seen, said, variance**0.5)
 
 
 # ---- what moves
@@ -102,7 +107,7 @@ def significant(prediction: Tensor, recording: Tensor, noise: float) -> Tensor:
     for where, weights in tile_grid(axes):
         place = (slice(None), *where)
         said, seen = (centred(movie[place].flatten(1)) for movie in (prediction, recording))
-        block = significant_patterns(said, seen, noise).view(kept[place].shape)
+        block = significant_patterns(said, seen, kept[place].shape[1:], noise).view(kept[place].shape)
         kept[place] += block.mul_(torch.from_numpy(weights).to(kept.device))
     return kept
 
@@ -111,8 +116,8 @@ def centred(block: Tensor) -> Tensor:
     return block - block.mean(0)
 
 
-def significant_patterns(prediction: Tensor, recording: Tensor, noise: float) -> Tensor:
-    """The same for one block (T, P)."""
+def significant_patterns(prediction: Tensor, recording: Tensor, sides: Sequence[int], noise: float) -> Tensor:
+    """The same for one block (T, P) of (Y, X) = sides."""
     edge = noise * noise_edge(*prediction.shape)
     count = PATTERNS
     u, v, found = patterns(prediction, recording, count)
@@ -120,10 +125,25 @@ def significant_patterns(prediction: Tensor, recording: Tensor, noise: float) ->
         count *= 4
         u, v, found = patterns(prediction, recording, count)
     kept = found > edge
-    course = u[:, kept] * (found[kept].square() - edge**2).sqrt()  # (T, K)
-    footprint = v[:, kept]
-    course += noise * certain((recording @ footprint - course) / noise)
-    return course @ footprint.mT
+    course = u[:, kept] * (found[kept].square() - edge**2).sqrt()
+    return read_again(course, v[:, kept], recording, sides, noise)
+
+
+def read_again(
+    course: Tensor, footprint: Tensor, recording: Tensor, sides: Sequence[int], noise: float
+) -> Tensor:
+    """What time courses (T, K) and orthonormal footprints (P, K) hold, read anew in the recording (T, P): (T, P).
+
+    First the courses under the footprints, then the footprints under the courses, each cleaned by the help of what it
+    was: the network has missed fast changes and fine structure. sides: (Y, X) of the block.
+    """
+    if not course.shape[1]:
+        return torch.zeros_like(recording)
+    seen = recording @ footprint
+    course = noise * clean(seen.mT[..., None] / noise, course.mT[..., None] / noise, COURSE_WINDOW)[..., 0].mT
+    course, mixed = torch.linalg.qr(course)
+    seen, expected = (x.mT.unflatten(1, sides) / noise for x in (recording.mT @ course, footprint @ mixed.mT))
+    return course @ (noise * clean(seen, expected, FOOTPRINT_WINDOW)).flatten(1)
 
 
 def noise_edge(frames: int, pixels: int) -> float:
@@ -140,9 +160,8 @@ def patterns(prediction: Tensor, recording: Tensor, count: int) -> tuple[Tensor,
         random = torch.Generator(prediction.device).manual_seed(0)
         start = torch.randn(prediction.shape[1], count, generator=random, device=prediction.device)
         basis = torch.linalg.qr(prediction @ start).Q
-        basis = torch.linalg.qr(
-            prediction.mT @ basis
-        ).Q  # between steps too: weak patterns beside strong ones
+        # between steps too: weak patterns beside strong ones
+        basis = torch.linalg.qr(prediction.mT @ basis).Q
         basis = torch.linalg.qr(prediction @ basis).Q
         u, _, vh = torch.linalg.svd(basis.mT @ prediction, full_matrices=False)
         u = basis @ u
@@ -151,49 +170,47 @@ def patterns(prediction: Tensor, recording: Tensor, count: int) -> tuple[Tensor,
     return u, vh.mT, ((u.mT @ recording) * vh).sum(1)
 
 
-def certain(rest: Tensor) -> Tensor:
-    """What of the rest of time courses (T, K), seen in white noise of variance 1, is signal.
-
-    Each band of frequencies, half an octave wide, is shrunk to the share of its power above CERTAIN times the noise's.
-    """
-    transform, band, bands = frequencies(len(rest), rest.device)
-    spectrum = transform @ rest
-    power = bands.mT @ spectrum.square()  # (bands, K), means
-    share = (1 - CERTAIN / power.clamp(min=CERTAIN))[band]
-    return transform.mT @ (spectrum * share)
+# ---- cleaning by a pilot
 
 
-@lru_cache(maxsize=8)
-def frequencies(frames: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosine transform of time courses (T, T); the band of each frequency (T,); means over bands (T, bands)."""
-    edges = [0, 1]
-    while edges[-1] < frames:
-        edges.append(edges[-1] + max(1, edges[-1] // 2))
-    band = torch.bucketize(torch.arange(frames), torch.tensor(edges[1:]), right=True)
-    members = F.one_hot(band).float()
-    means = members / members.sum(0)
-    return cosines(frames).to(device), band.to(device), means.to(device)
+@dataclass(frozen=True)
+class Window:
+    """Pixels (Y, X) that are cleaned together, and from one window to the next."""
+
+    size: tuple[int, int]
+    step: tuple[int, int]
 
 
-# ---- what stands still
+IMAGE_WINDOW = Window((8, 8), (1, 1))
+FOOTPRINT_WINDOW = Window((8, 8), (2, 2))
+COURSE_WINDOW = Window((32, 1), (8, 1))  # frames
 
 
-def clean_image(image: Tensor, pilot: Tensor) -> Tensor:
-    """An image (Y, X) in white noise of variance 1, cleaned by the help of a pilot (Y, X), an estimate of it."""
-    side = WINDOW
-    basis = cosines(side).to(image.device)
-    padded = F.pad(torch.stack([image, pilot])[:, None], (side,) * 4, mode="replicate")
-    patches = F.unfold(padded, side).view(2, side, side, -1)  # (2, y, x, n)
-    seen, expected = torch.einsum("ky,byxn,lx->bkln", basis, patches, basis)
+def clean(images: Tensor, pilots: Tensor, window: Window) -> Tensor:
+    """Images (K, Y, X) in white noise of variance 1, cleaned by the help of pilots (K, Y, X), estimates of them."""
+    sizes = images.shape[1:]
+    size = [min(side, n) for side, n in zip(window.size, sizes)]
+    step = [min(a, b) for a, b in zip(window.step, size)]
+    margins = [(side - hop, side - hop + -(side + n) % hop) for side, hop, n in zip(size, step, sizes)]
+    both = torch.stack([images, pilots])
+    padded = F.pad(both, (*margins[1], *margins[0]), mode="replicate")  # (2, K, Y', X')
+    patches = F.unfold(padded.flatten(0, 1)[:, None], size, stride=step).view(2, len(images), *size, -1)
+    rows, columns = (cosines(side).to(images.device) for side in size)
+    seen, expected = torch.einsum("ab,zkbcn,dc->zkadn", rows, patches, columns)
     share = expected.square() / (expected.square() + 1)
-    share[0, 0] = 1
-    weight = 1 / share.square().sum((0, 1))  # (n,): the less noise is left, the more
-    cleaned = torch.einsum("ky,kln,lx->yxn", basis, seen * share, basis) * weight
+    weight = 1 / share.square().sum((1, 2), keepdim=True).clamp(min=LEAST)  # the less noise is left, the more
+    cleaned = torch.einsum("ab,kacn,cd->kbdn", rows, seen * share, columns) * weight
     total, weights = (
-        F.fold(x.reshape(1, side * side, -1), padded.shape[-2:], side)
-        for x in (cleaned, weight.expand(side, side, -1))
+        F.fold(x.flatten(1, 2), padded.shape[-2:], size, stride=step)[:, 0]
+        for x in (cleaned, weight.expand_as(cleaned))
     )
-    return (total / weights)[0, 0, side:-side, side:-side]
+    (top, _), (left, _) = margins
+    return (total / weights)[:, top : top + sizes[0], left : left + sizes[1]]
+
+
+def clean_image(image: Tensor, pilot: Tensor, deviation: Tensor | float) -> Tensor:
+    """An image (Y, X) in noise of a deviation, cleaned by the help of a pilot (Y, X)."""
+    return clean((image / deviation)[None], (pilot / deviation)[None], IMAGE_WINDOW)[0] * deviation
 
 
 def cosines(size: int) -> Tensor:
@@ -212,22 +229,30 @@ def give_back(frames: Tensor, recording: Tensor, gain: Tensor) -> Tensor:
     gain (Y, X): the noise's variance is 1 + gain * brightness above the mean. A cell of voxels in which the residual's
     variance is m times the noise's errs by m - 1 of it; inverse variances then give the recording a share of 1 - 1 / m.
     """
-    share = 1 - 1 / excess(frames, recording, gain).clamp(min=1)  # (t, y, x) of cells
-    if not bool(share.any()):
-        return frames
-    share = F.interpolate(share[None, None], (len(frames), *share.shape[1:]), mode="trilinear")[0, 0]
-    for part, seen, its_share in zip(frames.split(CELL), recording.split(CELL), share.split(CELL)):
-        part.add_(F.interpolate(its_share[:, None], part.shape[1:], mode="bilinear")[:, 0] * (seen - part))
+    start = slice(0, 4 * CELL)
+    white = white_variance(recording[start], expected_variance(frames[start], gain))
+    for cell in (FRAME, CUBE):  # what whole frames have got back is no excess of the cubes any more
+        share = 1 - 1 / excess(frames, recording, gain, white, cell).clamp(min=1)  # (t, y, x) of cells
+        if not bool(share.any()):
+            continue
+        share = F.interpolate(share[None, None], (len(frames), *share.shape[1:]), mode="trilinear")[0, 0]
+        for part, seen, its_share in zip(frames.split(CELL), recording.split(CELL), share.split(CELL)):
+            part += F.interpolate(its_share[:, None], part.shape[1:], mode="bilinear")[:, 0] * (seen - part)
     return frames
 
 
-def excess(frames: Tensor, recording: Tensor, gain: Tensor) -> Tensor:
-    """Residual variance over what noise explains, and its tolerance, in cells (t, y, x) of about CELL voxels a side."""
-    white = white_variance(recording[: 4 * CELL])
-    height, width = (max(1, size // CELL) for size in frames.shape[1:])
+def excess(
+    frames: Tensor, recording: Tensor, gain: Tensor, white: float = 1.0, cell: tuple[int, int] = CUBE
+) -> Tensor:
+    """Residual variance over what noise explains, and its tolerance, in cells (t, y, x) of (frames, pixels a side).
+
+    white: variance of the noise at the mean brightness.
+    """
+    length, side = cell
+    height, width = (max(1, size // side) for size in frames.shape[1:])
     cells = []
-    for part, seen in zip(frames.split(CELL), recording.split(CELL)):
-        expected = white * (1 + gain * part).clamp(min=0.04)
+    for part, seen in zip(frames.split(length), recording.split(length)):
+        expected = white * expected_variance(part, gain)
         squares = torch.minimum((seen - part).square(), HIGHEST * expected)
         found, noise = (
             F.adaptive_avg_pool2d(x.mean(0)[None], (height, width))[0] for x in (squares, expected)
@@ -237,20 +262,25 @@ def excess(frames: Tensor, recording: Tensor, gain: Tensor) -> Tensor:
     return torch.stack(cells)
 
 
-def white_variance(recording: Tensor) -> float:
-    """Variance of what is rough in a whitened movie (T, Y, X): 1, or less where its noise was overestimated.
+def expected_variance(frames: Tensor, gain: Tensor) -> Tensor:
+    """Of the noise of voxels (n, Y, X) that are so bright, see `give_back`."""
+    return (1 + gain * frames).clamp(min=DARKEST)
 
-    The noise model takes for noise whatever changes from frame to frame: in a movie with hardly any noise that is
-    signal, which is smooth along Y and X, and not everywhere. Noise may be smooth along one of them, where neighbours
-    share it.
+
+def white_variance(recording: Tensor, expected: Tensor) -> float:
+    """Variance of what is rough in a whitened movie (T, Y, X), over what is expected of its noise (T, Y, X).
+
+    It is 1, or less where the noise was overestimated: its model takes for noise whatever changes from frame to frame,
+    and in a movie with hardly any noise that is signal, which is smooth along Y and X, and not everywhere. Noise may be
+    smooth along one of them, where neighbours share it.
     """
     steps = recording.diff(dim=0)
     axes = [axis for axis in (1, 2) if steps.shape[axis] > 2 * CELL]
     if not axes or not len(steps):
         return 1.0
     height, width = (max(1, size // CELL) for size in steps.shape[1:])
-    rough = [
-        F.adaptive_avg_pool2d(steps.diff(n=2, dim=axis).square().mean(0)[None] / 12, (height, width))
-        for axis in axes
-    ]
-    return min(1.0, float(torch.stack(rough).amax(0).quantile(QUIET)) / SURE)
+    noise, *rough = (
+        F.adaptive_avg_pool2d(image[None], (height, width))
+        for image in [expected.mean(0), *(steps.diff(n=2, dim=axis).square().mean(0) / 12 for axis in axes)]
+    )
+    return min(1.0, float((torch.stack(rough).amax(0) / noise).quantile(QUIET)) / SURE)
