@@ -237,7 +237,9 @@ def give_back(frames: Tensor, recording: Tensor, gain: Tensor) -> Tensor:
             continue
         share = F.interpolate(share[None, None], (len(frames), *share.shape[1:]), mode="trilinear")[0, 0]
         for part, seen, its_share in zip(frames.split(CELL), recording.split(CELL), share.split(CELL)):
-            part += F.interpolate(its_share[:, None], part.shape[1:], mode="bilinear")[:, 0] * (seen - part)
+            part.add_(
+                F.interpolate(its_share[:, None], part.shape[1:], mode="bilinear")[:, 0] * (seen - part)
+            )
     return frames
 
 

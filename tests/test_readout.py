@@ -230,7 +230,7 @@ def test_noise_that_grows_with_brightness_is_expected_to() -> None:
 
 
 def test_the_noise_of_a_movie_that_grows_brighter_is_not_overestimated() -> None:
-    """A step of the brightness: in the dim half the noise is a fifth of its mean over the movie, in the bright half 1.8."""
+    """After a step of the brightness: its variance is 0.2 in the dim half, 1.8 in the bright one."""
     gain = torch.full((64, 64), 0.8)
     frames = torch.cat([torch.full((64, 64, 64), -1.0), torch.full((64, 64, 64), 1.0)])
     recording = frames + (1 + gain * frames).sqrt() * normal(128, 64, 64)
