@@ -15,6 +15,16 @@ from denoise import limits
 from denoise.limits import cpu_quota, data_limit, free_memory, memory_quota, memory_there
 
 
+def control_groups(folder: Path, membership: str, files: dict[str, str]) -> tuple[Path, Path]:
+    """As the kernel shows them: where a process says what groups it is in, and the folder of all groups' files."""
+    (folder / "self").write_text(membership)
+    for name, text in files.items():
+        path = folder / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder / "self", folder / "cgroup"
+
+
 @pytest.mark.parametrize(
     ("membership", "files", "left"),
     [
@@ -32,12 +42,7 @@ from denoise.limits import cpu_quota, data_limit, free_memory, memory_quota, mem
     ],
 )  # fmt: skip
 def test_memory_quota(tmp_path: Path, membership: str, files: dict[str, str], left: float) -> None:
-    (tmp_path / "self").write_text(membership)
-    for name, text in files.items():
-        path = tmp_path / "cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    assert memory_quota(tmp_path / "self", tmp_path / "cgroup") == left
+    assert memory_quota(*control_groups(tmp_path, membership, files)) == left
 
 
 def test_resource_limits_count_what_is_used_already(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,12 +81,7 @@ def test_the_least_of_all_limits_counts(monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 def test_cpu_quota(tmp_path: Path, membership: str, quotas: dict[str, str], processors: float) -> None:
-    (tmp_path / "self").write_text(membership)
-    for name, text in quotas.items():
-        path = tmp_path / "cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    assert cpu_quota(tmp_path / "self", tmp_path / "cgroup") == processors
+    assert cpu_quota(*control_groups(tmp_path, membership, quotas)) == processors
 
 
 def test_memory_that_is_there(tmp_path: Path) -> None:
