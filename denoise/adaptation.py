@@ -34,7 +34,8 @@ HELD_OUT = 0.02  # of the voxels
 CHECKS = 16  # patches in which held-out voxels are predicted
 FEWEST = 16  # frames: there is nothing to learn from fewer
 PASSES = 32  # over the excerpt at most: what a small movie can teach is learned soon
-LOOKS = 8  # at the held-out error on the way
+LOOKS = 8  # at the held-out error on the way at most
+LOOKING = 0.25  # of the time at most; where looks take longer there are fewer of them
 PATIENCE = 4  # looks without a new best, after which it stops: half of them, since most is gained while the rate falls
 UNSTEADY = 1.25  # steps may turn out slower than the one on the clock by this
 
@@ -65,6 +66,14 @@ class Excerpt:
     device: torch.device
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Steps: those for PASSES over the excerpt, or a power of two that fits into the time, 0 if none does; and looks."""
+
+    steps: int
+    looks: int
+
+
 class Lesson:
     """What one movie (T, Y, X) teaches: batches without the held-out voxels, and the error of a network at those."""
 
@@ -88,12 +97,15 @@ class Lesson:
         """Mean blind-spot error at the held-out voxels, in noise variances."""
         return error_of(model, self.checks)
 
-    def plan(self, model: UNet3D, seconds: float) -> int:
-        """Steps: those for PASSES over the excerpt, or a power of two that fits into the time, 0 if none does."""
+    def plan(self, model: UNet3D, seconds: float, look: float) -> Plan:
+        """What fits into the time, where a look at the held-out error takes `look` seconds."""
         enough = math.ceil(PASSES * self.voxels / (self.batch * self.patch[0] * self.patch[1] ** 2))
+        looks = LOOKS
+        while looks > 1 and looks * look > LOOKING * seconds:
+            looks //= 2
         trial = self.trial(model)
-        fitting = (seconds - 2 * trial) / (UNSTEADY * trial)
-        return min(enough, 2 ** int(math.log2(fitting))) if fitting >= 1 else 0
+        fitting = (seconds - 2 * trial - UNSTEADY * looks * look) / (UNSTEADY * trial)
+        return Plan(min(enough, 2 ** int(math.log2(fitting))) if fitting >= 1 else 0, looks)
 
     def trial(self, model: UNet3D) -> float:
         """Seconds that a step takes, by the second of two on a copy that is thrown away."""
@@ -118,28 +130,29 @@ def adapt(
         return model, None
     start = time.monotonic()
     lesson = Lesson(frames, next(model.parameters()).device)
+    ready = time.monotonic()
     before = lesson.error(model)
-    looking = (1 + LOOKS) * (time.monotonic() - start)
-    planned = lesson.plan(model, seconds - looking)
-    best, after, steps, ended = learn(lesson, model, before, planned, start + seconds, tell)
+    looked = time.monotonic()
+    plan = lesson.plan(model, start + seconds - looked, looked - ready)
+    best, after, steps, ended = learn(lesson, model, before, plan, start + seconds, tell)
     tell(1.0)
-    found = Adaptation(steps, planned, ended, time.monotonic() - start, before, after, lesson.axes)
+    found = Adaptation(steps, plan.steps, ended, time.monotonic() - start, before, after, lesson.axes)
     return best, found
 
 
 def learn(
-    lesson: Lesson, model: UNet3D, before: float, planned: int, deadline: float, tell: Callable[[float], None]
+    lesson: Lesson, model: UNet3D, before: float, plan: Plan, deadline: float, tell: Callable[[float], None]
 ) -> tuple[UNet3D, float, int, str]:
     """The best network (the given one unless another errs less), its error, the steps taken, and why they ended."""
     best, least, since = model, before, 0
     learner = Learner(copy.deepcopy(model), RATE, AVERAGING)
-    every = max(1, planned // LOOKS)
-    while learner.step < planned:
+    every = max(1, plan.steps // plan.looks)
+    while learner.step < plan.steps:
         if time.monotonic() > deadline:
             return best, least, learner.step, "out of time"
-        lesson.learn(learner, learner.step / planned)
-        tell(learner.step / planned)
-        if learner.step % every and learner.step < planned:
+        lesson.learn(learner, learner.step / plan.steps)
+        tell(learner.step / plan.steps)
+        if learner.step % every and learner.step < plan.steps:
             continue
         error = lesson.error(learner.average)
         since = 0 if error < least else since + 1
@@ -147,7 +160,7 @@ def learn(
             best, least = copy.deepcopy(learner.average), error
         if since == PATIENCE:
             return best, least, learner.step, "no longer better"
-    return best, least, learner.step, "as planned" if planned else "too little time for a step"
+    return best, least, learner.step, "as planned" if plan.steps else "too little time for a step"
 
 
 def check(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from denoise import adaptation
-from denoise.adaptation import adapt, check
+from denoise.adaptation import Plan, adapt, check
 from model import UNet3D, UNetConfig
 
 TINY = UNetConfig(channels=(8, 8, 8), context_channels=(8, 8, 8), bottom_blocks=1)
@@ -69,12 +69,15 @@ def test_the_same_movie_gives_the_same_weights_again() -> None:
 
 
 def test_steps_are_planned_by_the_movie_or_by_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """40 frames of 32 x 32 are one patch: PASSES steps. Ten seconds at one each: 8 / 1.25 = 6.4, so four."""
+    """40 frames of 32 x 32 are one patch: PASSES steps. Else the time less two steps of one second, at 1.25 s a step."""
     lesson = adaptation.Lesson(flicker(), torch.device("cpu"))
     monkeypatch.setattr(lesson, "trial", lambda model: 1.0)
-    assert lesson.plan(model(), LONG) == adaptation.PASSES
-    assert lesson.plan(model(), 10.0) == 4
-    assert lesson.plan(model(), 3.0) == 0
+    assert lesson.plan(model(), LONG, 1.0) == Plan(adaptation.PASSES, 8)
+    assert lesson.plan(model(), 10.0, 0.0) == Plan(4, 8)  # 8 / 1.25 = 6.4
+    assert lesson.plan(model(), 3.0, 0.0) == Plan(0, 8)
+    assert lesson.plan(model(), 32.0, 1.0) == Plan(16, 8)  # looks take a quarter of the time: 20 / 1.25 = 16
+    assert lesson.plan(model(), 31.0, 1.0) == Plan(16, 4)  # 24 / 1.25 = 19.2
+    assert lesson.plan(model(), 8.0, 3.0) == Plan(1, 1)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_it_stops_when_no_longer_better_and_keeps_the_best(
         return errors[len(seen) - 1]
 
     monkeypatch.setattr(lesson, "error", error)
-    best, *found, ended = adaptation.learn(lesson, given, 1.0, 8, math.inf, lambda share: None)
+    best, *found, ended = adaptation.learn(lesson, given, 1.0, Plan(8, 8), math.inf, lambda share: None)
     assert found == [least, steps]
     assert ended == ("as planned" if steps == 8 else "no longer better")
     wanted = seen[errors.index(least)] if least < 1 else given
@@ -106,7 +109,12 @@ def test_it_stops_when_no_longer_better_and_keeps_the_best(
 
 def test_it_stops_when_the_time_is_over() -> None:
     given, lesson = model(), adaptation.Lesson(flicker(), torch.device("cpu"))
-    assert adaptation.learn(lesson, given, 1.0, 8, 0.0, lambda share: None) == (given, 1.0, 0, "out of time")
+    assert adaptation.learn(lesson, given, 1.0, Plan(8, 8), 0.0, lambda share: None) == (
+        given,
+        1.0,
+        0,
+        "out of time",
+    )
 
 
 def test_what_is_missing_is_never_scored() -> None:
