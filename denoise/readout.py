@@ -41,7 +41,7 @@ from denoise.tiling import tile_axis, tile_grid
 BLOCK = 32  # pixels: side of a block, a few cells
 SHARED = 12  # pixels that neighbouring blocks share
 SMOOTH_FRAMES, SMOOTH_PIXELS = 16.0, 20.0  # noise that has passed the network is smooth over so many
-PATTERNS = 24  # looked for at first in a block; four times as many while the weakest still stand out
+PATTERNS = 16  # looked for at first in a block; four times as many while the weakest still stand out
 LEAST = 1e-3  # noise variances that are left in a window at least, for its weight
 CELL = 16  # frames and pixels
 CUBE, FRAME = (
