@@ -40,7 +40,7 @@ class ModelError(Exception):
 class UNetConfig:
     """Size of the network; saved inside the checkpoint, so that no other size can be built from it."""
 
-    images: int = 5  # static context images, see denoise.context.IMAGES
+    images: int = 5  # static context images, see denoise.context.Context
     channels: tuple[int, ...] = (64, 128, 192)  # of the 3-D U-Net, level by level
     context_channels: tuple[int, ...] = (64, 96, 128)  # of the 2-D U-Net, level by level
     time_strides: tuple[int, ...] = (4, 2, 2)  # frames merged on entering each level

@@ -90,7 +90,6 @@ class Options:
     adapt: float | str  # minutes for each movie at most, 0 for none, or "auto"
     time_limit: float | None  # minutes for each movie; None for that of the layout
     save_weights: Path | None  # where the adapted weights go
-    ensemble: str  # "on" or "off"
     overwrite: bool
     resume: bool
     frames: tuple[int | None, int | None]  # [first, end) of each movie
@@ -127,9 +126,8 @@ class Run:
     def speed(self) -> float:
         """Voxels a second that this machine denoises, by a trial."""
         from denoise.estimate import trial_speed
-        from denoise.network import SYMMETRIES
 
-        return trial_speed(self.model) / (SYMMETRIES if ensemble(self) else 1)
+        return trial_speed(self.model)
 
 
 def main() -> int:
@@ -198,8 +196,6 @@ def parse_options() -> Options:
         f"(default: {CHALLENGE_MINUTES:g} in the challenge layout, none elsewhere)")  # fmt: skip
     add("--save-weights", type=a_path, metavar="FILE",
         help="keep the weights adapted to the movie, for --weights and the microscope's next recordings")  # fmt: skip
-    add("--ensemble", choices=("on", "off"), default="off",
-        help="average 16 mirrored views, for 16 times the work (default: off)")  # fmt: skip
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     existing.add_argument("--resume", action="store_true",
@@ -515,15 +511,9 @@ def input_files(job: Job) -> list[Path]:
     return [file for path in job.series or (job.source,) for file in recording_files(path)]
 
 
-def ensemble(run: Run) -> bool:
-    """Whether the movies of this run are seen from all sides."""
-    return run.options.ensemble == "on"
-
-
 def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:
     """The story of one movie: open it, denoise it frame by frame into a new file, and note what was done."""
     from denoise.movies import MovieError
-    from denoise.network import SYMMETRIES
     from denoise.records import files_at, fingerprints
 
     start = time.monotonic()
@@ -535,8 +525,6 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
         record.update(describe(recording), output_dtype=str(dtype))
         record["warnings"] = [*recording.info.notes, *dtype_warnings(recording.info, run.options)]
         progress.say(f"{in_words(recording)} -> {record['output']}")
-        if ensemble(run):
-            progress.say(f"as the mean of {SYMMETRIES} mirrored views; --ensemble off is that much faster")
         job.output.parent.mkdir(parents=True, exist_ok=True)
         if run.common.rank and not can_share(run, job, recording):
             return  # the first rank's alone
@@ -550,7 +538,7 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
     record["output_file"] = fingerprints(files_at(job.output))[0]
     record |= save_weights(run, record, done[0][1])
     speed = math.prod(recording.sizes) / (time.monotonic() - start)
-    record.update(ensemble=ensemble(run), voxels_per_second=speed)
+    record["voxels_per_second"] = speed
     if len(done) > 1:
         record["parts"] = [{"name": part.name} for part, *_ in done]
     note_parts(run, job, record, done, progress)
@@ -669,7 +657,7 @@ def denoise_part(
         progress.say(f"adapting to it first, {most}; --adapt off leaves it out")
     diagnostics = Diagnostics(part.movie) if run.options.report else None
     write = writing(writer, part, diagnostics)
-    settings = Settings(run.options.percentiles, limit, ensemble(run))
+    settings = Settings(run.options.percentiles, limit)
     sharing = (run.common, writer.place) if isinstance(writer, Share) else ()
     result = denoise_movie(part.movie, run.model, settings, write, progress, *sharing)
     result.warnings.extend(resolution_warnings(result, part.movie.info.dtype, writer.dtype))
@@ -800,7 +788,6 @@ def report_facts(run: Run, job: Job, record: dict[str, Any], note: dict[str, Any
         f"found at {note['percentile_values'][0]:.5g} and {note['percentile_values'][1]:.5g}",
         "noise model": "gain {gain:.5g}, read variance {read_variance:.5g}".format(**note["noise"]),
         "adaptation": adaptation_in_words(note["adaptation"]) if note["adaptation"] else "none",
-        "ensemble": "the mean of mirrored views" if ensemble(run) else "off",
         "frames": ":".join("" if end is None else str(end) for end in run.options.frames),
         "speed": f"{record['voxels_per_second'] / 1e6:.3g} million voxels a second",
         "started": run.started.isoformat(timespec="seconds"),
@@ -852,9 +839,7 @@ def unexpected(error: Exception) -> str:
 def tell_plan(run: Run) -> int:
     """List the movies of --dry-run with time, memory and disk; exit status 1 if one of them cannot be denoised."""
     from denoise.estimate import report_seconds, working_bytes
-    from denoise.network import SYMMETRIES
 
-    views = SYMMETRIES if ensemble(run) else 1
     base = peak_memory(run.device)["peak_memory"]
     problems, total, disk = 0, 0.0, 0
     for job in run.plan.jobs:
@@ -870,7 +855,7 @@ def tell_plan(run: Run) -> int:
         )
         size = parts * math.prod(shape) * itemsize
         total, disk = total + seconds, disk + size
-        memory = base + working_bytes(shape, views, report=run.options.report)
+        memory = base + working_bytes(shape, report=run.options.report)
         cost = duration(seconds) + (f" (of it at most {duration(adapting)} to adapt)" if adapting else "")
         room = f"{in_bytes(memory)} of memory, {in_bytes(size)} on the disk"
         say(f"{job.name}: {told} -> {output_name(job, run)}; {cost}, {room}")

@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IMAGES = ("mean", "activity", "covariance along x", "covariance along y", "standard error")
 NOISE_SMOOTHING = (
     5  # pixels; the noise map follows the mean of this neighbourhood, not each pixel's own noise
 )
@@ -34,8 +33,9 @@ class Context:
     """What is known of a movie as a whole; leading axes (...) are a batch or nothing.
 
     mean (..., Y, X): temporal mean, in the movie's units. noise (..., Y, X): standard deviation of the noise of one
-    voxel, same units, 0 where nothing varies. images (..., K, Y, X): see IMAGES, in units of their own noise.
-    standard_error (..., 1, Y, X): of the mean, in units of the noise. gain, read_variance (...): the noise model.
+    voxel, same units, 0 where nothing varies. images (..., K, Y, X): mean, activity, covariance along x, covariance
+    along y, standard error, in units of their own noise. standard_error (..., 1, Y, X): of the mean, in units of the
+    noise. gain, read_variance (...): the noise model.
     """
 
     mean: Tensor

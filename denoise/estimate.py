@@ -34,11 +34,11 @@ def trial_speed(model: UNet3D) -> float:
     return math.prod(TRIAL) / min(seconds)
 
 
-def working_bytes(shape: tuple[int, int, int], views: int, report: bool) -> int:
+def working_bytes(shape: tuple[int, int, int], report: bool) -> int:
     """Memory in bytes for a movie (T, Y, X), beside the program's own; bounded, however long the movie."""
     pixels = shape[1] * shape[2]
     slab = max(slab.stop - slab.start for slab in slabs_of(shape, math.inf))
-    computed = max(CHUNK_VOXELS["cpu"], 16 * pixels) * VOXEL_BYTES + views * STATE_BYTES * pixels
+    computed = max(CHUNK_VOXELS["cpu"], 16 * pixels) * VOXEL_BYTES + STATE_BYTES * pixels
     return SLAB_BYTES * slab * pixels + computed + (REPORT_BYTES if report else 0)
 
 

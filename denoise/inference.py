@@ -75,7 +75,6 @@ class Settings:
 
     percentiles: tuple[float, float] = (3.0, 97.0)
     adapt_minutes: float = 0.0  # at most, for adapting the network to each movie
-    ensemble: bool = False  # the mean over sixteen mirrored and turned views, for sixteen times the work
 
 
 @dataclass
@@ -123,7 +122,7 @@ def denoise_movie(
         every = team.of(0, slabs_of(movie.info.shape, free_memory(device_of(model))))
         mine, first = own_slabs(every, team.share(len(every)))
         extent = (mine[0].start, mine[-1].stop) if mine else (first, first)
-        network = Network(model, survey.context, settings.ensemble)
+        network = Network(model, survey.context)
         progress("denoising", first, frames)
         place(first)
         pairs: Generator[Pair, None, None] = ahead(

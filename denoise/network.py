@@ -1,10 +1,10 @@
 """The network at work on one movie: chunks of frames in, what it predicts for them out, in order.
 
-    residual (n, Y, X) -> tiles of the frame, mostly one -> views, mostly one -> MovieNet.stream -> blend -> (n, Y, X)
+    residual (n, Y, X) -> tiles of the frame, mostly one -> MovieNet.stream -> blend -> (n, Y, X)
 
-Each tile and view is a stream of its own. What its layers still need of earlier frames stays on the device
-(`model.Past`): no frame is computed twice, and there are no seams in time. Frames that are too large for the memory
-are cut into tiles that share OVERLAP pixels.
+Each tile is a stream of its own. What its layers still need of earlier frames stays on the device (`model.Past`): no
+frame is computed twice, and there are no seams in time. Frames that are too large for the memory are cut into tiles
+that share OVERLAP pixels.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from denoise.context import IMAGES, Context
+from denoise.context import Context
 from denoise.limits import free_memory
 from denoise.precision import precision
 from denoise.tiling import Span, tile_axis, tile_grid
@@ -28,7 +28,7 @@ CHUNK_VOXELS = {
     "cuda": 1 << 25,
 }  # computed at once where the memory allows: more is no faster
 VOXEL_BYTES = 64  # of memory for each voxel that is computed at once, in half precision; measured
-STATE_BYTES = 1300  # for each pixel and view, in half precision: what the layers keep of earlier frames
+STATE_BYTES = 1300  # for each pixel, in half precision: what the layers keep of earlier frames
 LONGEST_BLOCK = 64  # frames read at once; streams start on its multiples
 OVERLAP = 16  # pixels that neighbouring tiles share: costs less than 0.001 dB
 HALF_SCALE = 1 / 32  # of what the network gets in float16, so that thousands of noise units do not overflow
@@ -52,23 +52,20 @@ class Narrowed(Exception):
     """This geometry does not do: the stream has to start again in another one."""
 
 
-def fitting(model: UNet3D, shape: Sequence[int], views: int) -> Geometry:
+def fitting(model: UNet3D, shape: Sequence[int]) -> Geometry:
     """The fastest geometry in the memory that is free, for a movie (T, Y, X). Raises MemoryError if none fits."""
     device = next(model.parameters()).device
     dtype = precision(device)
     size = dtype.itemsize / 2
     time, grid, _ = model.config.grid
     height, width = (-(-n // grid) * grid for n in shape[1:])
-    free = free_memory(device) - size * STATE_BYTES * height * width * views
+    free = free_memory(device) - size * STATE_BYTES * height * width
     voxels = int(min(CHUNK_VOXELS[device.type], free / 2 / (size * VOXEL_BYTES)))
     tile = max(height, width)
     while time * min(height, tile) * min(width, tile) * size * VOXEL_BYTES > free:
         tile = smaller_tile(tile, grid)
         if not tile:
-            missing = (
-                f"{shape[1]} x {shape[2]} pixels seen in {views} view(s) take {-free / 2**30:.1f} GB more"
-            )
-            raise MemoryError(missing)
+            raise MemoryError(f"{shape[1]} x {shape[2]} pixels take {-free / 2**30:.1f} GB more")
     chunk = time
     while 2 * chunk * min(height, tile) * min(width, tile) <= voxels and chunk < shape[0]:
         chunk *= 2
@@ -81,99 +78,39 @@ def smaller_tile(tile: int, grid: int) -> int:
     return half if 4 * OVERLAP <= half < tile else 0
 
 
-@dataclass(frozen=True)
-class View:
-    """One of the eight mirrored and turned views of a plane: flips first, then the exchange of Y and X."""
-
-    flips: tuple[bool, bool] = (False, False)
-    exchange: bool = False
-
-    def of(self, x: Tensor) -> Tensor:
-        """(..., Y, X) -> the view of it."""
-        x = x.flip([axis for axis, flip in zip((-2, -1), self.flips) if flip])
-        return x.mT if self.exchange else x
-
-    def undo(self, x: Tensor) -> Tensor:
-        """The inverse of `of`."""
-        x = x.mT if self.exchange else x
-        return x.flip([axis for axis, flip in zip((-2, -1), self.flips) if flip])
-
-    def of_images(self, images: Tensor) -> Tensor:
-        """The context images (B, K, Y, X) that the view of a movie would have.
-
-        A covariance image holds each pixel's with its next neighbour: mirrored, that is the one before; turned, the
-        one along the other axis.
-        """
-        images = images.clone()
-        x, y = IMAGES.index("covariance along x"), IMAGES.index("covariance along y")
-        if self.flips[0]:
-            images[:, y, 1:] = images[:, y, :-1].clone()
-        if self.flips[1]:
-            images[:, x, :, 1:] = images[:, x, :, :-1].clone()
-        if self.exchange:
-            images[:, [x, y]] = images[:, [y, x]]
-        return self.of(images)
-
-    def region(self, where: Sequence[slice], canvas: Sequence[int]) -> tuple[slice, ...]:
-        """Where the region (Y, X slices) of a canvas (Y, X) lies in the view of that canvas."""
-        turned = [
-            slice(size - s.stop, size - s.start) if flip else s
-            for s, flip, size in zip(where, self.flips, canvas)
-        ]
-        return tuple(reversed(turned)) if self.exchange else tuple(turned)
-
-
-VIEWS = [View((y, x), exchange) for y in (False, True) for x in (False, True) for exchange in (False, True)]
-SYMMETRIES = 2 * len(VIEWS)  # each forwards and backwards in time
-
-
 @dataclass
 class Stream:
-    """One tile in one view, forwards or backwards in time: where it is, its network, and what that keeps."""
+    """One tile: where it is, its network, and what that keeps."""
 
     where: tuple[slice, ...]  # (Y, X) of the frame
     share: Tensor  # (y, x) in the blended result
-    view: View
     movie_net: MovieNet
     features: list[Tensor]
     past: Past = field(default_factory=Past)
 
 
 class Network:
-    """The network with one movie's context in place.
+    """The network with one movie's context in place."""
 
-    With `ensemble` it answers with its mean over the sixteen symmetries of a movie (eight of the plane, forwards and
-    backwards in time); each undoes its own mirroring, so the errors average out and the signal stays.
-    """
-
-    def __init__(self, model: UNet3D, context: Context, ensemble: bool) -> None:
+    def __init__(self, model: UNet3D, context: Context) -> None:
         self.model = model
         self.device = next(model.parameters()).device
-        self.views = VIEWS if ensemble else VIEWS[:1]
-        self.backwards = (False, True) if ensemble else (False,)
         self.notes: list[str] = []  # what had to be done otherwise than planned
         images, standard_error = (x[None].to(self.device) for x in (context.images, context.standard_error))
         images = pad_to_grid(images, model.config.grid[1:], "replicate")
-        self.canvas = images.shape[-2:]
-        encoded = [model.encode(view.of_images(images)) for view in self.views]
-        self.features = [features for features, _ in encoded]
+        self.features, static = model.encode(images)
         self.size = height, width = context.mean.shape[-2], context.mean.shape[-1]
-        static = torch.stack([view.undo(x) for view, (_, x) in zip(self.views, encoded)]).mean(0)
         self.static = (static[..., :height, :width] * standard_error)[
             0
         ].cpu()  # (1, Y, X), in units of the noise
-        self.geometry = fitting(model, (1 << 30, height, width), len(self.views) * len(self.backwards))
+        self.geometry = fitting(model, (1 << 30, height, width))
 
     def streams(self) -> list[Stream]:
-        """One for each tile, view and direction, with nothing seen yet."""
-        nets = [converted(self.model.movie, back, self.geometry.dtype) for back in self.backwards]
+        """One for each tile, with nothing seen yet."""
+        net = converted(self.model.movie, self.geometry.dtype)
         return [
-            Stream(
-                where, torch.from_numpy(weights).to(self.device), view, net, self.local(features, view, where)
-            )
+            Stream(where, torch.from_numpy(weights).to(self.device), net, self.local(where))
             for where, weights in tile_grid(self.axes())
-            for view, features in zip(self.views, self.features)
-            for net in nets
         ]
 
     @property
@@ -187,15 +124,14 @@ class Network:
         tile = self.geometry.tile
         return [tile_axis(n, tile, OVERLAP * (n > tile), g) for n, g in zip(self.size, grid)]
 
-    def local(self, features: Sequence[Tensor], view: View, where: Sequence[slice]) -> list[Tensor]:
-        """The features of a view under a tile of the frame, as its stream takes them."""
+    def local(self, where: Sequence[slice]) -> list[Tensor]:
+        """The features under a tile of the frame, as its stream takes them."""
         grid = self.model.config.grid[1:]
         padded = [slice(s.start, s.start - (s.start - s.stop) // g * g) for s, g in zip(where, grid)]
-        at = view.region(padded, self.canvas)
         scale = scale_of(self.geometry.dtype)
         return [
-            (coarse(level, at, 2 ** (i + 1)) * scale).to(self.geometry.dtype)
-            for i, level in enumerate(features)
+            (coarse(level, padded, 2 ** (i + 1)) * scale).to(self.geometry.dtype)
+            for i, level in enumerate(self.features)
         ]
 
     def predict(self, chunks: Chunks, first: int, stop: int) -> Generator[Pair, None, None]:
@@ -281,19 +217,19 @@ class Network:
         if self.geometry.dtype == torch.float16 and not blended.isfinite().all():
             self.geometry = replace(self.geometry, dtype=torch.float32)
             raise Narrowed("intensities too large for float16: went on in float32")
-        return blended / (len(self.views) * len(self.backwards))
+        return blended
 
     def one_answer(self, stream: Stream, residual: Tensor, ended: bool) -> Tensor | None:
         """The next prediction (n, y, x) of one stream, float32; None while more frames must come first."""
         height, width = residual.shape[1:]
         scale = scale_of(self.geometry.dtype)
-        tile = pad_to_grid(residual[None, None], self.model.config.grid, "constant") * scale
-        turned = stream.view.of(tile).to(self.geometry.dtype)
+        padded = pad_to_grid(residual[None, None], self.model.config.grid, "constant")
+        tile = (padded * scale).to(self.geometry.dtype)
         try:
-            answer = stream.movie_net.stream(turned, stream.features, stream.past, ended)
+            answer = stream.movie_net.stream(tile, stream.features, stream.past, ended)
         except Waiting:
             return None
-        return stream.view.undo(answer.float())[0, 0, :, :height, :width] / scale
+        return answer.float()[0, 0, :, :height, :width] / scale
 
 
 def marked(items: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
@@ -314,23 +250,9 @@ def largest_chunk(frames: int, grid: int) -> int:
     return chunk
 
 
-def converted(movie_net: MovieNet, backwards: bool, dtype: torch.dtype) -> MovieNet:
-    """The network in another type; backwards: that answers to a movie as to its reverse, reversed.
-
-    So a movie can be seen from its end while it is read from its start: each kernel is turned around in time, and
-    where a stride makes frames channels, their order too.
-    """
-    net = copy.deepcopy(movie_net).to(dtype)
-    if not backwards:
-        return net
-    with torch.no_grad():
-        for layer in net.modules():
-            if isinstance(layer, (nn.Conv3d, nn.ConvTranspose3d)):
-                layer.weight.copy_(layer.weight.flip(2))
-        stem, head = net.stem.weight, net.head.weight
-        stem.copy_(stem.unflatten(1, net.stride).flip(1).flatten(1, 3))
-        head.copy_(head.unflatten(0, net.stride).flip(0).flatten(0, 2))
-    return net
+def converted(movie_net: MovieNet, dtype: torch.dtype) -> MovieNet:
+    """A copy of the network in another type."""
+    return copy.deepcopy(movie_net).to(dtype)
 
 
 def scale_of(dtype: torch.dtype) -> float:

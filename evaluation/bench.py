@@ -217,12 +217,12 @@ def prepared(path: Path, model: UNet3D) -> tuple[Tensor, list[Tensor], Callable[
         survey = survey_movie(movie, (3.0, 97.0), lambda *_: None)
         frames = survey.normalization.normalize(movie.read(0, movie.info.shape[0]))
         residual = survey.context.whiten(without_missing(frames)[0])
-        network = Network(model, survey.context, ensemble=False)
+        network = Network(model, survey.context)
 
     def restore(prediction: Tensor) -> np.ndarray:
         return survey.normalization.denormalize(survey.context.restore(prediction + network.static).numpy())
 
-    return residual, network.features[0], restore
+    return residual, network.features, restore
 
 
 def under(features: Sequence[Tensor], where: Sequence[slice]) -> list[Tensor]:
@@ -319,7 +319,7 @@ def readout_seconds(path: Path, model: UNet3D) -> float:
 @torch.inference_mode()
 def bare(model: UNet3D, tile: tuple[int, int, int], voxels: int) -> float:
     """Seconds of the 3-D network alone for so many voxels, tile by tile without overlap, in its own precision."""
-    net = converted(model.movie, False, precision(torch.device("cpu")))
+    net = converted(model.movie, precision(torch.device("cpu")))
     dtype = net.stem.weight.dtype
     residual = torch.randn(1, 1, *tile).to(dtype)
     features = [

@@ -46,12 +46,6 @@ COLUMNS = (*KEY, "weights", "parameters", *NUMBERS, "heldout_parts")
 TOLD = ("stsnr", "false_transients", "heldout_error", "seconds")  # on the way
 DATA_CODE = ("simulation/*.py", "evaluation/samples.py", "evaluation/cells.py", "evaluation/metrics.py")
 NETWORK_CODE = ("denoise/*.py", "model.py")
-ENSEMBLE_GROUPS = (
-    "challenge",
-    "noise",
-    "different",
-    "real few",
-)  # where sixteen times the work is affordable
 KEYHOLE = "3D N2V, no context"
 SLOW_GROUPS = ("challenge few", "different few", "real few")  # a few cases of each, see samples.cases
 ADAPTED_PASSES = (
@@ -94,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @cache
 def all_methods(weights: tuple[Path, ...]) -> list[Method]:
-    """Baselines, the keyhole network, and three ways to use each of our networks. Raises ModelError."""
+    """Baselines, the keyhole network, and two ways to use each of our networks. Raises ModelError."""
     with_data = [Method(m.name, m.run, m.start, code=digest("evaluation/baselines.py")) for m in BASELINES]
     return [*with_data, keyhole_method(), *(method for path in weights for method in networks(path))]
 
@@ -107,7 +101,7 @@ def keyhole_method() -> Method:
 
 
 def networks(path: Path) -> list[Method]:
-    """A checkpoint's network run as process.py runs it: in one pass, as the mean of views, after adaptation."""
+    """A checkpoint's network run as process.py runs it: in one pass, and after adaptation."""
     model = load_model(path, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     name = "this project" if path == WEIGHTS else path.stem
     short, code = hashlib.sha256(path.read_bytes()).hexdigest()[:8], digest(*NETWORK_CODE)
@@ -124,7 +118,6 @@ def networks(path: Path) -> list[Method]:
     no_clock = 1e6  # minutes
     return [
         way("", Settings()),
-        way(", ensemble", Settings(ensemble=True), ENSEMBLE_GROUPS),
         way(", adapted", Settings(adapt_minutes=no_clock), SLOW_GROUPS),
     ]
 
@@ -140,7 +133,7 @@ def digest(*patterns: str) -> str:
 
 
 def is_for(method: Method, case: Case) -> bool:
-    return not method.groups or bool({case.group, f"{case.group} {case.size}"} & set(method.groups))
+    return not method.groups or f"{case.group} {case.size}" in method.groups
 
 
 def label_of(case: Case, method: Method) -> Row:

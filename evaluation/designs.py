@@ -1,7 +1,7 @@
-"""Compare designs at equal training time, and what overlap and mirrored views cost: the lower tables of docs/quality.md.
+"""Compare designs at equal training time, and what overlap, adaptation and read-out do: for docs/quality.md.
 
 `python -m evaluation.designs train --seconds 40` trains each design by the training loop of the shipped weights and
-scores it on held-out challenge scenes; `views`, `overlap`, `adapt` and `readout` score the shipped weights.
+scores it on held-out challenge scenes; `overlap`, `adapt` and `readout` score the shipped weights.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.designs", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("what", choices=("train", "views", "overlap", "adapt", "readout"))
+    parser.add_argument("what", choices=("train", "overlap", "adapt", "readout"))
     parser.add_argument("--seconds", type=float, default=40, help="for each design, or each movie adapted to")
     parser.add_argument("--scenes", type=int, default=2, help="held-out scenes (default: 2)")
     options = parser.parse_args()
@@ -162,9 +162,8 @@ def main() -> None:
     if options.what == "readout":
         compare_readouts(model, options.scenes)
         return
-    other = {"views": Settings(ensemble=True), "adapt": Settings(adapt_minutes=options.seconds / 60)}
-    tell("as shipped, one view", scores(model, Settings(), options.scenes))
-    tell(options.what, scores(model, other[options.what], options.scenes))
+    tell("as shipped", scores(model, Settings(), options.scenes))
+    tell("adapted", scores(model, Settings(adapt_minutes=options.seconds / 60), options.scenes))
 
 
 if __name__ == "__main__":

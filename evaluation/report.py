@@ -48,9 +48,9 @@ time, until no single step helps. The network gets nothing. sSNR, tSNR, stSNR, s
   standard deviations of the output itself, cover {SMALLEST_CELL} pixels and last {SHORTEST} frames: what a cell
   finder would take. False ΔF/F: the highest rise of that mean over its median.
 - CPU seconds: of one run at the best parameters, on one thread.
-- "3D N2V, no context": the network of the seed of this project, trained by evaluation/keyhole.py. "Ensemble": the
-  mean of 16 views. "Adapted": after 8 passes over the movie by its own Noise2Void. The first and the last ran on
-  challenge scenes 0 to {FEW - 1} alone, so that their column "behind" is to be read, not their mean."""
+- "3D N2V, no context": the network of the seed of this project, trained by evaluation/keyhole.py. "Adapted": after
+  8 passes over the movie by its own Noise2Void. Both ran on challenge scenes 0 to {FEW - 1} alone, so that their column
+  "behind" is to be read, not their mean."""
 REAL = """\
 In brackets: how much higher than this project's in one pass, and the standard error of that difference, from 20 equal
 spans of frames. Most of the error is the noise of the hidden counts themselves, which no method can predict."""

@@ -170,7 +170,7 @@ class TestBenchmark:
         small = UNetConfig(channels=(4, 8), context_channels=(4, 8), time_strides=(2, 2))
         save_model(tmp_path / "tiny.pth", UNet3D(small), {})
         methods = benchmark.networks(tmp_path / "tiny.pth")
-        assert [method.name for method in methods] == ["tiny", "tiny, ensemble", "tiny, adapted"]
+        assert [method.name for method in methods] == ["tiny", "tiny, adapted"]
         movie = samples.simulated(challenge_scene(FIRST_EVALUATION_SEED, 21, 33), 2, 0).movie
         for method in methods:
             output = method.run(movie)

@@ -16,7 +16,7 @@ from denoise import inference, network
 from denoise.blindspot import context_of
 from denoise.context import Context
 from denoise.inference import Result, Settings, denoise_movie
-from denoise.network import VIEWS, Chunks, Geometry, Network, View, fitting
+from denoise.network import Chunks, Geometry, Network, fitting
 from denoise.precision import precision
 from denoise.readout import Readout
 from evaluation import harm
@@ -117,15 +117,15 @@ def test_a_network_that_changes_nothing_returns_the_mean_and_tiles_leave_no_trac
 
 
 @pytest.mark.usefixtures("small_tiles", "as_predicted")
-@given(st.integers(1, 140), st.integers(1, 70), st.integers(1, 70), st.booleans())
-def test_identity_network_returns_the_movie(t: int, y: int, x: int, ensemble: bool) -> None:
-    """With a network that gives back its input, cutting, turning and blending must cancel at any size."""
+@given(st.integers(1, 140), st.integers(1, 70), st.integers(1, 70))
+def test_identity_network_returns_the_movie(t: int, y: int, x: int) -> None:
+    """With a network that gives back its input, cutting and blending must cancel at any size."""
     frames = example((t, y, x))
     model = model_of(0.0)
     monkeypatch = pytest.MonkeyPatch()
     with monkeypatch.context() as patch:
         patch.setattr(MovieNet, "stream", lambda self, residual, *_: residual)
-        out, _ = run(frames, model, Settings(ensemble=ensemble))
+        out, _ = run(frames, model)
     np.testing.assert_allclose(out, frames, rtol=1e-4, atol=2e-2)
 
 
@@ -133,18 +133,15 @@ def in_float32(monkeypatch: pytest.MonkeyPatch, chunk: int = 64, tile: int = 1 <
     monkeypatch.setattr(network, "fitting", lambda *_: Geometry(chunk, tile, torch.float32))
 
 
-@pytest.mark.parametrize("ensemble", [False, True])
-def test_tiles_as_far_apart_as_the_network_reaches_equal_one_tile(
-    monkeypatch: pytest.MonkeyPatch, ensemble: bool
-) -> None:
+def test_tiles_as_far_apart_as_the_network_reaches_equal_one_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     frames = example((40, 640, 24))
     model = model_of()
     in_float32(monkeypatch)
-    whole, one = run(frames, model, Settings(ensemble=ensemble))
+    whole, one = run(frames, model)
     in_float32(monkeypatch, tile=424)
     overlap = -(-4 * TINY.reach[1] // 8) * 8  # its outer quarters are dropped
     monkeypatch.setattr(network, "OVERLAP", overlap)
-    tiled, several = run(frames, model, Settings(ensemble=ensemble))
+    tiled, several = run(frames, model)
     assert (one.tiles, several.tiles) == (1, 2)
     np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-5 * whole.std())
 
@@ -285,7 +282,7 @@ def test_float16_holds_thousands_of_noise_units_and_what_it_cannot_hold_is_compu
     outputs = []
     for dtype in (torch.float32, torch.float16):
         monkeypatch.setattr(network, "fitting", lambda *_, dtype=dtype: Geometry(16, 1 << 20, dtype))
-        net = Network(model_of(), context_of(torch.randn(32, 16, 16)), ensemble=False)
+        net = Network(model_of(), context_of(torch.randn(32, 16, 16)))
         with torch.inference_mode():
             outputs.append(predicted(net, residual))
     assert net.geometry.dtype == type_
@@ -324,7 +321,7 @@ def test_part_of_a_movie_is_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch
     frames = torch.from_numpy(example((520, 24, 16)).astype(np.float32))
     context = context_of(frames)
     residual = context.whiten(frames)
-    net = Network(model_of(), context, ensemble=False)
+    net = Network(model_of(), context)
     with torch.inference_mode():
         whole = predicted(net, residual)
         parts = list(net.predict(chunks_of(residual), 250, 431))
@@ -353,14 +350,14 @@ def test_what_is_computed_at_once_fits_the_memory(
 ) -> None:
     monkeypatch.setattr(network, "free_memory", lambda device: free)
     monkeypatch.setattr(network, "precision", lambda device: torch.bfloat16)
-    geometry = fitting(UNet3D(UNetConfig()), shape, 1)
+    geometry = fitting(UNet3D(UNetConfig()), shape)
     assert (geometry.chunk, geometry.tile) == (chunk, tile)
 
 
 def test_too_little_memory_is_told_before_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "free_memory", lambda device: GIB)
-    with pytest.raises(MemoryError, match=r"2048 x 2048 pixels seen in 16 view\(s\) take .* GB more"):
-        fitting(model_of(), (100, 2048, 2048), 16)
+    with pytest.raises(MemoryError, match=r"2048 x 2048 pixels take .* GB more"):
+        fitting(model_of(), (100, 2048, 2048))
 
 
 def test_frames_are_read_twice_and_no_more() -> None:
@@ -370,27 +367,6 @@ def test_frames_are_read_twice_and_no_more() -> None:
     for start, stop in movie.reads:
         counts[start:stop] += 1
     assert (counts == 2).all()
-
-
-@given(st.sampled_from(VIEWS), st.integers(1, 4), st.integers(1, 4))
-def test_views_undo_themselves_and_find_their_region(view: View, y: int, x: int) -> None:
-    canvas = torch.arange(8.0 * 6).reshape(8, 6)
-    where = (slice(y, y + 3), slice(x, x + 2))
-    assert torch.equal(view.undo(view.of(canvas)), canvas)
-    assert torch.equal(view.of(canvas)[view.region(where, (8, 6))], view.of(canvas[where]))
-
-
-def test_ensemble_is_symmetric(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mirroring the movie mirrors the ensemble's answer; the plain network's it does not."""
-    in_float32(monkeypatch)
-    frames = example((16, 24, 24))
-    model = model_of()
-    turned = np.ascontiguousarray(frames[::-1, :, ::-1].swapaxes(1, 2))
-    for ensemble, close in ((True, True), (False, False)):
-        one, _ = run(frames, model, Settings(ensemble=ensemble))
-        two, _ = run(turned, model, Settings(ensemble=ensemble))
-        back = two.swapaxes(1, 2)[::-1, :, ::-1]
-        assert np.allclose(back, one, rtol=0, atol=0.01 * one.std()) == close
 
 
 @pytest.fixture(scope="module")

@@ -228,7 +228,7 @@ def test_metadata_of_the_run_is_complete(folder_run: FolderRun, weights: Path) -
     assert found["settings"] | {"input": None, "output": None} == {
         "input": None, "output": None, "weights": str(weights), "device": "auto", "dtype": "float32",
         "percentiles": [3.0, 97.0], "adapt": "auto", "time_limit": None, "save_weights": None,
-        "ensemble": "off", "overwrite": False, "resume": False,
+        "overwrite": False, "resume": False,
         "report": False, "demo": False, "dry_run": False, "frames": [None, None], "series": False,
         "dataset": None, "format": "tif",
     }  # fmt: skip
