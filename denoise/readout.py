@@ -189,8 +189,8 @@ COURSE_WINDOW = Window((32, 1), (8, 1))  # frames
 def clean(images: Tensor, pilots: Tensor, window: Window) -> Tensor:
     """Images (K, Y, X) in white noise of variance 1, cleaned by the help of pilots (K, Y, X), estimates of them."""
     sizes = images.shape[1:]
-    size = [min(side, n) for side, n in zip(window.size, sizes)]
-    step = [min(a, b) for a, b in zip(window.step, size)]
+    size = min(window.size[0], sizes[0]), min(window.size[1], sizes[1])
+    step = min(window.step[0], size[0]), min(window.step[1], size[1])
     margins = [(side - hop, side - hop + -(side + n) % hop) for side, hop, n in zip(size, step, sizes)]
     both = torch.stack([images, pilots])
     padded = F.pad(both, (*margins[1], *margins[0]), mode="replicate")  # (2, K, Y', X')
