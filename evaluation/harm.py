@@ -1,14 +1,15 @@
 """Does denoising ever make a movie worse? `python -m evaluation.harm` prints raw and denoised stSNR from -10 to 40 dB.
 
-Held-out scenes, the noise of the challenge's level 1 made weaker or stronger; a table for docs/quality.md. Exit status 1
-where an output scores below its recording.
+Held-out scenes, the noise of the challenge's level 1 made weaker or stronger; in two of them the brightness of the
+whole field jumps to some five times its mean, for one frame or for good. A table for docs/quality.md. Exit status 1 where
+an output scores below its recording.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -23,10 +24,31 @@ from simulation import FIRST_EVALUATION_SEED, LEVELS, challenge_scene, different
 FRAMES, SIZE = 500, 128
 TARGETS = range(-10, 41, 5)  # dB, of the recording
 LEVEL_1 = 7.3  # dB, of a recording of the challenge's level 1
-SCENES = {
-    "challenge": partial(challenge_scene, FIRST_EVALUATION_SEED),
-    "fast, 60 Hz": partial(different_scene, "fast-60hz", FIRST_EVALUATION_SEED),
-    "one-photon": partial(different_scene, "one-photon", FIRST_EVALUATION_SEED),
+JUMP = 1000.0  # counts
+Clean = Callable[[int, int], np.ndarray]  # frames and pixels a side -> (T, Y, X)
+
+
+def challenge(frames: int, size: int) -> np.ndarray:
+    return challenge_scene(FIRST_EVALUATION_SEED, frames, size).clean()
+
+
+def different(kind: str, frames: int, size: int) -> np.ndarray:
+    return different_scene(kind, FIRST_EVALUATION_SEED, frames, size).clean()
+
+
+def jump(lasting: bool, frames: int, size: int) -> np.ndarray:
+    """The challenge scene, brighter by JUMP in its middle frame, or from there on."""
+    clean, middle = challenge(frames, size), frames // 2
+    clean[middle : frames if lasting else middle + 1] += JUMP
+    return clean
+
+
+SCENES: dict[str, Clean] = {
+    "challenge": challenge,
+    "fast, 60 Hz": partial(different, "fast-60hz"),
+    "one-photon": partial(different, "one-photon"),
+    "challenge with a flash": partial(jump, False),
+    "challenge with a step": partial(jump, True),
 }
 
 
@@ -42,7 +64,7 @@ def scores(clean: np.ndarray, target: int, model: UNet3D) -> tuple[float, float]
 
 def rows(scenes: list[str], targets: list[int], model: UNet3D) -> Iterator[tuple[str, float, float]]:
     for name in scenes:
-        clean = SCENES[name](FRAMES, SIZE).clean()
+        clean = SCENES[name](FRAMES, SIZE)
         for target in targets:
             yield name, *scores(clean, target, model)
 
