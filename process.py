@@ -684,12 +684,10 @@ def resolution_warnings(result: Result, wanted: np.dtype, written: np.dtype) -> 
 
 def adaptation_in_words(found: dict[str, Any]) -> str:
     """What came of learning from the movie."""
-    outcome = "kept" if found["kept"] else "no better: the weights given are used"
-    errors = (
-        f"error at held-out voxels {found['error_before']:.5f} -> {found['error_after']:.5f} noise variances"
-    )
+    outcome = "kept" if found["kept"] else "not surely better: the weights given are used"
+    errors = f"{found['error_before']:.5f} -> {found['error_after']:.5f} (± {found['chance']:.5f})"
     steps = f"{found['steps']} of {found['planned']} steps ({found['ended']}), {duration(found['seconds'])}"
-    return f"adapted in {steps}: {errors}; {outcome}"
+    return f"adapted in {steps}: error at held-out voxels {errors} noise variances; {outcome}"
 
 
 def in_words(recording: Recording) -> str:

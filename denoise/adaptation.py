@@ -2,9 +2,9 @@
 
     held-out voxels hidden -> steps planned by the time -> learn, look, ... -> the best of the averages looked at
 
-Some voxels are held out: the adaptation never sees their values. The blind-spot error there decides when to stop and
-whether an adapted copy is used. Where the noise of neighbours in a row or column is correlated, the blind spot covers
-the run (structured Noise2Void, Broaddus et al., ISBI 2020).
+Some voxels are held out: the adaptation never sees their values. The blind-spot error there decides when to stop, and
+an adapted copy is used only where that error is lower by more than chance. Where the noise of neighbours in a row or
+column is correlated, the blind spot covers the run (structured Noise2Void, Broaddus et al., ISBI 2020).
 
 The number of steps is planned once, before the first: by the movie's size, or where that takes too long, by the time
 a step took just now, as a power of two. So a machine gives the same result again unless its speed changed a lot.
@@ -36,6 +36,7 @@ FEWEST = 16  # frames: there is nothing to learn from fewer
 PASSES = 32  # over the excerpt at most: what a small movie can teach is learned soon
 LOOKS = 8  # at the held-out error on the way at most
 LOOKING = 0.25  # of the time at most; where looks take longer there are fewer of them
+SURE = 2.0  # standard errors by which an adapted copy has to be better
 PATIENCE = 4  # looks without a new best, after which it stops: half of them, since most is gained while the rate falls
 UNSTEADY = 1.25  # steps may turn out slower than the one on the clock by this
 
@@ -50,11 +51,12 @@ class Adaptation:
     seconds: float
     error_before: float  # mean squared, at held-out voxels, in noise variances
     error_after: float  # the best that was seen
+    chance: float  # standard error of the difference of the two, over the patches that were looked at
     correlated: tuple[bool, bool]  # noise along (y, x), so that the blind spot covers a run
 
     @property
     def kept(self) -> bool:
-        return self.error_after < self.error_before
+        return self.error_before - self.error_after > SURE * self.chance
 
 
 @dataclass
@@ -93,9 +95,9 @@ class Lesson:
         """One step."""
         learner.learn(self.sampler.samples(self.patch, self.batch), progress)
 
-    def error(self, model: UNet3D) -> float:
-        """Mean blind-spot error at the held-out voxels, in noise variances."""
-        return error_of(model, self.checks)
+    def errors(self, model: UNet3D) -> Tensor:
+        """Mean blind-spot errors at the held-out voxels of each check, in noise variances."""
+        return errors_of(model, self.checks)
 
     def plan(self, model: UNet3D, seconds: float, look: float) -> Plan:
         """What fits into the time, where a look at the held-out error takes `look` seconds."""
@@ -131,19 +133,23 @@ def adapt(
     start = time.monotonic()
     lesson = Lesson(frames, next(model.parameters()).device)
     ready = time.monotonic()
-    before = lesson.error(model)
+    before = lesson.errors(model)
     looked = time.monotonic()
     plan = lesson.plan(model, start + seconds - looked, looked - ready)
     best, after, steps, ended = learn(lesson, model, before, plan, start + seconds, tell)
     tell(1.0)
-    found = Adaptation(steps, plan.steps, ended, time.monotonic() - start, before, after, lesson.axes)
-    return best, found
+    gain = before - after
+    found = Adaptation(
+        steps, plan.steps, ended, time.monotonic() - start, float(before.mean()), float(after.mean()),
+        float(gain.std() / len(gain) ** 0.5), lesson.axes,
+    )  # fmt: skip
+    return (best if found.kept else model), found
 
 
 def learn(
-    lesson: Lesson, model: UNet3D, before: float, plan: Plan, deadline: float, tell: Callable[[float], None]
-) -> tuple[UNet3D, float, int, str]:
-    """The best network (the given one unless another errs less), its error, the steps taken, and why they ended."""
+    lesson: Lesson, model: UNet3D, before: Tensor, plan: Plan, deadline: float, tell: Callable[[float], None]
+) -> tuple[UNet3D, Tensor, int, str]:
+    """The best network (the given one unless another errs less), its errors, the steps taken, and why they ended."""
     best, least, since = model, before, 0
     learner = Learner(copy.deepcopy(model), RATE, AVERAGING)
     every = max(1, plan.steps // plan.looks)
@@ -154,10 +160,10 @@ def learn(
         tell(learner.step / plan.steps)
         if learner.step % every and learner.step < plan.steps:
             continue
-        error = lesson.error(learner.average)
-        since = 0 if error < least else since + 1
-        if error < least:
-            best, least = copy.deepcopy(learner.average), error
+        errors = lesson.errors(learner.average)
+        since = 0 if errors.mean() < least.mean() else since + 1
+        if not since:
+            best, least = copy.deepcopy(learner.average), errors
         if since == PATIENCE:
             return best, least, learner.step, "no longer better"
     return best, least, learner.step, "as planned" if plan.steps else "too little time for a step"
@@ -180,11 +186,11 @@ def check(
 
 
 @torch.no_grad()
-def error_of(model: UNet3D, checks: list[Samples]) -> float:
-    """Mean blind-spot error over the checks, in noise variances."""
+def errors_of(model: UNet3D, checks: list[Samples]) -> Tensor:
+    """Mean blind-spot error of each of the checks, in noise variances."""
     errors = []
     for samples in checks:
         with autocast(samples.residual.device):
             prediction = model(samples.residual, samples.images, samples.standard_error)
         errors.append(blind_errors(prediction, samples.target, samples.scored))
-    return float(torch.cat(errors).mean())
+    return torch.cat(errors).cpu()

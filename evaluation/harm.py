@@ -1,8 +1,8 @@
 """Does denoising ever make a movie worse? `python -m evaluation.harm` prints raw and denoised stSNR from -10 to 40 dB.
 
 Held-out scenes, the noise of the challenge's level 1 made weaker or stronger; in two of them the brightness of the
-whole field jumps to some five times its mean, for one frame or for good. A table for docs/quality.md. Exit status 1 where
-an output scores below its recording.
+whole field jumps to some five times its mean, for one frame or for good. A table for docs/quality.md. Exit status 1
+where an output scores below its recording.
 """
 
 from __future__ import annotations

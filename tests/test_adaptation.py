@@ -1,6 +1,7 @@
 """Adaptation to a movie: it helps or leaves the weights alone, and never looks at what it is judged by."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -33,6 +34,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adaptation, "PATIENCE", adaptation.LOOKS)
 
 
+BEFORE = torch.ones(1)
 LONG = 1e6  # seconds: more than any number of steps takes, however busy the machine
 
 
@@ -60,6 +62,23 @@ def test_what_harms_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not found.kept
     assert adapted is given
     assert found.error_after == found.error_before
+
+
+def test_what_may_be_better_by_chance_is_not_kept() -> None:
+    """Three checks, better by 0.1, 0.3 and 0.2: 0.2 in the mean, a standard error of 0.1 / sqrt(3) = 0.058."""
+    better = adaptation.Adaptation(8, 8, "", 1.0, 1.0, 0.8, 0.1 / math.sqrt(3), (False, False))
+    assert better.kept
+    assert not dataclasses.replace(better, error_after=0.9).kept
+
+
+def test_the_standard_error_is_that_of_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([torch.tensor([1.0, 2.0, 3.0]), *[torch.tensor([0.9, 1.7, 2.8])] * 99])
+    monkeypatch.setattr(adaptation.Lesson, "errors", lambda self, network: next(answers))
+    _, found = adapt(flicker(), model(), LONG, lambda share: None)
+    assert found is not None
+    assert found.kept
+    assert found.error_before - found.error_after == pytest.approx(0.2)
+    assert found.chance == pytest.approx(0.1 / math.sqrt(3))
 
 
 def test_the_same_movie_gives_the_same_weights_again() -> None:
@@ -95,13 +114,16 @@ def test_it_stops_when_no_longer_better_and_keeps_the_best(
     given, lesson = model(), adaptation.Lesson(flicker(), torch.device("cpu"))
     seen: list[UNet3D] = []
 
-    def error(network: UNet3D) -> float:
+    def look(network: UNet3D) -> torch.Tensor:
         seen.append(copy.deepcopy(network))
-        return errors[len(seen) - 1]
+        return torch.tensor([errors[len(seen) - 1]])
 
-    monkeypatch.setattr(lesson, "error", error)
-    best, *found, ended = adaptation.learn(lesson, given, 1.0, Plan(8, 8), math.inf, lambda share: None)
-    assert found == [least, steps]
+    monkeypatch.setattr(lesson, "errors", look)
+    best, found, taken, ended = adaptation.learn(
+        lesson, given, BEFORE, Plan(8, 8), math.inf, lambda share: None
+    )
+    assert float(found) == pytest.approx(least)
+    assert taken == steps
     assert ended == ("as planned" if steps == 8 else "no longer better")
     wanted = seen[errors.index(least)] if least < 1 else given
     assert all(map(torch.equal, best.state_dict().values(), wanted.state_dict().values()))
@@ -109,9 +131,9 @@ def test_it_stops_when_no_longer_better_and_keeps_the_best(
 
 def test_it_stops_when_the_time_is_over() -> None:
     given, lesson = model(), adaptation.Lesson(flicker(), torch.device("cpu"))
-    assert adaptation.learn(lesson, given, 1.0, Plan(8, 8), 0.0, lambda share: None) == (
+    assert adaptation.learn(lesson, given, BEFORE, Plan(8, 8), 0.0, lambda share: None) == (
         given,
-        1.0,
+        BEFORE,
         0,
         "out of time",
     )
