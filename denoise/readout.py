@@ -50,9 +50,11 @@ CUBE, FRAME = (
 )  # frames and pixels of cells whose residual is compared with the noise
 TOLERANCE = 0.2  # of the noise's variance: what its model may be wrong by
 CHANCE = 10.0  # over the root of a cell's voxels: what its variance may be off by, by chance
-HIGHEST = 256.0  # times its variance: a residual beyond is no noise and no common error, but one odd voxel
+HIGHEST = 16.0  # times its deviation: a residual beyond is no noise and no common error, but one odd voxel
 QUIET = 0.1  # quantile of the cells in which there is hardly a signal
 DARKEST = 0.04  # of the noise's variance is left in the darkest voxels
+SMOOTHEST = 0.25  # share of the noise's variance that is rough, at least: registration interpolates
+TINY = 1e-30
 SURE = 0.8  # times the noise's variance, below which it was overestimated
 SAME = 1e-3  # share of the frames' noise below which their mean is the movie's
 
@@ -248,19 +250,17 @@ def excess(
 ) -> Tensor:
     """Residual variance over what noise explains, and its tolerance, in cells (t, y, x) of (frames, pixels a side).
 
-    white: variance of the noise at the mean brightness.
+    By the mean absolute residual, so that odd voxels hardly count. white: variance of the noise at the mean brightness.
     """
     length, side = cell
     height, width = (max(1, size // side) for size in frames.shape[1:])
     cells = []
     for part, seen in zip(frames.split(length), recording.split(length)):
-        expected = white * expected_variance(part, gain)
-        squares = torch.minimum((seen - part).square(), HIGHEST * expected)
-        found, noise = (
-            F.adaptive_avg_pool2d(x.mean(0)[None], (height, width))[0] for x in (squares, expected)
-        )
+        deviation = (white * expected_variance(part, gain)).sqrt()
+        errors = ((seen - part).abs() / deviation).clamp(max=HIGHEST).mean(0)
+        found = F.adaptive_avg_pool2d(errors[None], (height, width))[0].square() * math.pi / 2
         voxels = part.numel() / (height * width)
-        cells.append(found / noise / (1 + max(TOLERANCE, CHANCE / voxels**0.5)))
+        cells.append(found / (1 + max(TOLERANCE, CHANCE / voxels**0.5)))
     return torch.stack(cells)
 
 
@@ -270,19 +270,25 @@ def expected_variance(frames: Tensor, gain: Tensor) -> Tensor:
 
 
 def white_variance(recording: Tensor, expected: Tensor) -> float:
-    """Variance of what is rough in a whitened movie (T, Y, X), over what is expected of its noise (T, Y, X).
+    """Variance of the noise in a whitened movie (T, Y, X), over what is expected of it (T, Y, X): 1, or less.
 
-    It is 1, or less where the noise was overestimated: its model takes for noise whatever changes from frame to frame,
-    and in a movie with hardly any noise that is signal, which is smooth along Y and X, and not everywhere. Noise may be
-    smooth along one of them, where neighbours share it.
+    The noise model takes for noise whatever changes from frame to frame. In a movie with hardly any noise that is
+    signal, which is smooth along Y and X, in some places more than in others, while noise is rough, or as smooth
+    everywhere as where it is roughest.
     """
     steps = recording.diff(dim=0)
     axes = [axis for axis in (1, 2) if steps.shape[axis] > 2 * CELL]
     if not axes or not len(steps):
         return 1.0
-    height, width = (max(1, size // CELL) for size in steps.shape[1:])
-    noise, *rough = (
-        F.adaptive_avg_pool2d(image[None], (height, width))
-        for image in [expected.mean(0), *(steps.diff(n=2, dim=axis).square().mean(0) / 12 for axis in axes)]
+    cells = max(1, steps.shape[1] // CELL), max(1, steps.shape[2] // CELL)
+    noise, changes, *rough = (
+        F.adaptive_avg_pool2d(image[None], cells)[0]
+        for image in [
+            expected.mean(0),
+            steps.square().mean(0) / 2,
+            *(steps.diff(n=2, dim=axis).square().mean(0) / 12 for axis in axes),
+        ]
     )
-    return min(1.0, float((torch.stack(rough).amax(0) / noise).quantile(QUIET)) / SURE)
+    roughest = torch.stack(rough).amax(0)  # noise may be smooth along one axis, where neighbours share it
+    roughness = (roughest / changes.clamp(min=TINY)).quantile(1 - QUIET).clamp(SMOOTHEST, 1)
+    return min(1.0, float((roughest / noise).quantile(QUIET) / roughness) / SURE)
