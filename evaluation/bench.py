@@ -174,7 +174,7 @@ def timed(work: Callable[[], object]) -> float:
 
 def peers(folder: Path, share: float) -> list[Row]:
     """End to end from file to array with the same weights; no start of a process counts, and no peer reads out."""
-    shape = (frames_of(500, share), 512, 512)
+    shape = (frames_of(250, share), 512, 512)
     path, model = movie_file(folder, shape), load_model(WEIGHTS, torch.device("cpu"))
     methods: dict[str, Callable[[Path, UNet3D], object]] = {"this project": own, "plain loop": plain_loop}
     try:
