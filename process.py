@@ -1089,12 +1089,11 @@ def hardware_name(device: torch.device) -> str:
 
 def peak_memory(device: torch.device) -> dict[str, int]:
     """The highest memory use of this process until now, in bytes: resident, and on the GPU."""
-    import resource
-
     import torch
 
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
-    peak = {"peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    from denoise.limits import peak_resident
+
+    peak = {"peak_memory": peak_resident()}
     return peak | (
         {"peak_gpu_memory": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
     )

@@ -37,7 +37,9 @@ PIECE_VOXELS = 1 << 20  # of elementwise work at once: stays in the processor's 
 SHORTEST_BLOCK = 16  # frames: in fewer a dropped row cannot be told from a dark one
 SLAB_VOXELS = 1 << 27  # of one slab of frames; float32, twice
 SLAB_SHARE = 4  # the part of the free memory that a slab may take: one in so many
-SLAB_BYTES = 16  # of a voxel in it: residual, prediction, what is kept, and their blocks
+SLAB_BYTES = (
+    32  # of a voxel in it: residual, prediction, what is kept, and what is computed of them; measured
+)
 LONGEST_SLAB = 512  # frames
 SHARED_FRAMES = 32  # that neighbouring slabs share: their patterns fade into each other
 SECTION = 256  # frames that are surveyed together, a multiple of LONGEST_BLOCK
@@ -120,7 +122,7 @@ def denoise_movie(
     frames = movie.info.shape[0]
     with torch.inference_mode():
         every = team.of(0, slabs_of(movie.info.shape, free_memory(device_of(model))))
-        mine, first = own_slabs(every, team.share(len(every)))
+        mine, first = own_slabs(every, team.share(len(every), again=1))
         extent = (mine[0].start, mine[-1].stop) if mine else (first, first)
         network = Network(model, survey.context)
         progress("denoising", first, frames)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -112,6 +113,17 @@ def data_limit() -> float:
         if soft != resource.RLIM_INFINITY and used:
             left.append(soft - (int(used[1]) << 10))
     return min(left)
+
+
+def peak_resident(status: Path = Path("/proc/self/status")) -> int:
+    """The most bytes of memory that this process has held; elsewhere than on Linux, or what started it."""
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", read_text(status), re.M)
+    if found:
+        return int(found[1]) << 10
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def read_text(path: Path) -> str:

@@ -50,14 +50,20 @@ class Team:
             dist.broadcast_object_list(values, src=rank)
         return values[0]  # type: ignore[return-value]
 
-    def share(self, count: int, rank: int | None = None) -> range:
+    def share(self, count: int, rank: int | None = None, again: int = 0) -> range:
         """Which of `count` things in a row are this rank's, or another's.
+
+        Each but the first has to do `again` things more, of those before its own; the work is shared out evenly.
 
         >>> [list(Team(rank, 3).share(5)) for rank in range(3)]
         [[0], [1, 2], [3, 4]]
+        >>> [list(Team(rank, 2).share(17, again=1)) == list(part) for rank, part in enumerate((range(9), range(9, 17)))]
+        [True, True]
         """
         number = self.rank if rank is None else rank
-        return range(count * number // self.size, count * (number + 1) // self.size)
+        work = count + again * (self.size - 1)
+        first, end = (max(0, work * n // self.size - again * max(0, n - 1)) for n in (number, number + 1))
+        return range(first, end)
 
     def owner(self, index: int, count: int) -> int:
         """Whose thing it is."""

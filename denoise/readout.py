@@ -44,17 +44,14 @@ SMOOTH_FRAMES, SMOOTH_PIXELS = 16.0, 20.0  # noise that has passed the network i
 PATTERNS = 16  # looked for at first in a block; four times as many while the weakest still stand out
 LEAST = 1e-3  # noise variances that are left in a window at least, for its weight
 CELL = 16  # frames and pixels
-CUBE, FRAME = (
-    (CELL, CELL),
-    (1, 4 * CELL),
-)  # frames and pixels of cells whose residual is compared with the noise
+CUBE, FRAME = (CELL, CELL), (1, 4 * CELL)  # (frames, pixels a side) of what is compared with its noise
 TOLERANCE = 0.2  # of the noise's variance: what its model may be wrong by
 CHANCE = 10.0  # over the root of a cell's voxels: what its variance may be off by, by chance
 HIGHEST = 16.0  # times its deviation: a residual beyond is no noise and no common error, but one odd voxel
 QUIET = 0.1  # quantile of the cells in which there is hardly a signal
 DARKEST = 0.04  # of the noise's variance is left in the darkest voxels
 SMOOTHEST = 0.25  # share of the noise's variance that is rough, at least: registration interpolates
-TINY = 1e-30
+TINY = 1e-30  # for zero, where something is divided by it
 SURE = 0.8  # times the noise's variance, below which it was overestimated
 SAME = 1e-3  # share of the frames' noise below which their mean is the movie's
 

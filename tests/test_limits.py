@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from denoise import limits
-from denoise.limits import cpu_quota, data_limit, free_memory, memory_quota, memory_there
+from denoise.limits import cpu_quota, data_limit, free_memory, memory_quota, memory_there, peak_resident
+
+ROOT = Path(__file__).parents[1]
 
 
 def control_groups(folder: Path, membership: str, files: dict[str, str]) -> tuple[Path, Path]:
@@ -54,6 +57,16 @@ def test_resource_limits_count_what_is_used_already(monkeypatch: pytest.MonkeyPa
     assert data_limit() == (5 << 20) - (3000 << 10)
     rules[resource.RLIMIT_AS] = resource.RLIM_INFINITY
     assert data_limit() == (4 << 20) - (1000 << 10)
+
+
+def test_the_peak_is_this_process_own(tmp_path: Path) -> None:
+    (tmp_path / "status").write_text("VmPeak:\t 9000 kB\nVmHWM:\t 3000 kB\n")
+    assert peak_resident(tmp_path / "status") == 3000 << 10
+    assert 1 << 20 < peak_resident(tmp_path / "none") < 1 << 50
+    code = "from denoise.limits import peak_resident; print(peak_resident())"
+    kept = np.ones(80_000_000)  # of the process that starts it
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603
+    assert int(told.stdout) < kept.nbytes
 
 
 def test_the_least_of_all_limits_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +124,5 @@ def test_memory_that_is_freed_is_used_again() -> None:
         "    pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)\n"
         "print(pages[-1] - pages[-2])"
     )
-    root = Path(__file__).parents[1]
-    told = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)  # noqa: S603
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603
     assert int(told.stdout) < 100

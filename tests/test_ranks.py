@@ -132,3 +132,13 @@ def test_every_thing_is_somebodys(size: int, count: int) -> None:
     assert [Team(0, size).owner(index, count) for index in range(count)] == [
         rank for rank, share in enumerate(shares) for _ in share
     ]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [0, 1, 3, 5, 7, 17, 100])
+def test_what_has_to_be_done_again_counts_as_work(size: int, count: int) -> None:
+    """Each rank but the first does the thing before its own once more."""
+    shares = [Team(0, size).share(count, rank, again=1) for rank in range(size)]
+    assert [index for share in shares for index in share] == list(range(count))
+    work = [len(share) + (rank > 0) for rank, share in enumerate(shares)]
+    assert max(work) - min(work) <= 1
