@@ -117,7 +117,7 @@ def test_memory_that_is_there(tmp_path: Path) -> None:
 def test_memory_that_is_freed_is_used_again() -> None:
     """Large blocks as the network's, again and again: in the end the kernel has to give no new page for them."""
     code = (
-        "import resource, torch; from denoise.limits import reuse_memory; reuse_memory(); pages = []\n"
+        "import resource, torch; from denoise import limits; limits.PLENTY = 0; limits.reuse_memory(); pages = []\n"
         "one, other = torch.ones(15_000_000), torch.ones(15_000_000)\n"
         "for _ in range(8):\n"
         "    del one; one = torch.ones(15_000_000)\n"
