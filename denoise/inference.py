@@ -37,9 +37,7 @@ PIECE_VOXELS = 1 << 20  # of elementwise work at once: stays in the processor's 
 SHORTEST_BLOCK = 16  # frames: in fewer a dropped row cannot be told from a dark one
 SLAB_VOXELS = 1 << 27  # of one slab of frames; float32, twice
 SLAB_SHARE = 4  # the part of the free memory that a slab may take: one in so many
-SLAB_BYTES = (
-    32  # of a voxel in it: residual, prediction, what is kept, and what is computed of them; measured
-)
+SLAB_BYTES = 32  # of a voxel in it: residual, prediction, what is kept, what is computed of them
 LONGEST_SLAB = 512  # frames
 SHARED_FRAMES = 32  # that neighbouring slabs share: their patterns fade into each other
 SECTION = 256  # frames that are surveyed together, a multiple of LONGEST_BLOCK

@@ -18,6 +18,7 @@ import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
 PLENTY = 8 << 30  # bytes of free memory
+STATUS = Path("/proc/self/status")
 MEMBERSHIP, MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -100,8 +101,8 @@ def free_memory(device: torch.device) -> int:
 
 def machine_memory() -> float:
     """Bytes that the machine has left; infinite where it does not tell."""
-    found = re.search(r"^MemAvailable:\s*(\d+) kB$", read_text(Path("/proc/meminfo")), re.M)
-    return int(found[1]) << 10 if found else math.inf
+    found = told_bytes("MemAvailable", Path("/proc/meminfo"))
+    return math.inf if found is None else found
 
 
 def data_limit() -> float:
@@ -113,21 +114,27 @@ def data_limit() -> float:
     left = [math.inf]
     for limit, name in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
         soft, _ = resource.getrlimit(limit)
-        used = re.search(rf"^{name}:\s*(\d+) kB$", read_text(Path("/proc/self/status")), re.M)
-        if soft != resource.RLIM_INFINITY and used:
-            left.append(soft - (int(used[1]) << 10))
+        used = told_bytes(name)
+        if soft != resource.RLIM_INFINITY and used is not None:
+            left.append(soft - used)
     return min(left)
 
 
-def peak_resident(status: Path = Path("/proc/self/status")) -> int:
-    """The most bytes of memory that this process has held; elsewhere than on Linux, or what started it."""
-    found = re.search(r"^VmHWM:\s*(\d+) kB$", read_text(status), re.M)
-    if found:
-        return int(found[1]) << 10
+def peak_resident(status: Path = STATUS) -> int:
+    """The most bytes of memory that this process has held; on other systems than Linux, that it or its starter has."""
+    found = told_bytes("VmHWM", status)
+    if found is not None:
+        return found
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, which outlives the change of program
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def told_bytes(name: str, path: Path = STATUS) -> int | None:
+    """What the kernel tells under a name, as in /proc/meminfo; None where it does not."""
+    found = re.search(rf"^{name}:\s*(\d+) kB$", read_text(path), re.M)
+    return int(found[1]) << 10 if found else None
 
 
 def read_text(path: Path) -> str:

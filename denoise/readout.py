@@ -106,8 +106,9 @@ def significant(prediction: Tensor, recording: Tensor, noise: float) -> Tensor:
     for where, weights in tile_grid(axes):
         place = (slice(None), *where)
         said, seen = (centred(movie[place].flatten(1)) for movie in (prediction, recording))
-        block = significant_patterns(said, seen, kept[place].shape[1:], noise).view(kept[place].shape)
-        kept[place] += block.mul_(torch.from_numpy(weights).to(kept.device))
+        part = kept[place]
+        block = significant_patterns(said, seen, part.shape[1:], noise).view(part.shape)
+        part += block.mul_(torch.from_numpy(weights).to(kept.device))
     return kept
 
 
