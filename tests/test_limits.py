@@ -119,10 +119,10 @@ def test_memory_that_is_freed_is_used_again() -> None:
     code = (
         "import resource, torch; from denoise import limits; limits.PLENTY = 0; limits.reuse_memory(); pages = []\n"
         "one, other = torch.ones(15_000_000), torch.ones(15_000_000)\n"
-        "for _ in range(8):\n"
+        "for _ in range(24):\n"  # a block that lies aligned may need a larger hole than it left: holes grow together
         "    del one; one = torch.ones(15_000_000)\n"
         "    pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)\n"
         "print(pages[-1] - pages[-2])"
     )
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603
-    assert int(told.stdout) < 5000  # of the 14,649 of a block: the kernel may have taken some back meanwhile
+    assert int(told.stdout) < 100
