@@ -79,20 +79,27 @@ class ContextSums:
 
     def update(self, frames: Tensor) -> None:
         """Take frames (..., n, Y, X), float32, in order."""
-        valid = torch.isfinite(frames)
-        values = torch.where(valid, frames - self.reference.unsqueeze(-3), 0)
+        marked = frames - self.reference.unsqueeze(-3)
+        if bool(marked.sum().isfinite()):  # nothing is missing, as in most movies
+            values, valid = marked, torch.ones_like(marked[..., :1, :, :]).expand_as(marked)
+        else:
+            valid = torch.isfinite(frames)
+            values = torch.where(valid, marked, 0)
+            marked = torch.where(valid, marked, torch.nan)
         self.count += valid.sum(-3)
         self.sum += values.sum(-3)
         self.square += values.square().sum(-3)
-        self.along_x += (values * values.roll(-1, -1)).sum(-3)  # the last column is left out by `covariances`
-        self.along_y += (values * values.roll(-1, -2)).sum(-3)
-        marked = torch.where(valid, values, torch.nan)
+        self.along_x[..., :-1] += (values[..., :-1] * values[..., 1:]).sum(-3)
+        self.along_y[..., :-1, :] += (values[..., :-1, :] * values[..., 1:, :]).sum(-3)
         if self.last is not None:
-            marked = torch.cat([self.last, marked], -3)
-        steps = marked.diff(dim=-3)
+            self._step(marked[..., :1, :, :] - self.last)
+        self._step(marked.diff(dim=-3))
+        self.last = marked[..., -1:, :, :]
+
+    def _step(self, steps: Tensor) -> None:
+        """Take differences between frames (..., n, Y, X)."""
         self.difference += steps.square().nansum(-3)
         self.steps += torch.isfinite(steps).sum(-3)
-        self.last = marked[..., -1:, :, :]
 
     def add(self, other: ContextSums) -> None:
         """Take the sums of frames that follow, relative to the same reference."""

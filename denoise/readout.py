@@ -194,15 +194,17 @@ def clean(images: Tensor, pilots: Tensor, window: Window) -> Tensor:
     margins = [(side - hop, side - hop + -(side + n) % hop) for side, hop, n in zip(size, step, sizes)]
     both = torch.stack([images, pilots])
     padded = F.pad(both, (*margins[1], *margins[0]), mode="replicate")  # (2, K, Y', X')
-    patches = F.unfold(padded.flatten(0, 1)[:, None], size, stride=step).view(2, len(images), *size, -1)
     rows, columns = (cosines(side).to(images.device) for side in size)
-    seen, expected = torch.einsum("ab,zkbcn,dc->zkadn", rows, patches, columns)
-    share = expected.square() / (expected.square() + 1)
-    weight = 1 / share.square().sum((1, 2), keepdim=True).clamp(min=LEAST)  # the less noise is left, the more
-    cleaned = torch.einsum("ab,kacn,cd->kbdn", rows, seen * share, columns) * weight
+    waves = torch.kron(rows, columns)  # (size, size) of all pixels of a window
+    patches = padded.unfold(2, size[0], step[0]).unfold(3, size[1], step[1])  # (2, K, y, x, *size)
+    patches = patches.permute(0, 1, 4, 5, 2, 3).reshape(2, len(images), len(waves), -1)
+    seen, expected = waves @ patches
+    power = expected.square_()
+    share = power.div_(power + 1)
+    weight = 1 / share.square().sum(1, keepdim=True).clamp(min=LEAST)  # the less noise is left, the more
+    cleaned = waves.mT @ seen.mul_(share).mul_(weight)
     total, weights = (
-        F.fold(x.flatten(1, 2), padded.shape[-2:], size, stride=step)[:, 0]
-        for x in (cleaned, weight.expand_as(cleaned))
+        F.fold(x, padded.shape[-2:], size, stride=step)[:, 0] for x in (cleaned, weight.expand_as(cleaned))
     )
     (top, _), (left, _) = margins
     return (total / weights)[:, top : top + sizes[0], left : left + sizes[1]]
