@@ -37,8 +37,8 @@ PIECE_VOXELS = 1 << 20  # of elementwise work at once: stays in the processor's 
 SHORTEST_BLOCK = 16  # frames: in fewer a dropped row cannot be told from a dark one
 SLAB_VOXELS = 1 << 27  # of one slab of frames; float32, twice
 SLAB_SHARE = 4  # the part of the free memory that a slab may take: one in so many
-SLAB_BYTES = 32  # of a voxel in it: residual, prediction, what is kept, what is computed of them
-LONGEST_SLAB = 512  # frames
+SLAB_BYTES = 16  # of a voxel in it: residual, prediction, and what is computed of them
+SLAB = 512  # frames, where the memory allows
 SHARED_FRAMES = 32  # that neighbouring slabs share: their patterns fade into each other
 SECTION = 256  # frames that are surveyed together, a multiple of LONGEST_BLOCK
 ABSURD = 1e15  # times the movie's own scale: damage, no intensity; its square would not fit into float32
@@ -167,7 +167,7 @@ def adapted(
         model.load_state_dict(weights)
         return model, adaptation
     frames, height, width = movie.info.shape
-    length = min(frames, LONGEST_SLAB, max(64, SLAB_VOXELS // (2 * height * width)))
+    length = min(frames, SLAB, max(64, SLAB_VOXELS // (2 * height * width)))
     start = (frames - length) // 2
     excerpt, _ = without_missing(survey.normalization.normalize(movie.read(start, start + length)))
     model, adaptation = adapt(
@@ -357,11 +357,17 @@ class Slab:
 
 
 def slabs_of(shape: tuple[int, int, int], free: float) -> list[Slab]:
-    """Slabs of about equal length for a movie (T, Y, X) and so many bytes of memory."""
+    """Slabs of about equal length for a movie (T, Y, X) and so many bytes of memory.
+
+    As near to SLAB frames as can be: less than 3/2 of it, so that memory does not grow with the movie.
+    """
     frames, height, width = shape
-    longest = int(min(SLAB_VOXELS, free / SLAB_SHARE / SLAB_BYTES) / (height * width))
-    longest = max(2, min(LONGEST_SLAB, longest))
-    spans = tile_axis(frames, longest, min(SHARED_FRAMES, longest // 4), 1)
+    longest = max(2, int(min(SLAB_VOXELS, free / SLAB_SHARE / SLAB_BYTES) / (height * width)))
+    typical = min(SLAB, longest)
+    shared = min(SHARED_FRAMES, typical // 4)
+    count = max(1, round((frames - shared) / (typical - shared)))
+    length = shared + math.ceil((frames - shared) / count)
+    spans = tile_axis(frames, length if 2 * shared <= length <= longest else typical, shared, 1)
     ends = [span.start for span in spans[1:]] + [frames]
     return [Slab(s.start, s.stop, end - s.start, s.weights) for s, end in zip(spans, ends)]
 
@@ -374,14 +380,19 @@ def own_slabs(slabs: Sequence[Slab], share: range) -> tuple[list[Slab], int]:
 
 
 def filled(parts: Iterable[Pair], slabs: Iterable[Slab]) -> Iterator[Pair]:
-    """Residual and prediction (n, Y, X) put together in slabs; the frames that two slabs share are in both."""
+    """Residual and prediction (n, Y, X) put together in slabs; the frames that two slabs share are in both.
+
+    They may be overwritten, and each slab takes the memory of the one before.
+    """
     source = iter(parts)
     rest: Sequence[Tensor] = (torch.zeros(0), torch.zeros(0))
-    shared = rest
+    shared, room = rest, rest
     for slab in slabs:
         known = len(shared[0])
         rest = rest if len(rest[0]) else next(source)
-        both = [x.new_empty(slab.stop - slab.start, *x.shape[1:]) for x in rest]
+        if len(room[0]) < slab.stop - slab.start:
+            room = [x.new_empty(slab.stop - slab.start, *x.shape[1:]) for x in rest]
+        both = [x[: slab.stop - slab.start] for x in room]
         if known:
             for frames, before in zip(both, shared):
                 frames[:known] = before

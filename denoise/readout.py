@@ -71,11 +71,15 @@ class Readout:
         self.gain = context.gain * per_noise  # variance of the noise for each unit of brightness more
 
     def frames(self, residual: Tensor, prediction: Tensor) -> Tensor:
-        """Some hundred frames (n, Y, X) relative to the temporal mean, from the movie's residual and its prediction."""
+        """Some hundred frames (n, Y, X) relative to the temporal mean, from the movie's residual and its prediction.
+
+        Both are overwritten: missing voxels of the residual become those predicted, and the prediction the answer.
+        """
         static, gain = self.static.to(prediction.device), self.gain.to(prediction.device)
-        recording = torch.where(residual == 0, prediction, residual)  # 0 stands for voxels that are missing
-        frames = significant(prediction, recording, smooth_noise(residual))
-        frames += static + self.drift(recording.mean(0), prediction.mean(0), len(frames))
+        noise = smooth_noise(residual)
+        recording = torch.where(residual == 0, prediction, residual, out=residual)  # 0 stands for a missing voxel
+        mean = static + self.drift(recording.mean(0), prediction.mean(0), len(recording))
+        frames = significant(prediction, recording, noise).add_(mean)
         return give_back(frames, recording, gain)
 
     def drift(self, seen: Tensor, said: Tensor, frames: int) -> Tensor:
@@ -98,18 +102,26 @@ def smooth_noise(residual: Tensor) -> float:
 def significant(prediction: Tensor, recording: Tensor, noise: float) -> Tensor:
     """Of a prediction (T, Y, X), what stands out of the noise of the recording (T, Y, X); of temporal mean 0.
 
-    noise: the deviation of its smooth part, see `smooth_noise`.
+    It takes the prediction's place. noise: the deviation of its smooth part, see `smooth_noise`.
     """
-    kept = torch.zeros_like(prediction)
-    sizes = prediction.shape[1:]
-    axes = [tile_axis(size, min(BLOCK, size), SHARED if size > BLOCK else 0, 1) for size in sizes]
-    for where, weights in tile_grid(axes):
-        place = (slice(None), *where)
-        said, seen = (centred(movie[place].flatten(1)) for movie in (prediction, recording))
-        part = kept[place]
-        block = significant_patterns(said, seen, part.shape[1:], noise).view(part.shape)
-        part += block.mul_(torch.from_numpy(weights).to(kept.device))
-    return kept
+    rows, columns = (
+        tile_axis(size, min(BLOCK, size), SHARED if size > BLOCK else 0, 1) for size in prediction.shape[1:]
+    )
+    shared = prediction[:, :0]  # of the row of blocks above
+    for row, end in zip(rows, [*(below.start for below in rows[1:]), rows[-1].stop]):
+        kept = torch.zeros_like(prediction[:, row.slice])
+        kept[:, : shared.shape[1]] = shared
+        for (_, column), weights in tile_grid([[row], columns]):
+            said, seen = (
+                centred(movie[:, row.slice, column].flatten(1)) for movie in (prediction, recording)
+            )
+            part = kept[..., column]
+            block = significant_patterns(said, seen, part.shape[1:], noise).view(part.shape)
+            part += block.mul_(torch.from_numpy(weights).to(kept.device))
+        own = end - row.start
+        prediction[:, row.start : end] = kept[:, :own]  # no other block needs them
+        shared = kept[:, own:]
+    return prediction
 
 
 def centred(block: Tensor) -> Tensor:

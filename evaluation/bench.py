@@ -135,7 +135,7 @@ def program(movie: Path, launcher: Sequence[str] = (sys.executable,), threads: i
     """Run process.py on a movie, each of its processes with so many threads."""
     out, log = movie.parent / "out", movie.parent / "log"
     files = ["--input", str(movie), "--output", str(out), "--overwrite"]
-    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    environment = os.environ | memory_settings() | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     line = [*launcher, str(ROOT / "process.py"), *files, "--adapt", "off"]
     start = time.monotonic()
     with log.open("w") as told:
@@ -145,6 +145,11 @@ def program(movie: Path, launcher: Sequence[str] = (sys.executable,), threads: i
         raise RuntimeError(log.read_text()[-500:])
     record = json.loads((out / "metadata.json").read_text())["movies"][0]
     return Ran(record, wall=wall, peak=record["peak_memory"])
+
+
+def memory_settings() -> dict[str, str]:
+    """What the image sets for the C library, as environment."""
+    return dict(re.findall(r"^ENV (GLIBC_TUNABLES)=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
 
 
 def medians(runs: dict[str, Callable[[], float]]) -> dict[str, float]:

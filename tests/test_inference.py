@@ -90,7 +90,7 @@ def example(shape: tuple[int, int, int], dtype: str = "uint16", seed: int = 0) -
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "fitting", lambda *_: Geometry(16, 32, torch.float32))
-    monkeypatch.setattr(inference, "LONGEST_SLAB", 50)
+    monkeypatch.setattr(inference, "SLAB", 50)
 
 
 @pytest.fixture
