@@ -404,12 +404,22 @@ def ask_help() -> None:
 
 
 def ranks(folder: Path, share: float) -> list[Row]:
-    """One long movie, its frames shared out; each process has one processor."""
+    """One long movie, its frames shared out; each process is bound to one processor, 0 or 1, with all its threads."""
     shape = (frames_of(16_000, share), 64, 64)
     path = movie_file(folder, shape)
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    one = ["taskset", "-c", "0", sys.executable]
+    bound = ["sh", "-c", 'exec taskset -c "$LOCAL_RANK" "$0" "$@"', sys.executable]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "--no-python",
+    ]
+    two = torchrun + bound
     found = medians({
-        "one process": lambda: program(path, threads=1)["seconds"],
+        "one process": lambda: program(path, one, threads=1)["seconds"],
         "two processes": lambda: program(path, two, threads=1)["seconds"],
     })  # fmt: skip
     rows = [

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Build the Docker image and run it as strictly as the platform could: on a challenge input, on a plain folder as another
-# user, and on an empty folder. Needs Docker, and a Python with numpy, tifffile and SimpleITK (PYTHON, default .venv's).
+# user, stopped and resumed, and on an empty folder. Needs Docker, and a Python with numpy, tifffile and SimpleITK (PYTHON, default .venv's).
 #
 # Base: BASE_IMAGE if set, else the stand-in where it was made, else the Dockerfile's own. The stand-in's engine has no
 # bridge network, so that its builds use the host's.
@@ -28,6 +28,7 @@ main() {
     challenge_input
     plain_folder_as_another_user
     every_format
+    stopped_and_resumed
     empty_folder
     demo
     printf 'container test: %d passed, 0 failed\n' "$passed"
@@ -228,6 +229,38 @@ PYTHON
         [ -e "$work/formats-run/out/$name" ] || fail "formats: expected $name, found $(ls "$work/formats-run/out")"
     done
     ok "HDF5, NWB and Zarr are read, and written by --format same"
+}
+
+# Runs on /input of two movies, the second of which takes minutes, until docker stop; then on a shorter one in its place.
+stopped_and_resumed() {
+    local name="calcium-denoiser-test-$$" out="$work/stop-run/out" code
+    mkdir -p "$work/stop" "$out"
+    chmod 777 "$out"
+    cp "$work/folder/first.tif" "$work/stop/a.tif"
+    "$PYTHON" -c 'import sys, numpy, tifffile
+tifffile.imwrite(sys.argv[1], numpy.random.default_rng(0).poisson(50, (4000, 256, 256)).astype("uint16"))' "$work/stop/b.tif"
+    chmod -R a+rX "$work/stop"
+    docker run "${STRICT[@]:1}" --detach --name "$name" -v "$work/stop:/input:ro" -v "$out:/output" "$IMAGE" --adapt off >/dev/null
+    for _ in {1..600}; do
+        ! docker logs "$name" 2>/dev/null | grep -q 'b.tif: denoising' || break
+        sleep 0.1
+    done
+    docker stop --time 10 "$name" >/dev/null
+    code=$(docker inspect --format '{{.State.ExitCode}}' "$name")
+    docker rm "$name" >/dev/null
+    [ "$code" = 143 ] || fail "docker stop: expected status 143, found $code (137: it had to be killed)"
+    [ "$(cd "$out" && find . -type f | sort | xargs)" = "./a.tif ./metadata.json" ] ||
+        fail "docker stop: expected a.tif and metadata.json alone, found $(ls -A "$out")"
+    local before
+    before=$(sha256sum <"$out/a.tif")
+    cp "$work/folder/day 2/second.tiff" "$work/stop/b.tif"
+    docker run "${STRICT[@]}" -v "$work/stop:/input:ro" -v "$out:/output" "$IMAGE" --adapt off --resume >"$work/stop-run/stdout" \
+        2>"$work/stop-run/stderr" || fail "--resume: $(tail -n 3 "$work/stop-run/stderr")"
+    [ "$(cd "$out" && find . -type f | sort | xargs)" = "./a.tif ./b.tif ./metadata.json" ] ||
+        fail "--resume: expected a.tif, b.tif and metadata.json, found $(ls -A "$out")"
+    [ "$before" = "$(sha256sum <"$out/a.tif")" ] || fail "--resume: a.tif is another"
+    grep -q 'a.tif: complete since an earlier run' "$work/stop-run/stdout" || fail "--resume: it does not tell that a.tif is complete"
+    ok "docker stop leaves the finished movie and no part of the other; --resume does the rest"
 }
 
 empty_folder() {
