@@ -132,7 +132,7 @@ class Ran(dict[str, Any]):
 
 
 def program(movie: Path, launcher: Sequence[str] = (sys.executable,), threads: int | None = None) -> Ran:
-    """Run process.py on a movie, each of its processes with so many threads."""
+    """Run process.py on a movie as the image does, each of its processes with so many threads."""
     out, log = movie.parent / "out", movie.parent / "log"
     files = ["--input", str(movie), "--output", str(out), "--overwrite"]
     environment = os.environ | memory_settings() | ({"OMP_NUM_THREADS": str(threads)} if threads else {})

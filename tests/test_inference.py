@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from denoise import inference, network
 from denoise.blindspot import context_of
 from denoise.context import Context
-from denoise.inference import Result, Settings, denoise_movie
+from denoise.inference import SLAB, SLAB_BYTES, SLAB_SHARE, Result, Settings, denoise_movie, slabs_of
 from denoise.network import Chunks, Geometry, Network, fitting
 from denoise.precision import precision
 from denoise.readout import Readout
@@ -105,6 +105,23 @@ def as_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
             return prediction + self.static
 
     monkeypatch.setattr(inference, "Readout", AsPredicted)
+
+
+@given(
+    st.integers(1, 3000),
+    st.sampled_from([(64, 64), (256, 256), (512, 512)]),
+    st.sampled_from([1e8, 1e9, 1e12]),
+)
+def test_slabs_cover_the_movie_in_bounded_memory(frames: int, size: tuple[int, int], free: float) -> None:
+    slabs = slabs_of((frames, *size), free)
+    share = np.zeros(frames)
+    for slab, following in zip(slabs, [*slabs[1:], None]):
+        assert slab.start + slab.own == (following.start if following else frames)
+        share[slab.start : slab.stop] += slab.weights
+        length = slab.stop - slab.start
+        assert length == 2 or length < 1.5 * SLAB
+        assert length <= 2 or length * size[0] * size[1] * SLAB_BYTES * SLAB_SHARE <= free
+    np.testing.assert_allclose(share, 1, atol=1e-6)
 
 
 @pytest.mark.usefixtures("small_tiles", "as_predicted")

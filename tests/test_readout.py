@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from denoise.context import Context, ContextSums
 from denoise.readout import (
+    BLOCK,
     COURSE_WINDOW,
     FOOTPRINT_WINDOW,
     IMAGE_WINDOW,
+    SHARED,
     Readout,
     Window,
     clean,
@@ -26,6 +28,7 @@ from denoise.readout import (
     significant_patterns,
     smooth_noise,
 )
+from denoise.tiling import tile_axis, tile_grid
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -124,6 +127,21 @@ def test_the_same_at_every_call() -> None:
     first = significant(5 * movie, 5 * movie, 1.0)
     torch.manual_seed(2)
     assert torch.equal(first, significant(5 * movie, 5 * movie, 1.0))
+
+
+def test_blocks_are_blended_as_if_each_had_the_whole_prediction_before_it() -> None:
+    """The answer takes the prediction's place while blocks below still read it."""
+    movie = normal(60, 77, 45)
+    movie += 20 * torch.nn.functional.pad(cell(), (6, 7, 20, 25))[:60]
+    prediction = torch.nn.functional.avg_pool3d(movie[None, None], 5, 1, 2)[0, 0]
+    expected = torch.zeros_like(movie)
+    for where, weights in tile_grid([tile_axis(size, BLOCK, SHARED, 1) for size in (77, 45)]):
+        place = (slice(None), *where)
+        said, seen = (x[place].flatten(1) - x[place].flatten(1).mean(0) for x in (prediction, movie))
+        block = significant_patterns(said, seen, weights.shape, 1.0).view(60, *weights.shape)
+        expected[place] += block * torch.from_numpy(weights)
+    assert expected.any()
+    torch.testing.assert_close(significant(prediction, movie, 1.0), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_noise_that_rows_share_counts_as_larger() -> None:
