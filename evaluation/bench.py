@@ -414,7 +414,8 @@ def ranks(folder: Path, share: float) -> list[Row]:
         "-m",
         "torch.distributed.run",
         "--standalone",
-        "--nproc-per-node=2",
+        "--nproc-per-node",
+        "2",
         "--no-python",
     ]
     two = torchrun + bound
