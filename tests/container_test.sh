@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Build the Docker image and run it as strictly as the platform could: on a challenge input, on a plain folder as another
-# user, stopped and resumed, and on an empty folder. Needs Docker, and a Python with numpy, tifffile and SimpleITK (PYTHON, default .venv's).
+# user, stopped and resumed, and on an empty folder. Needs Docker, and a Python with numpy, tifffile and SimpleITK (PYTHON,
+# default .venv's).
 #
 # Base: BASE_IMAGE if set, else the stand-in where it was made, else the Dockerfile's own. The stand-in's engine has no
 # bridge network, so that its builds use the host's.
@@ -140,16 +141,30 @@ PYTHON
     chmod -R a+rX "$work"
 }
 
-# run NAME INPUT [OPTION OF docker run...]: leaves the exit status in $status, output in $work/NAME/out
+# room NAME: makes $work/NAME/out, where any user may write
+room() {
+    mkdir -p "$work/$1/out"
+    chmod 755 "$work/$1"
+    chmod 777 "$work/$1/out"
+}
+
+# run NAME INPUT [OPTION OF docker run...] [-- OPTION OF THE PROGRAM...]: leaves the exit status in $status, output in
+# $work/NAME/out
 run() {
-    local name=$1 input=$2
-    mkdir -p "$work/$name/out"
-    chmod 755 "$work/$name"
-    chmod 777 "$work/$name/out"
+    local name=$1 input=$2 options=()
+    shift 2
+    while [ $# -gt 0 ] && [ "$1" != -- ]; do
+        options+=("$1")
+        shift
+    done
+    room "$name"
     status=0
-    docker run "${STRICT[@]}" "${@:3}" -v "$work/$input:/input:ro" -v "$work/$name/out:/output" "$IMAGE" \
+    docker run "${STRICT[@]}" ${options[@]+"${options[@]}"} -v "$work/$input:/input:ro" -v "$work/$name/out:/output" "$IMAGE" "${@:2}" \
         >"$work/$name/stdout" 2>"$work/$name/stderr" || status=$?
 }
+
+# holds NAME: the files of $work/NAME/out, in one line
+holds() { (cd "$work/$1/out" && find . -type f | sort | xargs); }
 
 # succeeded NAME INPUT OUTPUT=INPUT...: the run ended well and left these movies and metadata.json, nothing else
 succeeded() {
@@ -220,10 +235,8 @@ with h5py.File("/formats/b.nwb", "w") as file:
     series["data"] = movie
 zarr.save("/formats/c.zarr", movie)
 PYTHON
-    mkdir -p "$work/formats-run/out"
-    chmod 777 "$work/formats-run/out"
-    docker run "${STRICT[@]}" -v "$work/formats:/input:ro" -v "$work/formats-run/out:/output" "$IMAGE" --format same \
-        >"$work/formats-run/stdout" 2>"$work/formats-run/stderr" || fail "formats: $(tail -n 3 "$work/formats-run/stderr")"
+    run formats-run formats -- --format same
+    [ "$status" = 0 ] || fail "formats: $(tail -n 3 "$work/formats-run/stderr")"
     local name
     for name in a.h5 b.nwb c.zarr; do
         [ -e "$work/formats-run/out/$name" ] || fail "formats: expected $name, found $(ls "$work/formats-run/out")"
@@ -233,9 +246,9 @@ PYTHON
 
 # Runs on /input of two movies, the second of which takes minutes, until docker stop; then on a shorter one in its place.
 stopped_and_resumed() {
-    local name="calcium-denoiser-test-$$" out="$work/stop-run/out" code
-    mkdir -p "$work/stop" "$out"
-    chmod 777 "$out"
+    local name="calcium-denoiser-test-$$" out="$work/stop-run/out" code before
+    mkdir -p "$work/stop"
+    room stop-run
     cp "$work/folder/first.tif" "$work/stop/a.tif"
     "$PYTHON" -c 'import sys, numpy, tifffile
 tifffile.imwrite(sys.argv[1], numpy.random.default_rng(0).poisson(50, (4000, 256, 256)).astype("uint16"))' "$work/stop/b.tif"
@@ -249,15 +262,14 @@ tifffile.imwrite(sys.argv[1], numpy.random.default_rng(0).poisson(50, (4000, 256
     code=$(docker inspect --format '{{.State.ExitCode}}' "$name")
     docker rm "$name" >/dev/null
     [ "$code" = 143 ] || fail "docker stop: expected status 143, found $code (137: it had to be killed)"
-    [ "$(cd "$out" && find . -type f | sort | xargs)" = "./a.tif ./metadata.json" ] ||
-        fail "docker stop: expected a.tif and metadata.json alone, found $(ls -A "$out")"
-    local before
+    [ "$(holds stop-run)" = "./a.tif ./metadata.json" ] ||
+        fail "docker stop: expected a.tif and metadata.json alone, found $(holds stop-run)"
     before=$(sha256sum <"$out/a.tif")
     cp "$work/folder/day 2/second.tiff" "$work/stop/b.tif"
-    docker run "${STRICT[@]}" -v "$work/stop:/input:ro" -v "$out:/output" "$IMAGE" --adapt off --resume >"$work/stop-run/stdout" \
-        2>"$work/stop-run/stderr" || fail "--resume: $(tail -n 3 "$work/stop-run/stderr")"
-    [ "$(cd "$out" && find . -type f | sort | xargs)" = "./a.tif ./b.tif ./metadata.json" ] ||
-        fail "--resume: expected a.tif, b.tif and metadata.json, found $(ls -A "$out")"
+    run stop-run stop -- --adapt off --resume
+    [ "$status" = 0 ] || fail "--resume: $(tail -n 3 "$work/stop-run/stderr")"
+    [ "$(holds stop-run)" = "./a.tif ./b.tif ./metadata.json" ] ||
+        fail "--resume: expected a.tif, b.tif and metadata.json, found $(holds stop-run)"
     [ "$before" = "$(sha256sum <"$out/a.tif")" ] || fail "--resume: a.tif is another"
     grep -q 'a.tif: complete since an earlier run' "$work/stop-run/stdout" || fail "--resume: it does not tell that a.tif is complete"
     ok "docker stop leaves the finished movie and no part of the other; --resume does the rest"
@@ -274,8 +286,7 @@ empty_folder() {
 }
 
 demo() {
-    mkdir -p "$work/demo-run/out"
-    chmod 777 "$work/demo-run/out"
+    room demo-run
     docker run "${STRICT[@]}" -v "$work/demo-run/out:/output" "$IMAGE" --demo >"$work/demo-run/stdout" 2>"$work/demo-run/stderr" || {
         cat "$work/demo-run/stdout" "$work/demo-run/stderr" >&2
         fail "--demo: expected exit status 0"
