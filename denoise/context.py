@@ -81,12 +81,13 @@ class ContextSums:
         """Take frames (..., n, Y, X), float32, in order."""
         marked = frames - self.reference.unsqueeze(-3)
         if bool(marked.sum().isfinite()):  # nothing is missing, as in most movies
-            values, valid = marked, torch.ones_like(marked[..., :1, :, :]).expand_as(marked)
+            values = marked
+            self.count += marked.shape[-3]
         else:
             valid = torch.isfinite(frames)
             values = torch.where(valid, marked, 0)
             marked = torch.where(valid, marked, torch.nan)
-        self.count += valid.sum(-3)
+            self.count += valid.sum(-3)
         self.sum += values.sum(-3)
         self.square += values.square().sum(-3)
         self.along_x[..., :-1] += (values[..., :-1] * values[..., 1:]).sum(-3)

@@ -367,7 +367,7 @@ def slabs_of(shape: tuple[int, int, int], free: float) -> list[Slab]:
     shared = min(SHARED_FRAMES, typical // 4)
     count = max(1, round((frames - shared) / (typical - shared)))
     length = shared + math.ceil((frames - shared) / count)
-    spans = tile_axis(frames, length if 2 * shared <= length <= longest else typical, shared, 1)
+    spans = tile_axis(frames, length if typical < length <= longest else typical, shared, 1)
     ends = [span.start for span in spans[1:]] + [frames]
     return [Slab(s.start, s.stop, end - s.start, s.weights) for s, end in zip(spans, ends)]
 

@@ -37,8 +37,8 @@ def memory_there(
     meminfo: Path = Path("/proc/meminfo"), membership: Path = MEMBERSHIP, mount: Path = MOUNT
 ) -> int:
     """Bytes of memory and swap space of this machine, or less if its control groups grant less; -1 if unknown."""
-    sizes = re.findall(r"^(?:MemTotal|SwapTotal):\s*(\d+) kB$", read_text(meminfo), re.MULTILINE)
-    limits = [1024 * sum(map(int, sizes))] if sizes else []
+    sizes = [told_bytes(name, meminfo) for name in ("MemTotal", "SwapTotal")]
+    limits = [sum(size or 0 for size in sizes)] if any(sizes) else []
     for folder in control_groups("memory", membership, mount):
         limit = (read_text(folder / "memory.max") or read_text(folder / "memory.limit_in_bytes")).strip()
         limits += [int(limit)] if limit.isdigit() else []

@@ -77,9 +77,8 @@ class Readout:
         """
         static, gain = self.static.to(prediction.device), self.gain.to(prediction.device)
         noise = smooth_noise(residual)
-        recording = torch.where(
-            residual == 0, prediction, residual, out=residual
-        )  # 0 stands for a missing voxel
+        # 0 stands for a missing voxel
+        recording = torch.where(residual == 0, prediction, residual, out=residual)
         mean = static + self.drift(recording.mean(0), prediction.mean(0), len(recording))
         frames = significant(prediction, recording, noise).add_(mean)
         return give_back(frames, recording, gain)

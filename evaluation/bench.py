@@ -408,17 +408,9 @@ def ranks(folder: Path, share: float) -> list[Row]:
     shape = (frames_of(16_000, share), 64, 64)
     path = movie_file(folder, shape)
     one = ["taskset", "-c", "0", sys.executable]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     bound = ["sh", "-c", 'exec taskset -c "$LOCAL_RANK" "$0" "$@"', sys.executable]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--no-python",
-    ]
-    two = torchrun + bound
+    two = [sys.executable, *torchrun, *bound]
     found = medians({
         "one process": lambda: program(path, one, threads=1)["seconds"],
         "two processes": lambda: program(path, two, threads=1)["seconds"],

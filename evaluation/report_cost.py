@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from denoise.diagnostics import Diagnostics
+from denoise.limits import peak_resident
 from denoise.movies import MovieWriter, open_movie
 from denoise.report import write_report
 
@@ -53,19 +53,14 @@ def cost(path: Path) -> tuple[float, int, list[int]]:
         step = min(frames, max(1, AT_ONCE // (height * width)))
         denoised = np.full((step, height, width), LEVEL, np.float32)
         movie.read(0, step)
-        before, start = peak(), time.process_time()
+        before, start = peak_resident(), time.process_time()
         diagnostics = Diagnostics(movie)
         for done in range(0, frames, step):
             diagnostics.add(denoised[: frames - done])
         findings = diagnostics.findings({"gain": 1.0, "read_variance": 0.0}, float(LEVEL))
         facts = {"title": path.name, "shape": "", "calibration": ""}
         files = write_report(findings, facts, path.with_name("report"))
-        return time.process_time() - start, peak() - before, [file.stat().st_size for file in files]
-
-
-def peak() -> int:
-    """Bytes, the highest until now."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return time.process_time() - start, peak_resident() - before, [file.stat().st_size for file in files]
 
 
 if __name__ == "__main__":
