@@ -3,13 +3,15 @@
 Sources: 3-D U-Net (Cicek et al., MICCAI 2016); Noise2Void (Krull et al., CVPR 2019); convolutions without bias,
 so that the network scales with the noise (Mohan et al., ICLR 2020); pixel shuffle (Shi et al., CVPR 2016).
 
-    context images (B, K, Y, X) --> 2-D U-Net --+--> static (B, 1, Y, X), the error of the temporal mean
-                                                |
+    temporal mean (B, 1, Y, X) --> 2-D U-Net --> static (B, 1, Y, X), the error of the temporal mean
+
+    context images (B, K, Y, X) --> 2-D U-Net
+                                        |
                          features at 1/2, 1/4, 1/8 of Y and X, added at every level, the same for all frames
-                                                v
+                                        v
     movie minus mean, in units of the noise --> 3-D U-Net --> what moves (B, 1, T, Y, X)
 
-The context costs one 2-D pass for the whole movie, whatever its length; the movie is computed at half resolution or
+The images cost two 2-D passes for the whole movie, whatever its length; the movie is computed at half resolution or
 below, where convolutions are efficient. It may come in chunks of frames: every layer keeps the few frames that it
 still needs (`Past`), so that nothing is computed twice, and the answer is that to the whole movie, however long.
 Both sides import this file; it imports neither.
@@ -42,7 +44,8 @@ class UNetConfig:
 
     images: int = 5  # static context images, see denoise.context.Context
     channels: tuple[int, ...] = (64, 128, 192)  # of the 3-D U-Net, level by level
-    context_channels: tuple[int, ...] = (64, 96, 128)  # of the 2-D U-Net, level by level
+    context_channels: tuple[int, ...] = (64, 96, 128)  # of the 2-D U-Net of the context, level by level
+    mean_channels: tuple[int, ...] = (64, 96, 128)  # of the 2-D U-Net of the mean image, level by level
     time_strides: tuple[int, ...] = (4, 2, 2)  # frames merged on entering each level
     bottom_blocks: int = 2  # residual blocks at the coarsest level
 
@@ -161,24 +164,22 @@ def conv_stream(conv: nn.Conv3d, x: Tensor, past: Past, ended: bool) -> Tensor:
     return F.conv3d(known, conv.weight, padding=(0, *conv.padding[1:]))
 
 
-class ContextNet(nn.Module):
-    """2-D U-Net over the static images of the whole movie: (B, K, Y, X), Y and X multiples of the grid."""
+class ImageNet(nn.Module):
+    """2-D U-Net over images (B, K, Y, X), Y and X multiples of the grid; it works at half of their resolution."""
 
-    def __init__(self, config: UNetConfig) -> None:
+    def __init__(self, images: int, widths: Sequence[int]) -> None:
         super().__init__()
-        widths = config.context_channels
         below = list(pairwise(widths))
-        self.stem = conv2(4 * config.images, widths[0])
+        self.stem = conv2(4 * images, widths[0])
         self.encoder = nn.ModuleList(Block(conv2, c) for c in widths)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in below)
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2, bias=False) for a, b in below)
         self.decoder = nn.ModuleList(Block(conv2, c) for c in widths[:-1])
-        self.features = nn.ModuleList(conv2(c, d, 1) for c, d in zip(widths, config.channels))
-        self.static = conv2(widths[0], 4, 1)
 
-    def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Features (B, C_i, Y / 2^(i+1), X / 2^(i+1)) for each level i, and the static output (B, 1, Y, X)."""
-        x = self.encoder[0](self.stem(space_to_depth(images, (2, 2))))
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """(B, C_i, Y / 2^(i+1), X / 2^(i+1)) for each level i, the finest first."""
+        x = space_to_depth(images, (2, 2)).contiguous(memory_format=torch.channels_last)
+        x = self.encoder[0](self.stem(x))
         skips = [x]
         for down, block in zip(self.down, self.encoder[1:]):
             x = block(down(F.relu(x)))
@@ -187,8 +188,35 @@ class ContextNet(nn.Module):
         for up, block, skip in zip(reversed(self.up), reversed(self.decoder), reversed(skips[:-1])):
             x = block(skip + up(F.relu(x)))
             levels.append(x)
-        features = [to(F.relu(level)) for to, level in zip(self.features, reversed(levels))]
-        return features, depth_to_space(self.static(F.relu(x)), (2, 2))
+        return levels[::-1]
+
+
+class ContextNet(ImageNet):
+    """What the static images of the whole movie tell the 3-D U-Net."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        widths = config.context_channels
+        super().__init__(config.images, widths)
+        self.features = nn.ModuleList(conv2(c, d, 1) for c, d in zip(widths, config.channels))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, K, Y, X) -> features (B, C_i, Y / 2^(i+1), X / 2^(i+1)) for each level i."""
+        return [to(F.relu(level)) for to, level in zip(self.features, self.levels(images))]
+
+
+class MeanNet(ImageNet):
+    """The temporal mean's error, from the mean image alone."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(2, config.mean_channels)
+        self.head = conv2(config.mean_channels[0], 4)
+        nn.init.zeros_(self.head.weight)  # start from "the mean has no error"
+
+    def forward(self, mean: Tensor) -> Tensor:
+        """(B, 1, Y, X) in units of its standard error -> what has to be added to it."""
+        known = torch.ones_like(mean)  # the noise's deviation: without a bias nothing else would tell it
+        finest, *_ = self.levels(torch.cat([mean, known], 1))
+        return depth_to_space(self.head(F.relu(finest)), (2, 2))
 
 
 class MovieNet(nn.Module):
@@ -262,17 +290,16 @@ class UNet3D(nn.Module):
     """Predicts the clean movie from its noisy neighbourhood, all in units of the noise.
 
     The movie enters as (movie - mean) / noise; its context as static images (see `denoise.context`). The prediction is
-    moving + static * standard_error, where standard_error is that of the temporal mean in the same units: the 2-D
-    network cleans the mean, the 3-D one follows what changes.
+    moving + static * standard_error, where standard_error is that of the temporal mean in the same units: one 2-D
+    network cleans the mean, the 3-D one follows what changes, by the help of what another 2-D one sees in the context.
     """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
         self.context, self.movie = ContextNet(config), MovieNet(config)
-        # start from "the movie is its mean": zero heads
-        nn.init.zeros_(self.context.static.weight)
-        nn.init.zeros_(self.movie.head.weight)
+        self.mean = MeanNet(config)
+        nn.init.zeros_(self.movie.head.weight)  # start from "the movie is its mean"
 
     def forward(self, residual: Tensor, images: Tensor, standard_error: Tensor) -> Tensor:
         """(B, 1, T, Y, X), (B, K, Y, X), (B, 1, Y, X) -> (B, 1, T, Y, X); any sizes."""
@@ -286,7 +313,8 @@ class UNet3D(nn.Module):
         """
         *_, height, width = images.shape
         with torch.autocast(images.device.type, enabled=False):
-            features, static = self.context(pad_to_grid(images.float(), self.config.grid[1:], "replicate"))
+            padded = pad_to_grid(images.float(), self.config.grid[1:], "replicate")
+            features, static = self.context(padded), self.mean(padded[:, :1])
         return features, static[..., :height, :width]
 
     def decode(self, residual: Tensor, features: Sequence[Tensor]) -> Tensor:

@@ -115,15 +115,13 @@ class ContextSums:
         gain, read_variance = self._noise_model(mean)
         noise = noise_map(mean, gain, read_variance)
         root = frames.sqrt()
-        black = mean.flatten(-2).kthvalue(1 + int(DARKEST * (mean.shape[-2] * mean.shape[-1] - 1)), -1).values
-        signal = mean - black[..., None, None]
         variance = self.square / frames - shift.square()
         activity = variance - self.difference / (2 * self.steps.clamp(min=1))
         along_x = covariance(self.along_x / frames, shift, -1)
         along_y = covariance(self.along_y / frames, shift, -2)
-        per_noise = torch.where(noise > 0, 1 / torch.where(noise > 0, noise, 1), 0)
+        per_noise = inverse(noise)
         squares = [compress(image * per_noise.square() * root) for image in (activity, along_x, along_y)]
-        images = torch.stack([signal * per_noise * root, *squares, 1 / root], -3)
+        images = torch.stack([signal_image(mean, noise, root), *squares, 1 / root], -3)
         return Context(mean, noise, images.float(), (1 / root).float().unsqueeze(-3), gain, read_variance)
 
     def _noise_model(self, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,6 +131,18 @@ class ContextSums:
         return torch.where(in_time, gain, 0), torch.where(
             in_time, read_variance, spatial_noise_variance(mean)
         )
+
+
+def signal_image(mean: Tensor, noise: Tensor, root: Tensor | float) -> Tensor:
+    """A mean image over its darkest pixels, in units of its standard error, which is noise / root; (..., Y, X) all."""
+    pixels = mean.shape[-2] * mean.shape[-1]
+    black = mean.flatten(-2).kthvalue(1 + int(DARKEST * (pixels - 1)), -1).values
+    return (mean - black[..., None, None]) * inverse(noise) * root
+
+
+def inverse(noise: Tensor) -> Tensor:
+    """1 / noise, and 0 where there is none."""
+    return torch.where(noise > 0, 1 / torch.where(noise > 0, noise, 1), 0)
 
 
 def covariance(product: Tensor, shift: Tensor, axis: int) -> Tensor:

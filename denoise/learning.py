@@ -104,16 +104,19 @@ class Learner(Generic[Net]):
         )
 
     def learn(self, samples: Samples, progress: float) -> Tensor:
-        """One step on a batch; returns the mean squared error (a scalar on the device).
+        """One step on a batch; returns the mean squared error (a scalar on the device)."""
+        with autocast(self.device):
+            prediction = self.model(samples.residual, samples.images, samples.standard_error)
+        return self.follow(blind_errors(prediction, samples.target, samples.scored), progress)
+
+    def follow(self, errors: Tensor, progress: float) -> Tensor:
+        """One step by the errors of samples (B,), in noise variances; returns their mean.
 
         Samples of high signal-to-noise ratio err by many noise variances; none may count more than one at the noise.
         `progress` is the share of the learning that is done, 0 to 1.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * schedule(progress)
-        with autocast(self.device):
-            prediction = self.model(samples.residual, samples.images, samples.standard_error)
-        errors = blind_errors(prediction, samples.target, samples.scored)  # (B,)
         self.optimizer.zero_grad(set_to_none=True)
         (errors / errors.detach().clamp(min=1)).mean().backward()
         if torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP).isfinite():

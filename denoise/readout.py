@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from denoise.blindspot import neighbour_correlations
-from denoise.context import Context
+from denoise.context import Context, inverse
 from denoise.tiling import tile_axis, tile_grid
 
 BLOCK = 32  # pixels: side of a block, a few cells
@@ -64,8 +64,7 @@ class Readout:
 
     def __init__(self, context: Context, static: Tensor) -> None:
         self.error = context.standard_error[0]  # (Y, X), of the mean
-        noise = context.noise
-        per_noise = torch.where(noise > 0, 1 / torch.where(noise > 0, noise, 1), 0)
+        per_noise = inverse(context.noise)
         image = (context.mean - context.mean.mean()) * per_noise
         self.static = clean_image(image, image + static[0], self.error) - image
         self.gain = context.gain * per_noise  # variance of the noise for each unit of brightness more

@@ -67,13 +67,13 @@ DESIGNS: dict[str, tuple[Plan, Callable[[Context], Context]]] = {
 
 def train(plan: Plan, seconds: float, device: torch.device) -> UNet3D:
     """The network of a plan after so many seconds."""
-    trainer = Trainer(replace(plan, minutes=seconds / 60), device)
+    trainer = Trainer(replace(plan, minutes=seconds / 60), UNet3D(plan.network).to(device))
     workers = max(1, (os.cpu_count() or 2) - 1)
     pool = Pool(stream(plan, None, 0, workers), plan.pool, device)
     sampler, patches = Sampler(pool, plan.seed), usable_patches(pool)
     start = time.monotonic()
     while trainer.progress() < 1:
-        trainer.train_step(next_batch(sampler, patches, plan.batch))
+        trainer.learn(next_batch(sampler, patches, plan.batch), trainer.progress())
         if trainer.step % plan.refresh == 0:
             pool.refresh()
         trainer.seconds = time.monotonic() - start

@@ -1,6 +1,6 @@
 """Synthetic two-photon calcium movies with known truth: scenes, noise, recordings; numpy and scipy only."""
 
-from simulation.noise import LEVELS, digitize, drop_rows, noisy, random_recording
+from simulation.noise import LEVELS, FrameMeans, digitize, drop_rows, noisy, random_frame_means, random_recording
 from simulation.scene import (
     DIFFERENT_KINDS,
     FIRST_EVALUATION_SEED,
@@ -14,12 +14,14 @@ __all__ = [
     "DIFFERENT_KINDS",
     "FIRST_EVALUATION_SEED",
     "LEVELS",
+    "FrameMeans",
     "Scene",
     "challenge_scene",
     "different_scene",
     "digitize",
     "drop_rows",
     "noisy",
+    "random_frame_means",
     "random_recording",
     "random_scene",
 ]

@@ -4,6 +4,7 @@ Noise model: variance = gain * clean + read_variance, independent between voxels
 LEVELS are those that participants of the AI4Life calcium imaging denoising challenge published.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from simulation.scene import Size, random_scene
 
 LEVELS = {1: (28.0, 2500.0), 2: (249.0, 2700.0), 3: (991.0, 3700.0)}  # level: (gain, read variance)
 MANY_PHOTONS = 30.0  # from here on a skewed Gaussian stands for the Poisson distribution (third moment kept)
+MOMENTS = 32  # frames of a scene whose mean stands for that of a whole recording
 BLOCK = 16  # frames drawn at once: small enough for the processor's cache
 
 
@@ -94,10 +96,41 @@ def random_recording(rng: np.random.Generator, frames: int, size: Size) -> NDArr
     read = read_variance**0.5
     clip = rng.random() < 0.3
     offset = 0.0 if clip else rng.choice([0.0, rng.uniform(0, 5 * read + 0.5 * gain), rng.uniform(0, 2000)])
-    correlation = rng.uniform(0.1, 0.4) if rng.random() < 0.15 else 0.0
+    correlation = _random_row_correlation(rng)
     movie = noisy(clean, gain, read_variance, rng, offset=offset, row_correlation=correlation)
     movie = _digitized(rng, movie, clip)
     return drop_rows(movie, 10 ** rng.uniform(-4, -1.7), rng) if rng.random() < 0.1 else movie
+
+
+@dataclass(frozen=True)
+class FrameMeans:
+    """What is left of a noisy recording when the frames of each of several groups are averaged; not digitized."""
+
+    means: NDArray[np.float32]  # (groups, Y, X)
+    frames: int  # in each group
+    gain: float  # noise model: variance of a voxel = gain * brightness + read_variance
+    read_variance: float
+
+
+def random_frame_means(rng: np.random.Generator, groups: int, frames: int, size: Size) -> FrameMeans:
+    """A random recording as `random_recording` makes them, reduced to the means of `groups` times `frames` frames.
+
+    Of all but their noise the groups hold the same, as if frames were dealt out at random: the scene is the mean of
+    MOMENTS of its frames, and its noise that of a mean.
+    """
+    clean = random_scene(rng, MOMENTS, size).clean().mean(0, keepdims=True)  # (1, Y, X)
+    clean *= np.float32(_digital_mean(rng) / max(float(clean.mean()), 1e-6))
+    gain, read_variance = _random_noise(rng, clean)
+    every = np.repeat(clean, groups, axis=0)
+    means = noisy(
+        every, gain / frames, read_variance / frames, rng, row_correlation=_random_row_correlation(rng)
+    )
+    return FrameMeans(means, frames, gain, read_variance)
+
+
+def _random_row_correlation(rng: np.random.Generator) -> float:
+    """Most detectors are fast enough to tell pixels apart."""
+    return rng.uniform(0.1, 0.4) if rng.random() < 0.15 else 0.0
 
 
 def _digital_mean(rng: np.random.Generator) -> float:

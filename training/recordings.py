@@ -16,10 +16,13 @@ from torch.utils.data import Dataset
 
 from denoise.movies import open_movie
 from denoise.normalization import Percentiles
-from simulation import random_recording
+from simulation import FrameMeans, random_frame_means, random_recording
 
 LENGTHS = (64, 700)  # frames of a simulated recording, drawn log-uniformly
 SIZES = (96, 160)  # pixels of its sides
+GROUPS = 8  # of the frames of a recording of which means are taken
+GROUP_FRAMES = (1, 1500)  # in each, drawn log-uniformly
+SIDE = 128  # pixels of a mean image
 CHUNK = 512  # frames of a file that make one item
 
 
@@ -44,6 +47,21 @@ class SimulatedRecordings(Dataset[Tensor]):
         frames = int(np.exp(rng.uniform(*np.log(LENGTHS))))
         height, width = (int(n) for n in rng.integers(SIZES[0], SIZES[1] + 1, 2))
         return normalized(random_recording(rng, frames, (height, width)))
+
+
+class SimulatedMeans(Dataset[FrameMeans]):
+    """Item i of a seed is always the same recording, reduced to the means of GROUPS groups of its frames."""
+
+    def __init__(self, seed: int, length: int) -> None:
+        self.seed, self.length = seed, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> FrameMeans:
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, index]))
+        frames = int(np.exp(rng.uniform(*np.log(GROUP_FRAMES))))
+        return random_frame_means(rng, GROUPS, frames, SIDE)
 
 
 class FileRecordings(Dataset[Tensor]):

@@ -3,6 +3,11 @@
 One story: a pool of noisy recordings on the device, refreshed all the time; a batch of crops, each taken as a small
 movie of its own (its context computed without the hidden voxels); one step; a moving average of the weights is what
 is saved. The learning itself is denoise.learning.
+
+`--means` trains the network of the mean image alone, and far further than hidden voxels of a movie could: their noise is
+a thousand times that of a mean. Of the frames of a recording all but one group is hidden; from the mean of that group
+the network predicts the mean of the hidden ones. Frames share no noise, so this is Noise2Void with whole frames as
+blind spot.
 """
 
 from __future__ import annotations
@@ -14,22 +19,26 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from denoise.atomic import write_file
-from denoise.blindspot import Samples, correlated_axes
-from denoise.context import dropped_rows
-from denoise.learning import Learner, Sampler, next_batch, usable_patches
-from model import UNet3D, UNetConfig, load_model, save_model
-from training.recordings import FileRecordings, SimulatedRecordings
+from denoise.blindspot import correlated_axes
+from denoise.context import dropped_rows, inverse, noise_map, signal_image, spatial_noise_variance
+from denoise.learning import Learner, Net, Sampler, next_batch, usable_patches
+from model import MeanNet, UNet3D, UNetConfig, load_model, read_checkpoint, save_model
+from simulation import FrameMeans
+from training.recordings import FileRecordings, SimulatedMeans, SimulatedRecordings
 
+ENDLESS = 1 << 40  # recordings in a stream
+Item = TypeVar("Item")
+Record = dict[str, Any]  # of a training, plain values for the checkpoint
 AVERAGING = 0.999  # decay of the moving average of the weights
 
 
@@ -68,12 +77,79 @@ class Pool:
         self.oldest = (self.oldest + 1) % len(self.movies)
 
 
-class Trainer(Learner[UNet3D]):
+class Movies:
+    """Batches of crops of recordings."""
+
+    def __init__(self, plan: Plan, data: str | None, step: int, workers: int, device: torch.device) -> None:
+        self.plan = plan
+        self.pool = Pool(stream(plan, data, step, workers), plan.pool, device)
+        self.sampler = Sampler(self.pool, plan.seed + step)
+        self.patches = usable_patches(self.pool)
+
+    def teach(self, trainer: Trainer[UNet3D]) -> Tensor:
+        """One step; returns the mean squared error (a scalar on the device)."""
+        return trainer.learn(next_batch(self.sampler, self.patches, self.plan.batch), trainer.progress())
+
+    def refresh(self) -> None:
+        """Take the next recording."""
+        self.pool.refresh()
+
+
+class Means:
+    """Batches of mean images, each of one group of the frames of a recording; the other groups are hidden."""
+
+    def __init__(self, plan: Plan, step: int, workers: int, device: torch.device) -> None:
+        self.plan, self.device, self.oldest = plan, device, 0
+        self.stream = ordered(SimulatedMeans(plan.seed, ENDLESS), step // plan.refresh, workers)
+        self.recordings = [next(self.stream) for _ in range(plan.pool)]
+        self.random = torch.Generator().manual_seed(plan.seed + step)
+
+    def draw(self, below: int) -> int:
+        return int(torch.randint(below, (1,), generator=self.random))
+
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """What the network sees and what it has to predict (1, Y, X), in standard errors of what it sees."""
+        recording = self.recordings[self.draw(len(self.recordings))]
+        means = torch.from_numpy(recording.means)
+        means = means.flip([axis for axis in (1, 2) if self.draw(2)])
+        means = means.transpose(1, 2) if self.draw(2) else means
+        seen, hidden = mean_sample(means, self.draw(len(means)), recording)
+        return seen[None].to(self.device), hidden[None].to(self.device)
+
+    def teach(self, trainer: Trainer[MeanNet]) -> Tensor:
+        """One step; returns the mean squared error (a scalar on the device)."""
+        seen, hidden = (
+            torch.stack(images) for images in zip(*(self.sample() for _ in range(self.plan.batch)))
+        )
+        errors = (seen + trainer.model(seen) - hidden).square().mean((1, 2, 3))
+        return trainer.follow(errors, trainer.progress())
+
+    def refresh(self) -> None:
+        """Replace the oldest recording."""
+        self.recordings[self.oldest] = next(self.stream)
+        self.oldest = (self.oldest + 1) % len(self.recordings)
+
+
+def mean_sample(means: Tensor, shown: int, recording: FrameMeans) -> tuple[Tensor, Tensor]:
+    """Of means (groups, Y, X) the one that is shown, and that of all others; (Y, X) each, as the context holds a mean.
+
+    Both are relative to the darkest pixels of the mean that is shown, in units of its standard error.
+    """
+    seen, root = means[shown], recording.frames**0.5
+    if recording.frames == 1:
+        noise = noise_map(seen, torch.zeros(()), spatial_noise_variance(seen))
+    else:
+        noise = noise_map(seen, torch.tensor(recording.gain), torch.tensor(recording.read_variance))
+    hidden = (means.sum(0) - seen) / (len(means) - 1)
+    signal = signal_image(seen, noise, root)
+    return signal, signal + (hidden - seen) * inverse(noise) * root
+
+
+class Trainer(Learner[Net]):
     """State of a training: what learns, and where it stands."""
 
-    def __init__(self, plan: Plan, device: torch.device, start: UNet3D | None = None) -> None:
-        torch.manual_seed(plan.seed)
-        super().__init__((start or UNet3D(plan.network)).to(device), plan.rate, AVERAGING)
+    def __init__(self, plan: Plan, network: Net) -> None:
+        super().__init__(network, plan.rate, AVERAGING)
         self.plan, self.seconds = plan, 0.0
 
     def progress(self) -> float:
@@ -81,10 +157,6 @@ class Trainer(Learner[UNet3D]):
         by_steps = self.step / self.plan.steps if self.plan.steps else 0.0
         by_time = self.seconds / (60 * self.plan.minutes) if self.plan.minutes else 0.0
         return max(by_steps, by_time)
-
-    def train_step(self, samples: Samples) -> Tensor:
-        """One step on a batch; returns the mean squared error (a scalar on the device)."""
-        return self.learn(samples, self.progress())
 
     def state(self) -> dict[str, Any]:
         return {
@@ -102,27 +174,28 @@ class Trainer(Learner[UNet3D]):
         self.step, self.seconds = state["step"], state["seconds"]
 
 
-def train(trainer: Trainer, data: str | None, out: Path, workers: int) -> None:
+def train(
+    trainer: Trainer[Any], material: Callable[[int], Movies | Means], whole: UNet3D, record: Record, out: Path
+) -> None:
     """Train to the end of the plan, or until interrupted.
 
-    Leaves the weights, a log and its curve beside them, and after an interruption the state to resume from.
+    Leaves the whole network, which the trainer's average is or is part of, a log and its curve beside it, and after an
+    interruption the state to resume from. material: makes what is learned from, as it is at a step.
     """
     plan, state_path = trainer.plan, out.with_suffix(".state")
     if state_path.exists():
         trainer.restore(torch.load(state_path, map_location=trainer.device, weights_only=True))
         print(f"resumed at step {trainer.step}", flush=True)
     stop = catch_interrupts()
-    pool = Pool(stream(plan, data, trainer.step, workers), plan.pool, trainer.device)
-    sampler = Sampler(pool, plan.seed + trainer.step)
-    patches = usable_patches(pool)
+    lessons = material(trainer.step)
     out.parent.mkdir(parents=True, exist_ok=True)
     losses, began, spent = [], time.monotonic(), trainer.seconds
     with open(out.with_suffix(".csv"), "a", newline="") as file:
         log = csv.writer(file)
         while trainer.progress() < 1 and not stop:
-            losses.append(trainer.train_step(next_batch(sampler, patches, plan.batch)))
+            losses.append(lessons.teach(trainer))
             if trainer.step % plan.refresh == 0:
-                pool.refresh()
+                lessons.refresh()
             trainer.seconds = spent + time.monotonic() - began
             if len(losses) == 100 or trainer.progress() >= 1:
                 loss = float(torch.stack(losses).mean())
@@ -134,8 +207,8 @@ def train(trainer: Trainer, data: str | None, out: Path, workers: int) -> None:
                     flush=True,
                 )
             if trainer.step % 1000 == 0:
-                save(trainer, data, out, state_path)
-    save(trainer, data, out, state_path)
+                save(trainer, whole, record, out, state_path)
+    save(trainer, whole, record, out, state_path)
     if trainer.progress() >= 1:
         state_path.unlink()
     draw_curve(out.with_suffix(".csv"), out.with_suffix(".png"))
@@ -143,10 +216,13 @@ def train(trainer: Trainer, data: str | None, out: Path, workers: int) -> None:
 
 def stream(plan: Plan, data: str | None, step: int, workers: int) -> Iterator[Tensor]:
     """Recordings in the seed's order, from where the step stands, made by worker processes."""
-    skipped = step // plan.refresh
-    endless = 1 << 40
-    dataset = FileRecordings(data, plan.seed, endless) if data else SimulatedRecordings(plan.seed, endless)
-    loader = DataLoader(dataset, batch_size=None, sampler=range(skipped, endless), num_workers=workers,
+    data_set = FileRecordings(data, plan.seed, ENDLESS) if data else SimulatedRecordings(plan.seed, ENDLESS)
+    return ordered(data_set, step // plan.refresh, workers)
+
+
+def ordered(recordings: Dataset[Item], first: int, workers: int) -> Iterator[Item]:
+    """All from the first on, in order, made by worker processes."""
+    loader = DataLoader(recordings, batch_size=None, sampler=range(first, ENDLESS), num_workers=workers,
                         prefetch_factor=2 if workers else None, worker_init_fn=one_thread)  # fmt: skip
     return iter(loader)
 
@@ -165,19 +241,19 @@ def catch_interrupts() -> list[int]:
     return caught
 
 
-def save(trainer: Trainer, data: str | None, out: Path, state_path: Path) -> None:
+def save(trainer: Trainer[Any], whole: UNet3D, record: Record, out: Path, state_path: Path) -> None:
     """The averaged weights with their record, and the state to resume from; each appears when complete."""
     record = {
         "plan": asdict(trainer.plan),
         "step": trainer.step,
         "seconds": round(trainer.seconds),
-        "data": data or "simulation.random_recording",
+        **record,
         "device": torch.cuda.get_device_name() if trainer.device.type == "cuda" else "cpu",
         "torch": str(torch.__version__),
         "commit": git_commit(),
     }
     weights, state = io.BytesIO(), io.BytesIO()
-    save_model(weights, trainer.average, record)
+    save_model(weights, whole, record)
     torch.save(trainer.state(), state)
     write_file(out, weights.getvalue())
     write_file(state_path, state.getvalue())
@@ -210,6 +286,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--movies", metavar="PATTERN", help='recordings to train on, e.g. "folder/**/*.tif"')
     data.add_argument("--simulate", action="store_true", help="train on simulated recordings")
+    data.add_argument("--means", action="store_true",
+                      help="train the network of the mean image alone, on simulated ones; needs --weights")  # fmt: skip
     parser.add_argument(
         "--out", type=Path, required=True, help="weights to write; .csv, .png and .state go beside them"
     )
@@ -237,6 +315,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.minutes is None and options.steps is None:
         parser.error("one of --minutes and --steps is needed")
+    if options.means and not options.weights:
+        parser.error("--means needs --weights: it trains a part of them")
     return options
 
 
@@ -255,7 +335,19 @@ def main(arguments: list[str] | None = None) -> None:
         options.refresh,
         network,
     )
-    train(Trainer(plan, device, start), options.movies, options.out, options.workers)
+    torch.manual_seed(plan.seed)
+    whole = start or UNet3D(plan.network).to(device)
+    record = {"data": options.movies or "simulation.random_recording"}
+    if options.means:
+        trainer: Trainer[Any] = Trainer(plan, whole.mean)
+        whole.mean = trainer.average
+        record = {"data": "simulation.random_frame_means", "from": read_checkpoint(options.weights)["record"]}
+        train(trainer, lambda step: Means(plan, step, options.workers, device), whole, record, options.out)
+    else:
+        trainer = Trainer(plan, whole)
+        whole = trainer.average
+        train(trainer, lambda step: Movies(plan, options.movies, step, options.workers, device), whole, record,
+              options.out)  # fmt: skip
 
 
 if __name__ == "__main__":
