@@ -1,4 +1,4 @@
-"""The network: a bias-free 3-D U-Net for the movie, told by a 2-D U-Net what stands still in it.
+"""The network: a bias-free 3-D U-Net for the movie, told by a 2-D U-Net what stands still in it, and one for its mean.
 
 Sources: 3-D U-Net (Cicek et al., MICCAI 2016); Noise2Void (Krull et al., CVPR 2019); convolutions without bias,
 so that the network scales with the noise (Mohan et al., ICLR 2020); pixel shuffle (Shi et al., CVPR 2016).
@@ -44,8 +44,7 @@ class UNetConfig:
 
     images: int = 5  # static context images, see denoise.context.Context
     channels: tuple[int, ...] = (64, 128, 192)  # of the 3-D U-Net, level by level
-    context_channels: tuple[int, ...] = (64, 96, 128)  # of the 2-D U-Net of the context, level by level
-    mean_channels: tuple[int, ...] = (64, 96, 128)  # of the 2-D U-Net of the mean image, level by level
+    context_channels: tuple[int, ...] = (64, 96, 128)  # of the 2-D U-Nets, level by level
     time_strides: tuple[int, ...] = (4, 2, 2)  # frames merged on entering each level
     bottom_blocks: int = 2  # residual blocks at the coarsest level
 
@@ -208,8 +207,8 @@ class MeanNet(ImageNet):
     """The temporal mean's error, from the mean image alone."""
 
     def __init__(self, config: UNetConfig) -> None:
-        super().__init__(2, config.mean_channels)
-        self.head = conv2(config.mean_channels[0], 4)
+        super().__init__(2, config.context_channels)
+        self.head = conv2(config.context_channels[0], 4)
         nn.init.zeros_(self.head.weight)  # start from "the mean has no error"
 
     def forward(self, mean: Tensor) -> Tensor:

@@ -111,13 +111,20 @@ class Lesson:
 
     def trial(self, model: UNet3D) -> float:
         """Seconds that a step takes, by the second of two on a copy that is thrown away."""
-        sampler, learner = Sampler(self.excerpt, seed=1), Learner(copy.deepcopy(model), RATE, AVERAGING)
+        sampler, learner = Sampler(self.excerpt, seed=1), learner_of(model)
         seconds = []
         for _ in range(2):
             start = time.monotonic()
             learner.learn(sampler.samples(self.patch, self.batch), 0.0)
             seconds.append(time.monotonic() - start)
         return seconds[-1]
+
+
+def learner_of(model: UNet3D) -> Learner[UNet3D]:
+    """Of a copy. The network of the mean image stays as it is: a movie has one mean, too little to learn from."""
+    learner = Learner(copy.deepcopy(model), RATE, AVERAGING)
+    learner.model.mean.requires_grad_(False)
+    return learner
 
 
 def adapt(
@@ -151,7 +158,7 @@ def learn(
 ) -> tuple[UNet3D, Tensor, int, str]:
     """The best network (the given one unless another errs less), its errors, the steps taken, and why they ended."""
     best, least, since = model, before, 0
-    learner = Learner(copy.deepcopy(model), RATE, AVERAGING)
+    learner = learner_of(model)
     every = max(1, plan.steps // plan.looks)
     while learner.step < plan.steps:
         if time.monotonic() > deadline:
@@ -190,7 +197,7 @@ def errors_of(model: UNet3D, checks: list[Samples]) -> Tensor:
     """Mean blind-spot error of each of the checks, in noise variances."""
     errors = []
     for samples in checks:
-        with autocast(samples.residual.device):
+        with autocast(samples.residual.device, samples.residual.shape[2]):
             prediction = model(samples.residual, samples.images, samples.standard_error)
         errors.append(blind_errors(prediction, samples.target, samples.scored))
     return torch.cat(errors).cpu()

@@ -25,7 +25,7 @@ PATCHES = (
 WHOLE = 32  # frames up to which a patch is the whole of its movie
 CLIP = 1.0  # norm of the gradient
 WARM_UP = 0.0125  # share of the learning over which the rate rises
-Net = TypeVar("Net", bound=nn.Module)  # predicts from what Samples hold, as model.UNet3D does
+Net = TypeVar("Net", bound=nn.Module)
 
 
 class Recordings(Protocol):
@@ -104,8 +104,8 @@ class Learner(Generic[Net]):
         )
 
     def learn(self, samples: Samples, progress: float) -> Tensor:
-        """One step on a batch; returns the mean squared error (a scalar on the device)."""
-        with autocast(self.device):
+        """One step of a network as model.UNet3D on a batch; returns the mean squared error (a scalar on the device)."""
+        with autocast(self.device, samples.residual.shape[2]):
             prediction = self.model(samples.residual, samples.images, samples.standard_error)
         return self.follow(blind_errors(prediction, samples.target, samples.scored), progress)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+SHORT = 48  # frames: three steps at the coarsest level of the network
+
 
 def precision(device: torch.device) -> torch.dtype:
     """bfloat16 or float16 where the processor computes in it, else float32."""
@@ -13,6 +15,11 @@ def precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """For learning: bfloat16 where there is it, else float32: float16 would need its gradients scaled."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision(device) == torch.bfloat16)
+def autocast(device: torch.device, frames: int) -> torch.autocast:
+    """For learning from so many frames: bfloat16 where there is it, else float32: float16 would need scaled gradients.
+
+    On a CPU from SHORT frames on: over one or two steps in time, oneDNN's (3.12) bfloat16 gradient of a 3-D convolution
+    with respect to its weights is wrong, partly memory that was never written.
+    """
+    able = precision(device) == torch.bfloat16 and (device.type != "cpu" or frames >= SHORT)
+    return torch.autocast(device.type, torch.bfloat16, enabled=able)

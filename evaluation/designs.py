@@ -19,14 +19,13 @@ import torch
 from denoise import inference, network
 from denoise.context import Context, ContextSums
 from denoise.inference import Settings, denoise_movie
-from denoise.learning import Sampler, next_batch, usable_patches
 from denoise.readout import Readout
 from evaluation.benchmark import WEIGHTS, ArrayMovie
 from evaluation.keyhole import close_sums, keyhole
 from evaluation.metrics import score
 from model import UNet3D, UNetConfig, load_model
 from simulation import FIRST_EVALUATION_SEED, LEVELS, challenge_scene, noisy
-from training.train import Plan, Pool, Trainer, stream
+from training.train import Movies, Plan, Trainer
 
 SMALL = UNetConfig(channels=(32, 64, 128), time_strides=(2, 2, 4))
 PLAN = Plan(seed=1, batch=32, rate=1e-3, pool=48, refresh=1, network=SMALL)
@@ -67,15 +66,14 @@ DESIGNS: dict[str, tuple[Plan, Callable[[Context], Context]]] = {
 
 def train(plan: Plan, seconds: float, device: torch.device) -> UNet3D:
     """The network of a plan after so many seconds."""
+    torch.manual_seed(plan.seed)
     trainer = Trainer(replace(plan, minutes=seconds / 60), UNet3D(plan.network).to(device))
-    workers = max(1, (os.cpu_count() or 2) - 1)
-    pool = Pool(stream(plan, None, 0, workers), plan.pool, device)
-    sampler, patches = Sampler(pool, plan.seed), usable_patches(pool)
+    lessons = Movies(plan, None, 0, max(1, (os.cpu_count() or 2) - 1), device)
     start = time.monotonic()
     while trainer.progress() < 1:
-        trainer.learn(next_batch(sampler, patches, plan.batch), trainer.progress())
+        lessons.teach(trainer)
         if trainer.step % plan.refresh == 0:
-            pool.refresh()
+            lessons.refresh()
         trainer.seconds = time.monotonic() - start
     return trainer.average.eval()
 

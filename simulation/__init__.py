@@ -1,6 +1,14 @@
 """Synthetic two-photon calcium movies with known truth: scenes, noise, recordings; numpy and scipy only."""
 
-from simulation.noise import LEVELS, FrameMeans, digitize, drop_rows, noisy, random_frame_means, random_recording
+from simulation.noise import (
+    LEVELS,
+    FrameMeans,
+    digitize,
+    drop_rows,
+    noisy,
+    random_frame_means,
+    random_recording,
+)
 from simulation.scene import (
     DIFFERENT_KINDS,
     FIRST_EVALUATION_SEED,

@@ -48,7 +48,7 @@ def model_of(scale: float = 0.3) -> UNet3D:
     torch.manual_seed(0)
     model = UNet3D(TINY)
     torch.nn.init.normal_(model.movie.head.weight, std=scale)
-    torch.nn.init.normal_(model.context.static.weight, std=scale)
+    torch.nn.init.normal_(model.mean.head.weight, std=scale)
     return model.eval().requires_grad_(False)
 
 

@@ -30,7 +30,7 @@ def tiny(seed: int = 0) -> UNet3D:
     torch.manual_seed(seed)
     model = UNet3D(TINY)
     torch.nn.init.normal_(model.movie.head.weight)
-    torch.nn.init.normal_(model.context.static.weight)
+    torch.nn.init.normal_(model.mean.head.weight)
     return model.eval().requires_grad_(False)
 
 
@@ -43,11 +43,20 @@ def test_any_size_comes_back(shape: tuple[int, int, int]) -> None:
 
 
 def test_output_scales_with_the_input() -> None:
-    """No bias anywhere: three times the movie and context, three times the prediction (Mohan et al., 2020)."""
+    """No bias: three times the movie and context, three times what moves (Mohan et al., 2020)."""
     model = tiny()
     residual, images = torch.randn(1, 1, 16, 16, 16), torch.randn(1, 5, 16, 16)
-    error = torch.ones(1, 1, 16, 16)
-    torch.testing.assert_close(model(3 * residual, 3 * images, error), 3 * model(residual, images, error))
+    once, thrice = (model.decode(n * residual, model.encode(n * images)[0]) for n in (1, 3))
+    torch.testing.assert_close(thrice, 3 * once)
+
+
+def test_the_mean_is_cleaned_by_itself_alone_and_by_its_noise() -> None:
+    """The other images do not count; and a signal three times as strong is no noise three times as strong."""
+    model = tiny()
+    images = torch.randn(1, 5, 16, 16)
+    others = torch.cat([images[:, :1], torch.randn(1, 4, 16, 16)], 1)
+    torch.testing.assert_close(model.encode(others)[1], model.encode(images)[1])
+    assert not torch.allclose(model.encode(3 * images)[1], 3 * model.encode(images)[1], rtol=0.01)
 
 
 def test_no_parameter_is_a_bias_and_nothing_is_a_running_statistic() -> None:

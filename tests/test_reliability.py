@@ -116,7 +116,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny network with random weights in its heads, so that its output depends on every voxel it sees."""
     torch.manual_seed(0)
     network = UNet3D(UNetConfig(channels=(8, 8), context_channels=(8, 8), time_strides=(2, 2)))
-    for head in (network.movie.head, network.context.static):
+    for head in (network.movie.head, network.mean.head):
         torch.nn.init.normal_(head.weight, std=0.02)
     path = tmp_path_factory.mktemp("weights") / "tiny.pth"
     save_model(path, network, {})

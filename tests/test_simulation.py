@@ -20,6 +20,7 @@ from simulation import (
     digitize,
     drop_rows,
     noisy,
+    random_frame_means,
     random_recording,
     random_scene,
 )
@@ -182,6 +183,14 @@ def ramp_scene(motion: np.ndarray, row_shift: float = 0.0) -> Scene:
     yy, xx = np.indices((14, 15), dtype=np.float32)
     nothing = np.zeros((0, 14, 15), np.float32), np.zeros((0, len(motion)), np.float32)
     return Scene(3 * yy + 5 * xx + 100, *nothing, np.ones(len(motion), np.float32), motion, 4, 0, row_shift)
+
+
+@pytest.mark.parametrize("frames", [1, 40])
+def test_frame_means_have_the_noise_of_so_many_frames(frames: int) -> None:
+    means = random_frame_means(np.random.default_rng(2), 60, frames, (40, 48))
+    assert means.means.shape == (60, 40, 48)
+    expected = (means.gain * means.means.mean() + means.read_variance) / frames
+    assert means.means.var(0, ddof=1).mean() == pytest.approx(expected, rel=0.05)
 
 
 def test_motion_moves_the_field() -> None:

@@ -8,13 +8,19 @@ import pytest
 import tifffile
 import torch
 
-from denoise.blindspot import blind_errors
-from denoise.learning import Sampler, next_batch, schedule, usable_patches
-from model import UNet3D, UNetConfig, load_model
-from training.recordings import FileRecordings, SimulatedRecordings
-from training.train import Plan, Pool, Trainer, main
+from denoise.blindspot import Samples, blind_errors, make_samples
+from denoise.learning import Learner, Sampler, next_batch, schedule, usable_patches
+from model import MeanNet, UNet3D, UNetConfig, load_model, save_model
+from simulation import FrameMeans
+from training.recordings import FileRecordings, SimulatedMeans, SimulatedRecordings
+from training.train import Means, Plan, Pool, Trainer, main, mean_sample
 
 TINY = UNetConfig(channels=(8, 8, 8), context_channels=(8, 8, 8), bottom_blocks=1)
+
+
+def network() -> UNet3D:
+    torch.manual_seed(0)
+    return UNet3D(TINY)
 
 
 @pytest.fixture
@@ -90,33 +96,57 @@ def flicker(count: int) -> list[torch.Tensor]:
 
 def test_blind_training_learns_what_a_voxel_cannot_tell() -> None:
     """The noise counts flicker as its own here: a mean errs by one such variance, a frame's neighbours know better."""
-    trainer = Trainer(Plan(steps=60, rate=1e-2, batch=1, network=TINY), torch.device("cpu"))
+    trainer = Trainer(Plan(steps=60, rate=1e-2, batch=1), network())
     sampler = Sampler(Pool(iter(flicker(3)), 3, torch.device("cpu")), 0)
-    errors = [float(trainer.train_step(sampler.samples((16, 32), 2))) for _ in range(60)]
+    errors = [float(trainer.learn(sampler.samples((16, 32), 2), trainer.progress())) for _ in range(60)]
     assert np.mean(errors[-10:]) < 0.75 * np.mean(errors[:5])
     assert trainer.progress() == 1
 
 
 def test_resuming_gives_back_the_state() -> None:
-    plan = Plan(steps=10, network=TINY)
-    trainer, other = (Trainer(plan, torch.device("cpu")) for _ in range(2))
+    plan = Plan(steps=10)
+    trainer, other = (Trainer(plan, network()) for _ in range(2))
     sampler = Sampler(Pool(iter(flicker(1)), 1, torch.device("cpu")), 0)
-    trainer.train_step(sampler.samples((4, 16), 1))
+    trainer.learn(sampler.samples((4, 16), 1), trainer.progress())
     other.restore(trainer.state())
     batch = sampler.samples((4, 16), 1)
     assert other.step == 1
     for mine, its in zip((trainer.model, trainer.average), (other.model, other.average)):
         assert all(torch.equal(one, two) for one, two in zip(mine.parameters(), its.parameters()))
-    assert float(trainer.train_step(batch)) == float(other.train_step(batch))
+    assert float(trainer.learn(batch, trainer.progress())) == float(other.learn(batch, other.progress()))
 
 
 def test_a_broken_batch_does_not_break_the_weights() -> None:
-    trainer = Trainer(Plan(steps=10, network=TINY), torch.device("cpu"))
+    trainer = Trainer(Plan(steps=10), network())
     sampler = Sampler(Pool(iter(flicker(1)), 1, torch.device("cpu")), 0)
     batch = sampler.samples((4, 16), 1)
     batch.target[:] = torch.inf
-    trainer.train_step(batch)
+    trainer.learn(batch, trainer.progress())
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("frames", [1, 16, 32, 48, 64])
+def test_gradients_are_those_of_float32_however_short_the_movie(
+    frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a processor with bfloat16; elsewhere both are float32."""
+    generator = torch.Generator().manual_seed(0)
+    movies = torch.randn(2, frames, 16, 16, generator=generator)
+    samples = make_samples(movies, 0, frames, (False, False), generator)
+    native = gradients(samples)
+    monkeypatch.setattr("denoise.precision.precision", lambda device: torch.float32)
+    for name, expected in gradients(samples).items():
+        assert float((native[name] - expected).norm()) <= 0.2 * float(expected.norm()), name
+
+
+def gradients(samples: Samples) -> dict[str, torch.Tensor]:
+    """Of the weights of the 3-D network, after one batch."""
+    model = UNet3D(TINY)
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    Learner(model, 0.0, 0.9).learn(samples, 0.0)
+    return {name: p.grad.clone() for name, p in model.movie.named_parameters() if p.grad is not None}
 
 
 def test_small_movies_get_small_patches() -> None:
@@ -136,3 +166,63 @@ def test_training_starts_at_the_mean() -> None:
     model = UNet3D(TINY)
     out = model(torch.randn(1, 1, 16, 8, 8), torch.randn(1, 5, 8, 8), torch.ones(1, 1, 8, 8))
     assert (out == 0).all()
+
+
+def test_of_the_frames_one_group_is_shown_and_the_others_are_the_target() -> None:
+    """By hand: 25 frames a group, noise of variance 4 a voxel: a standard error of 2 / 5 for what is shown."""
+    means = torch.tensor([10.0, 11, 12, 13])[:, None, None] + torch.arange(64.0).view(8, 8)
+    seen, hidden = mean_sample(means, 1, FrameMeans(means.numpy(), 25, 0.0, 4.0))
+    black = 11 + 1  # the second darkest of 64 pixels
+    torch.testing.assert_close(seen, (means[1] - black) / 0.4)
+    torch.testing.assert_close(hidden, ((means[0] + means[2] + means[3]) / 3 - black) / 0.4)
+
+
+def test_the_mean_of_a_single_frame_has_the_noise_that_its_pixels_show() -> None:
+    noise = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
+    seen, _ = mean_sample(100 + 3 * noise, 0, FrameMeans(noise.numpy(), 1, 50.0, 50.0))
+    assert float(seen.std()) == pytest.approx(1, abs=0.05)
+
+
+def test_the_network_of_the_mean_learns_from_means_alone() -> None:
+    """Stripes in noise: eight groups of frames err by 1 + 1 / 7 as they are, and hardly more than 1 / 7 when cleaned."""
+    torch.manual_seed(0)
+    lessons = Means.__new__(Means)
+    lessons.plan, lessons.device = Plan(batch=4), torch.device("cpu")
+    lessons.random = torch.Generator().manual_seed(0)
+    stripes = 3.0 * (np.arange(32) // 4 % 2) * np.ones((8, 32, 1))
+    rng = np.random.default_rng(0)
+    lessons.recordings = [
+        FrameMeans((stripes + rng.standard_normal((8, 32, 32))).astype(np.float32), 4, 0.0, 4.0)
+        for _ in range(4)
+    ]
+    trainer = Trainer(Plan(steps=80, rate=3e-3), MeanNet(TINY))
+    errors = [float(lessons.teach(trainer)) for _ in range(80)]
+    assert np.mean(errors[:2]) == pytest.approx(1 + 1 / 7, rel=0.1)
+    assert np.mean(errors[-10:]) < 0.75
+
+
+def test_training_on_means_changes_that_network_alone(tmp_path: Path) -> None:
+    before, after = tmp_path / "movie.pth", tmp_path / "all.pth"
+    save_model(before, network(), {"step": 5})
+    main(["--means", "--weights", str(before), "--out", str(after), "--steps", "2", "--batch", "1", "--pool", "2",
+          "--refresh", "1", "--workers", "0", "--device", "cpu"])  # fmt: skip
+    one, two = (load_model(path, torch.device("cpu")).state_dict() for path in (before, after))
+    changed = {name.split(".")[0] for name in one if not torch.equal(one[name], two[name])}
+    assert changed == {"mean"}
+    record = torch.load(after, weights_only=True)["record"]
+    assert record["step"] == 2
+    assert record["from"] == {"step": 5}
+
+
+def test_training_on_means_asks_for_the_weights_that_it_completes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--means", "--out", str(tmp_path / "w.pth"), "--steps", "1"])
+    assert "--means needs --weights" in capsys.readouterr().err
+
+
+def test_simulated_means_are_the_seeds_own_and_of_many_lengths() -> None:
+    items = [SimulatedMeans(3, 10)[n] for n in range(6)]
+    assert np.array_equal(items[2].means, SimulatedMeans(3, 10)[2].means)
+    assert len({item.frames for item in items}) > 3
