@@ -195,6 +195,7 @@ class Window:
 
 IMAGE_WINDOW = Window((8, 8), (1, 1))
 FOOTPRINT_WINDOW = Window((8, 8), (2, 2))
+BAND_PIXELS = 1 << 18  # of an image cleaned at once, which takes half a kilobyte for each
 COURSE_WINDOW = Window((32, 1), (8, 1))  # frames
 
 
@@ -223,8 +224,18 @@ def clean(images: Tensor, pilots: Tensor, window: Window) -> Tensor:
 
 
 def clean_image(image: Tensor, pilot: Tensor, deviation: Tensor | float) -> Tensor:
-    """An image (Y, X) in noise of a deviation, cleaned by the help of a pilot (Y, X)."""
-    return clean((image / deviation)[None], (pilot / deviation)[None], IMAGE_WINDOW)[0] * deviation
+    """An image (Y, X) in noise of a deviation, cleaned by the help of a pilot (Y, X): in bands, to spare memory."""
+    image, pilot = image / deviation, pilot / deviation
+    height, width = image.shape
+    halo = IMAGE_WINDOW.size[0] - 1
+    band = max(1, BAND_PIXELS // width)
+    cleaned = []
+    for top in range(0, height, band):
+        above = min(halo, top)
+        rows = slice(top - above, top + band + halo)
+        part = clean(image[None, rows], pilot[None, rows], IMAGE_WINDOW)[0]
+        cleaned.append(part[above : above + band])
+    return torch.cat(cleaned) * deviation
 
 
 def cosines(size: int) -> Tensor:

@@ -19,6 +19,7 @@ from denoise.readout import (
     Readout,
     Window,
     clean,
+    clean_image,
     cosines,
     excess,
     give_back,
@@ -197,6 +198,16 @@ def test_images_are_cleaned_one_by_one() -> None:
     together = clean(seen, pilots, IMAGE_WINDOW)
     for one, image, pilot in zip(together, seen, pilots):
         assert torch.allclose(clean(image[None], pilot[None], IMAGE_WINDOW)[0], one, atol=1e-5)
+
+
+@given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 30))
+def test_bands_of_an_image_have_no_seams(height: int, width: int, band: int) -> None:
+    seen = 3 * normal(height, width)
+    pilot = seen + normal(height, width, seed=1)
+    whole = 2 * clean(seen[None] / 2, pilot[None] / 2, IMAGE_WINDOW)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("denoise.readout.BAND_PIXELS", band * width)
+        assert torch.allclose(clean_image(seen, pilot, 2.0), whole, atol=1e-4)
 
 
 def test_the_cosine_transform_is_orthonormal() -> None:
