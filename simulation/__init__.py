@@ -6,6 +6,7 @@ from simulation.noise import (
     digitize,
     drop_rows,
     noisy,
+    random_footprints,
     random_frame_means,
     random_recording,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "digitize",
     "drop_rows",
     "noisy",
+    "random_footprints",
     "random_frame_means",
     "random_recording",
     "random_scene",

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
 
 from simulation.scene import Size, random_scene
 
 LEVELS = {1: (28.0, 2500.0), 2: (249.0, 2700.0), 3: (991.0, 3700.0)}  # level: (gain, read variance)
 MANY_PHOTONS = 30.0  # from here on a skewed Gaussian stands for the Poisson distribution (third moment kept)
 MOMENTS = 32  # frames of a scene whose mean stands for that of a whole recording
+NEIGHBOURHOOD = 5  # pixels over whose mean brightness the noise is taken
+STRENGTHS = (20.0, 1500.0)  # of footprints, in noise deviations; weaker ones are not told from noise
 BLOCK = 16  # frames drawn at once: small enough for the processor's cache
 
 
@@ -122,10 +125,32 @@ def random_frame_means(rng: np.random.Generator, groups: int, frames: int, size:
     clean *= np.float32(_digital_mean(rng) / max(float(clean.mean()), 1e-6))
     gain, read_variance = _random_noise(rng, clean)
     every = np.repeat(clean, groups, axis=0)
-    means = noisy(
-        every, gain / frames, read_variance / frames, rng, row_correlation=_random_row_correlation(rng)
-    )
+    shared = _random_row_correlation(rng)
+    means = noisy(every, gain / frames, read_variance / frames, rng, row_correlation=shared)
     return FrameMeans(means, frames, gain, read_variance)
+
+
+def random_footprints(rng: np.random.Generator, groups: int, size: Size) -> NDArray[np.float32]:
+    """A footprint as each of several groups of frames shows it (groups, Y, X), in noise of variance 1.
+
+    What frames sum up to when they are weighted by a time course: about half of a random scene's sources, with either
+    sign and in units of the noise of where they are, and the scene's edges where it moves.
+    """
+    scene = random_scene(rng, MOMENTS, size)
+    clean = scene.clean().mean(0)  # (Y, X)
+    gain, read_variance = _random_noise(rng, clean[None])
+    weights = rng.standard_normal(len(scene.footprints)) * rng.lognormal(0, 0.7, len(scene.footprints))
+    weights *= rng.random(len(weights)) < 0.5
+    inner = slice(scene.margin, -scene.margin or None)
+    footprint = np.tensordot(weights.astype(np.float32), scene.footprints[:, inner, inner], 1)
+    if scene.margin:
+        footprint += rng.normal(0, 0.1) * np.gradient(clean, axis=int(rng.integers(2)))
+    footprint /= np.sqrt(gain * uniform_filter(clean, NEIGHBOURHOOD) + read_variance)
+    strength = np.exp(rng.uniform(*np.log(STRENGTHS)))  # root of the sum of squares in 32 x 32 pixels
+    footprint *= strength / 32 / max(float(np.sqrt(np.mean(np.square(footprint)))), 1e-6)
+    noise = rng.standard_normal((groups, *footprint.shape), np.float32)
+    shared = _random_row_correlation(rng)
+    return footprint.astype(np.float32) + (_along_rows(noise, shared) if shared else noise)
 
 
 def _random_row_correlation(rng: np.random.Generator) -> float:

@@ -20,6 +20,7 @@ from simulation import (
     digitize,
     drop_rows,
     noisy,
+    random_footprints,
     random_frame_means,
     random_recording,
     random_scene,
@@ -191,6 +192,14 @@ def test_frame_means_have_the_noise_of_so_many_frames(frames: int) -> None:
     assert means.means.shape == (60, 40, 48)
     expected = (means.gain * means.means.mean() + means.read_variance) / frames
     assert means.means.var(0, ddof=1).mean() == pytest.approx(expected, rel=0.05)
+
+
+def test_footprints_stand_out_of_noise_of_variance_one() -> None:
+    footprints = random_footprints(np.random.default_rng(1), 60, (64, 48))
+    assert footprints.shape == (60, 64, 48)
+    assert footprints.var(0, ddof=1).mean() == pytest.approx(1, rel=0.05)
+    strength = 32 * np.sqrt(np.square(footprints.mean(0)).mean() - 1 / 60)
+    assert 20 < strength < 1500
 
 
 def test_motion_moves_the_field() -> None:

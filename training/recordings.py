@@ -11,19 +11,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from denoise.movies import open_movie
 from denoise.normalization import Percentiles
-from simulation import FrameMeans, random_frame_means, random_recording
+from simulation import FrameMeans, random_footprints, random_frame_means, random_recording
 
 LENGTHS = (64, 700)  # frames of a simulated recording, drawn log-uniformly
 SIZES = (96, 160)  # pixels of its sides
 GROUPS = 8  # of the frames of a recording of which means are taken
 GROUP_FRAMES = (1, 1500)  # in each, drawn log-uniformly
 SIDE = 128  # pixels of a mean image
+FOOTPRINTS = 0.5  # share of the images that are footprints, not the mean
 CHUNK = 512  # frames of a file that make one item
+
+Means = (
+    FrameMeans | NDArray[np.float32]
+)  # of the frames, or a footprint (groups, Y, X) in noise of variance 1
 
 
 def normalized(frames: np.ndarray) -> Tensor:
@@ -49,8 +55,8 @@ class SimulatedRecordings(Dataset[Tensor]):
         return normalized(random_recording(rng, frames, (height, width)))
 
 
-class SimulatedMeans(Dataset[FrameMeans]):
-    """Item i of a seed is always the same recording, reduced to the means of GROUPS groups of its frames."""
+class SimulatedMeans(Dataset[Means]):
+    """Item i of a seed is always the same recording, reduced to what GROUPS groups of its frames show of an image."""
 
     def __init__(self, seed: int, length: int) -> None:
         self.seed, self.length = seed, length
@@ -58,8 +64,10 @@ class SimulatedMeans(Dataset[FrameMeans]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> FrameMeans:
+    def __getitem__(self, index: int) -> Means:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, index]))
+        if rng.random() < FOOTPRINTS:
+            return random_footprints(rng, GROUPS, SIDE)
         frames = int(np.exp(rng.uniform(*np.log(GROUP_FRAMES))))
         return random_frame_means(rng, GROUPS, frames, SIDE)
 

@@ -4,10 +4,10 @@ One story: a pool of noisy recordings on the device, refreshed all the time; a b
 movie of its own (its context computed without the hidden voxels); one step; a moving average of the weights is what
 is saved. The learning itself is denoise.learning.
 
-`--means` trains the network of the mean image alone, and far further than hidden voxels of a movie could: their noise is
-a thousand times that of a mean. Of the frames of a recording all but one group is hidden; from the mean of that group
-the network predicts the mean of the hidden ones. Frames share no noise, so this is Noise2Void with whole frames as
-blind spot.
+`--means` trains the network of means alone, and far further than hidden voxels of a movie could: their noise is a
+thousand times that of a mean. The frames of a recording are dealt out to groups, and all groups but one are hidden; from
+what that one shows the network predicts what the hidden ones show. Frames share no noise, so this is Noise2Void with
+whole frames as blind spot. Half of the images are the mean, half footprints: means weighted by a time course.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from denoise.context import dropped_rows, inverse, noise_map, signal_image, spat
 from denoise.learning import Learner, Net, Sampler, next_batch, usable_patches
 from model import MeanNet, UNet3D, UNetConfig, load_model, read_checkpoint, save_model
 from simulation import FrameMeans
-from training.recordings import FileRecordings, SimulatedMeans, SimulatedRecordings
+from training.recordings import FileRecordings, Means, SimulatedMeans, SimulatedRecordings
 
 ENDLESS = 1 << 40  # recordings in a stream
 Item = TypeVar("Item")
@@ -95,8 +95,8 @@ class Movies:
         self.pool.refresh()
 
 
-class Means:
-    """Batches of mean images, each of one group of the frames of a recording; the other groups are hidden."""
+class Images:
+    """Batches of images as one group of a recording's frames shows them; the other groups are hidden."""
 
     def __init__(self, plan: Plan, step: int, workers: int, device: torch.device) -> None:
         self.plan, self.device, self.oldest = plan, device, 0
@@ -107,20 +107,17 @@ class Means:
     def draw(self, below: int) -> int:
         return int(torch.randint(below, (1,), generator=self.random))
 
-    def sample(self) -> tuple[Tensor, Tensor]:
-        """What the network sees and what it has to predict (1, Y, X), in standard errors of what it sees."""
+    def sample(self) -> Tensor:
+        """What the network sees and what it has to predict (2, 1, Y, X), in standard errors of what it sees."""
         recording = self.recordings[self.draw(len(self.recordings))]
-        means = torch.from_numpy(recording.means)
-        means = means.flip([axis for axis in (1, 2) if self.draw(2)])
-        means = means.transpose(1, 2) if self.draw(2) else means
-        seen, hidden = mean_sample(means, self.draw(len(means)), recording)
-        return seen[None].to(self.device), hidden[None].to(self.device)
+        groups = len(recording.means if isinstance(recording, FrameMeans) else recording)
+        sample = torch.stack(shown_and_hidden(recording, self.draw(groups)))
+        sample = sample.flip([axis for axis in (1, 2) if self.draw(2)])
+        return (sample.transpose(1, 2) if self.draw(2) else sample)[:, None].to(self.device)
 
     def teach(self, trainer: Trainer[MeanNet]) -> Tensor:
         """One step; returns the mean squared error (a scalar on the device)."""
-        seen, hidden = (
-            torch.stack(images) for images in zip(*(self.sample() for _ in range(self.plan.batch)))
-        )
+        seen, hidden = torch.stack([self.sample() for _ in range(self.plan.batch)], 1)
         errors = (seen + trainer.model(seen) - hidden).square().mean((1, 2, 3))
         return trainer.follow(errors, trainer.progress())
 
@@ -130,17 +127,21 @@ class Means:
         self.oldest = (self.oldest + 1) % len(self.recordings)
 
 
-def mean_sample(means: Tensor, shown: int, recording: FrameMeans) -> tuple[Tensor, Tensor]:
-    """Of means (groups, Y, X) the one that is shown, and that of all others; (Y, X) each, as the context holds a mean.
+def shown_and_hidden(recording: Means, shown: int) -> tuple[Tensor, Tensor]:
+    """What one group of frames shows, and the mean of what all others do: (Y, X) each.
 
-    Both are relative to the darkest pixels of the mean that is shown, in units of its standard error.
+    As the context holds a mean: relative to the darkest pixels of what is shown, in units of its standard error.
     """
-    seen, root = means[shown], recording.frames**0.5
+    means = torch.from_numpy(recording.means if isinstance(recording, FrameMeans) else recording)
+    seen = means[shown]
+    hidden = (means.sum(0) - seen) / (len(means) - 1)
+    if not isinstance(recording, FrameMeans):
+        return seen, hidden
+    gain, read_variance, root = recording.gain, recording.read_variance, recording.frames**0.5
     if recording.frames == 1:
         noise = noise_map(seen, torch.zeros(()), spatial_noise_variance(seen))
     else:
-        noise = noise_map(seen, torch.tensor(recording.gain), torch.tensor(recording.read_variance))
-    hidden = (means.sum(0) - seen) / (len(means) - 1)
+        noise = noise_map(seen, torch.tensor(gain), torch.tensor(read_variance))
     signal = signal_image(seen, noise, root)
     return signal, signal + (hidden - seen) * inverse(noise) * root
 
@@ -175,7 +176,11 @@ class Trainer(Learner[Net]):
 
 
 def train(
-    trainer: Trainer[Any], material: Callable[[int], Movies | Means], whole: UNet3D, record: Record, out: Path
+    trainer: Trainer[Any],
+    material: Callable[[int], Movies | Images],
+    whole: UNet3D,
+    record: Record,
+    out: Path,
 ) -> None:
     """Train to the end of the plan, or until interrupted.
 
@@ -287,7 +292,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     data.add_argument("--movies", metavar="PATTERN", help='recordings to train on, e.g. "folder/**/*.tif"')
     data.add_argument("--simulate", action="store_true", help="train on simulated recordings")
     data.add_argument("--means", action="store_true",
-                      help="train the network of the mean image alone, on simulated ones; needs --weights")  # fmt: skip
+                      help="train the network of means alone, on simulated ones; needs --weights")  # fmt: skip
     parser.add_argument(
         "--out", type=Path, required=True, help="weights to write; .csv, .png and .state go beside them"
     )
@@ -341,8 +346,11 @@ def main(arguments: list[str] | None = None) -> None:
     if options.means:
         trainer: Trainer[Any] = Trainer(plan, whole.mean)
         whole.mean = trainer.average
-        record = {"data": "simulation.random_frame_means", "from": read_checkpoint(options.weights)["record"]}
-        train(trainer, lambda step: Means(plan, step, options.workers, device), whole, record, options.out)
+        record = {
+            "data": "simulation.random_frame_means and random_footprints",
+            "from": read_checkpoint(options.weights)["record"],
+        }
+        train(trainer, lambda step: Images(plan, step, options.workers, device), whole, record, options.out)
     else:
         trainer = Trainer(plan, whole)
         whole = trainer.average
