@@ -228,8 +228,14 @@ def stream(plan: Plan, data: str | None, step: int, workers: int) -> Iterator[Te
 def ordered(recordings: Dataset[Item], first: int, workers: int) -> Iterator[Item]:
     """All from the first on, in order, made by worker processes."""
     loader = DataLoader(recordings, batch_size=None, sampler=range(first, ENDLESS), num_workers=workers,
-                        prefetch_factor=2 if workers else None, worker_init_fn=one_thread)  # fmt: skip
+                        prefetch_factor=2 if workers else None, worker_init_fn=one_thread,
+                        collate_fn=as_it_is)  # fmt: skip
     return iter(loader)
+
+
+def as_it_is(item: Item) -> Item:
+    """A loader would make tensors of arrays."""
+    return item
 
 
 def one_thread(_: int) -> None:
