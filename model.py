@@ -204,17 +204,20 @@ class ContextNet(ImageNet):
 
 
 class MeanNet(ImageNet):
-    """The temporal mean's error, from the mean image alone."""
+    """The error of an image that many frames add up to: the temporal mean, or a footprint, weighted by a time course."""
 
     def __init__(self, config: UNetConfig) -> None:
-        super().__init__(2, config.context_channels)
+        super().__init__(3, config.context_channels)
         self.head = conv2(config.context_channels[0], 4)
         nn.init.zeros_(self.head.weight)  # start from "the mean has no error"
 
-    def forward(self, mean: Tensor) -> Tensor:
-        """(B, 1, Y, X) in units of its standard error -> what has to be added to it."""
-        known = torch.ones_like(mean)  # the noise's deviation: without a bias nothing else would tell it
-        finest, *_ = self.levels(torch.cat([mean, known], 1))
+    def forward(self, means: Tensor, guide: Tensor) -> Tensor:
+        """(B, 1, Y, X) in units of their standard error -> what has to be added to them.
+
+        guide (B, 1, Y, X): to a footprint the temporal mean, in units of the noise of one frame; to the mean zeros.
+        """
+        known = torch.ones_like(means)  # the noise's deviation: without a bias nothing else would tell it
+        finest, *_ = self.levels(torch.cat([means, known, guide], 1))
         return depth_to_space(self.head(F.relu(finest)), (2, 2))
 
 
@@ -310,11 +313,17 @@ class UNet3D(nn.Module):
 
         In float32 always: these images hold values up to thousands of noise units, and cost next to nothing.
         """
-        *_, height, width = images.shape
         with torch.autocast(images.device.type, enabled=False):
-            padded = pad_to_grid(images.float(), self.config.grid[1:], "replicate")
-            features, static = self.context(padded), self.mean(padded[:, :1])
-        return features, static[..., :height, :width]
+            features = self.context(pad_to_grid(images.float(), self.config.grid[1:], "replicate"))
+            mean = images[:, :1].float()
+            static = self.error_of_means(mean, torch.zeros_like(mean))
+        return features, static
+
+    def error_of_means(self, means: Tensor, guide: Tensor) -> Tensor:
+        """What `MeanNet` says of images (B, 1, Y, X) of any size."""
+        height, width = means.shape[-2:]
+        padded = (pad_to_grid(x, self.config.grid[1:], "replicate") for x in (means, guide))
+        return self.mean(*padded)[..., :height, :width]
 
     def decode(self, residual: Tensor, features: Sequence[Tensor]) -> Tensor:
         """What moves: (B, 1, T, Y, X) with the features of the same Y, X region -> (B, 1, T, Y, X) float32."""

@@ -197,7 +197,7 @@ def errors_of(model: UNet3D, checks: list[Samples]) -> Tensor:
     """Mean blind-spot error of each of the checks, in noise variances."""
     errors = []
     for samples in checks:
-        with autocast(samples.residual.device, samples.residual.shape[2]):
+        with autocast(samples.residual.device):
             prediction = model(samples.residual, samples.images, samples.standard_error)
         errors.append(blind_errors(prediction, samples.target, samples.scored))
     return torch.cat(errors).cpu()

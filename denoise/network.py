@@ -19,7 +19,7 @@ from torch import Tensor
 
 from denoise.context import Context
 from denoise.limits import free_memory
-from denoise.precision import precision
+from denoise.precision import autocast, precision
 from denoise.tiling import Span, tile_axis, tile_grid
 from model import MovieNet, Past, UNet3D, Waiting, pad_to_grid
 
@@ -97,6 +97,7 @@ class Network:
         self.device = next(model.parameters()).device
         self.notes: list[str] = []  # what had to be done otherwise than planned
         images, standard_error = (x[None].to(self.device) for x in (context.images, context.standard_error))
+        self.guide = images[0, 0] * images[0, -1]  # (Y, X), the mean in units of the noise of one frame
         images = pad_to_grid(images, model.config.grid[1:], "replicate")
         self.features, static = model.encode(images)
         self.size = height, width = context.mean.shape[-2], context.mean.shape[-1]
@@ -104,6 +105,13 @@ class Network:
             0
         ].cpu()  # (1, Y, X), in units of the noise
         self.geometry = fitting(model, (1 << 30, height, width))
+
+    def cleaned(self, footprints: Tensor, where: Sequence[slice]) -> Tensor:
+        """Footprints (K, y, x) in noise of variance 1, at (Y, X) slices of the frame: what the network makes of them."""
+        guide = self.guide[where[0], where[1]].expand(footprints.shape)
+        with autocast(self.device):
+            error = self.model.error_of_means(footprints[:, None].to(self.device), guide[:, None])
+        return footprints + error[:, 0].to(footprints)
 
     def streams(self) -> list[Stream]:
         """One for each tile, with nothing seen yet."""

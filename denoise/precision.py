@@ -15,11 +15,11 @@ def precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
 
 
-def autocast(device: torch.device, frames: int) -> torch.autocast:
-    """For learning from so many frames: bfloat16 where there is it, else float32: float16 would need scaled gradients.
+def autocast(device: torch.device, learned_frames: int = SHORT) -> torch.autocast:
+    """bfloat16 where there is it, else float32, where float16 will not do: it would need gradients to be scaled.
 
-    On a CPU from SHORT frames on: over one or two steps in time, oneDNN's (3.12) bfloat16 gradient of a 3-D convolution
-    with respect to its weights is wrong, partly memory that was never written.
+    Learning from fewer than SHORT frames takes float32 on a CPU: over one or two steps in time, oneDNN's (3.12) bfloat16
+    gradient of a 3-D convolution with respect to its weights is wrong, partly memory that was never written.
     """
-    able = precision(device) == torch.bfloat16 and (device.type != "cpu" or frames >= SHORT)
+    able = precision(device) == torch.bfloat16 and (device.type != "cpu" or learned_frames >= SHORT)
     return torch.autocast(device.type, torch.bfloat16, enabled=able)

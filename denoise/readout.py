@@ -26,7 +26,7 @@ al., IEEE TIP 2007, second step of BM3D); prediction and measurement by inverse 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,9 @@ from torch import Tensor
 from denoise.blindspot import neighbour_correlations
 from denoise.context import Context, inverse
 from denoise.tiling import tile_axis, tile_grid
+
+# Footprints (K, y, x) in noise of variance 1, at (Y, X) slices of the frame -> the same without the noise
+Cleaner = Callable[[Tensor, Sequence[slice]], Tensor]
 
 BLOCK = 32  # pixels: side of a block, a few cells
 SHARED = 12  # pixels that neighbouring blocks share
@@ -59,10 +62,11 @@ SAME = 1e-3  # share of the frames' noise below which their mean is the movie's
 class Readout:
     """Turns what the network says of one movie into its denoised frames; everything in units of the noise.
 
-    static (1, Y, X): what the network adds to the temporal mean.
+    static (1, Y, X): what the network adds to the temporal mean. cleaner: what it makes of footprints.
     """
 
-    def __init__(self, context: Context, static: Tensor) -> None:
+    def __init__(self, context: Context, static: Tensor, cleaner: Cleaner) -> None:
+        self.cleaner = cleaner
         self.error = context.standard_error[0]  # (Y, X), of the mean
         per_noise = inverse(context.noise)
         image = (context.mean - context.mean.mean()) * per_noise
@@ -79,7 +83,7 @@ class Readout:
         # 0 stands for a missing voxel
         recording = torch.where(residual == 0, prediction, residual, out=residual)
         mean = static + self.drift(recording.mean(0), prediction.mean(0), len(recording))
-        frames = significant(prediction, recording, noise).add_(mean)
+        frames = significant(prediction, recording, noise, self.cleaner).add_(mean)
         return give_back(frames, recording, gain)
 
     def drift(self, seen: Tensor, said: Tensor, frames: int) -> Tensor:
@@ -99,7 +103,7 @@ def smooth_noise(residual: Tensor) -> float:
     return math.prod(1 + 2 * max(0.0, correlation) for correlation in shared) ** 0.5
 
 
-def significant(prediction: Tensor, recording: Tensor, noise: float) -> Tensor:
+def significant(prediction: Tensor, recording: Tensor, noise: float, cleaner: Cleaner) -> Tensor:
     """Of a prediction (T, Y, X), what stands out of the noise of the recording (T, Y, X); of temporal mean 0.
 
     It takes the prediction's place. noise: the deviation of its smooth part, see `smooth_noise`.
@@ -116,7 +120,7 @@ def significant(prediction: Tensor, recording: Tensor, noise: float) -> Tensor:
                 centred(movie[:, row.slice, column].flatten(1)) for movie in (prediction, recording)
             )
             part = kept[..., column]
-            block = significant_patterns(said, seen, part.shape[1:], noise).view(part.shape)
+            block = significant_patterns(said, seen, (row.slice, column), noise, cleaner).view(part.shape)
             part += block.mul_(torch.from_numpy(weights).to(kept.device))
         own = end - row.start
         prediction[:, row.start : end] = kept[:, :own]  # no other block needs them
@@ -128,8 +132,10 @@ def centred(block: Tensor) -> Tensor:
     return block - block.mean(0)
 
 
-def significant_patterns(prediction: Tensor, recording: Tensor, sides: Sequence[int], noise: float) -> Tensor:
-    """The same for one block (T, P) of (Y, X) = sides."""
+def significant_patterns(
+    prediction: Tensor, recording: Tensor, where: Sequence[slice], noise: float, cleaner: Cleaner
+) -> Tensor:
+    """The same for one block (T, P), at (Y, X) slices of the frame."""
     edge = noise * noise_edge(*prediction.shape)
     count = PATTERNS
     u, v, found = patterns(prediction, recording, count)
@@ -138,24 +144,32 @@ def significant_patterns(prediction: Tensor, recording: Tensor, sides: Sequence[
         u, v, found = patterns(prediction, recording, count)
     kept = found > edge
     course = u[:, kept] * (found[kept].square() - edge**2).sqrt()
-    return read_again(course, v[:, kept], recording, sides, noise)
+    return read_again(course, v[:, kept], recording, where, noise, cleaner)
 
 
 def read_again(
-    course: Tensor, footprint: Tensor, recording: Tensor, sides: Sequence[int], noise: float
+    course: Tensor,
+    footprint: Tensor,
+    recording: Tensor,
+    where: Sequence[slice],
+    noise: float,
+    cleaner: Cleaner,
 ) -> Tensor:
     """What time courses (T, K) and orthonormal footprints (P, K) hold, read anew in the recording (T, P): (T, P).
 
     First the courses under the footprints, then the footprints under the courses, each cleaned by the help of what it
-    was: the network has missed fast changes and fine structure. sides: (Y, X) of the block.
+    was, footprints also by what the network of means makes of them: the network of movies has missed fast changes and
+    fine structure. where: (Y, X) slices of the frame.
     """
     if not course.shape[1]:
         return torch.zeros_like(recording)
     seen = recording @ footprint
     course = noise * clean(seen.mT[..., None] / noise, course.mT[..., None] / noise, COURSE_WINDOW)[..., 0].mT
     course, mixed = torch.linalg.qr(course)
+    sides = [s.stop - s.start for s in where]
     seen, expected = (x.mT.unflatten(1, sides) / noise for x in (recording.mT @ course, footprint @ mixed.mT))
-    return course @ (noise * clean(seen, expected, FOOTPRINT_WINDOW)).flatten(1)
+    pilot = (expected + cleaner(seen, where)) / 2
+    return course @ (noise * clean(seen, pilot, FOOTPRINT_WINDOW)).flatten(1)
 
 
 def noise_edge(frames: int, pixels: int) -> float:

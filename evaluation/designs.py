@@ -19,7 +19,7 @@ import torch
 from denoise import inference, network
 from denoise.context import Context, ContextSums
 from denoise.inference import Settings, denoise_movie
-from denoise.readout import Readout
+from denoise.readout import Cleaner, Readout
 from evaluation.benchmark import WEIGHTS, ArrayMovie
 from evaluation.keyhole import close_sums, keyhole
 from evaluation.metrics import score
@@ -126,7 +126,7 @@ def compare_overlaps(model: UNet3D, scenes: int) -> None:
 class AsPredicted(Readout):
     """What the network says, as it is."""
 
-    def __init__(self, context: Context, static: torch.Tensor) -> None:
+    def __init__(self, context: Context, static: torch.Tensor, cleaner: Cleaner) -> None:
         self.said = static
 
     def frames(self, residual: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:

@@ -117,7 +117,7 @@ def denoise(movie: np.ndarray, net: KeyholeNet) -> np.ndarray:
     residual = context.whiten(frames)  # (T, Y, X)
     output = torch.zeros_like(residual)
     for span in tile_axis(len(residual), SLAB, OVERLAP, 2):
-        with autocast(residual.device, len(residual)):
+        with autocast(residual.device):
             answer = net(residual[None, None, span.slice])[0, 0]
         output[span.slice] += answer * torch.from_numpy(span.weights)[:, None, None]
     return context.restore(output).numpy()

@@ -2,6 +2,7 @@
 
 from simulation.noise import (
     LEVELS,
+    Footprints,
     FrameMeans,
     digitize,
     drop_rows,
@@ -23,6 +24,7 @@ __all__ = [
     "DIFFERENT_KINDS",
     "FIRST_EVALUATION_SEED",
     "LEVELS",
+    "Footprints",
     "FrameMeans",
     "Scene",
     "challenge_scene",

@@ -17,6 +17,7 @@ LEVELS = {1: (28.0, 2500.0), 2: (249.0, 2700.0), 3: (991.0, 3700.0)}  # level: (
 MANY_PHOTONS = 30.0  # from here on a skewed Gaussian stands for the Poisson distribution (third moment kept)
 MOMENTS = 32  # frames of a scene whose mean stands for that of a whole recording
 NEIGHBOURHOOD = 5  # pixels over whose mean brightness the noise is taken
+DARKEST = 0.03  # quantile of a mean image from which it is counted
 STRENGTHS = (20.0, 1500.0)  # of footprints, in noise deviations; weaker ones are not told from noise
 BLOCK = 16  # frames drawn at once: small enough for the processor's cache
 
@@ -130,27 +131,38 @@ def random_frame_means(rng: np.random.Generator, groups: int, frames: int, size:
     return FrameMeans(means, frames, gain, read_variance)
 
 
-def random_footprints(rng: np.random.Generator, groups: int, size: Size) -> NDArray[np.float32]:
-    """A footprint as each of several groups of frames shows it (groups, Y, X), in noise of variance 1.
+@dataclass(frozen=True)
+class Footprints:
+    """What each of several groups of frames shows of one footprint, and the recording's mean; in units of the noise."""
 
-    What frames sum up to when they are weighted by a time course: about half of a random scene's sources, with either
-    sign and in units of the noise of where they are, and the scene's edges where it moves.
+    shown: NDArray[np.float32]  # (groups, Y, X), the noise's variance is 1
+    mean: NDArray[np.float32]  # (Y, X), over its darkest pixels, in units of the noise of one frame
+
+
+def random_footprints(rng: np.random.Generator, groups: int, frames: int, size: Size) -> Footprints:
+    """A footprint of a random recording of so many frames.
+
+    It is what frames sum up to when they are weighted by a time course: about half of a random scene's sources, with
+    either sign, and the scene's edges where it moves.
     """
     scene = random_scene(rng, MOMENTS, size)
     clean = scene.clean().mean(0)  # (Y, X)
     gain, read_variance = _random_noise(rng, clean[None])
+    noise = np.sqrt(gain * uniform_filter(clean, NEIGHBOURHOOD) + read_variance)
     weights = rng.standard_normal(len(scene.footprints)) * rng.lognormal(0, 0.7, len(scene.footprints))
     weights *= rng.random(len(weights)) < 0.5
     inner = slice(scene.margin, -scene.margin or None)
     footprint = np.tensordot(weights.astype(np.float32), scene.footprints[:, inner, inner], 1)
     if scene.margin:
         footprint += rng.normal(0, 0.1) * np.gradient(clean, axis=int(rng.integers(2)))
-    footprint /= np.sqrt(gain * uniform_filter(clean, NEIGHBOURHOOD) + read_variance)
+    footprint /= noise
     strength = np.exp(rng.uniform(*np.log(STRENGTHS)))  # root of the sum of squares in 32 x 32 pixels
     footprint *= strength / 32 / max(float(np.sqrt(np.mean(np.square(footprint)))), 1e-6)
-    noise = rng.standard_normal((groups, *footprint.shape), np.float32)
+    white = rng.standard_normal((groups + 1, *footprint.shape), np.float32)
     shared = _random_row_correlation(rng)
-    return footprint.astype(np.float32) + (_along_rows(noise, shared) if shared else noise)
+    in_shown, in_mean = np.split(_along_rows(white, shared) if shared else white, [groups])
+    mean = (clean - np.quantile(clean, DARKEST)) / noise + in_mean[0] / np.sqrt(frames)
+    return Footprints(footprint.astype(np.float32) + in_shown, mean.astype(np.float32))
 
 
 def _random_row_correlation(rng: np.random.Generator) -> float:

@@ -18,7 +18,7 @@ from denoise.context import Context
 from denoise.inference import SLAB, SLAB_BYTES, SLAB_SHARE, Result, Settings, denoise_movie, slabs_of
 from denoise.network import Chunks, Geometry, Network, fitting
 from denoise.precision import precision
-from denoise.readout import Readout
+from denoise.readout import Cleaner, Readout
 from evaluation import harm
 from model import MovieNet, Past, UNet3D, UNetConfig, load_model
 from simulation import LEVELS, challenge_scene, noisy
@@ -98,7 +98,7 @@ def as_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the network says comes out as it is, so that cutting and blending can be told from the reading out."""
 
     class AsPredicted(Readout):
-        def __init__(self, context: Context, static: torch.Tensor) -> None:
+        def __init__(self, context: Context, static: torch.Tensor, cleaner: Cleaner) -> None:
             self.static = static
 
         def frames(self, residual: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:

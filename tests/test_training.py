@@ -11,7 +11,7 @@ import torch
 from denoise.blindspot import Samples, blind_errors, make_samples
 from denoise.learning import Learner, Sampler, next_batch, schedule, usable_patches
 from model import MeanNet, UNet3D, UNetConfig, load_model, save_model
-from simulation import FrameMeans
+from simulation import Footprints, FrameMeans
 from training.recordings import FileRecordings, SimulatedMeans, SimulatedRecordings
 from training.train import Images, Plan, Pool, Trainer, main, shown_and_hidden
 
@@ -171,15 +171,25 @@ def test_training_starts_at_the_mean() -> None:
 def test_of_the_frames_one_group_is_shown_and_the_others_are_the_target() -> None:
     """By hand: 25 frames a group, noise of variance 4 a voxel: a standard error of 2 / 5 for what is shown."""
     means = torch.tensor([10.0, 11, 12, 13])[:, None, None] + torch.arange(64.0).view(8, 8)
-    seen, hidden = shown_and_hidden(FrameMeans(means.numpy(), 25, 0.0, 4.0), 1)
+    seen, guide, hidden = shown_and_hidden(FrameMeans(means.numpy(), 25, 0.0, 4.0), lambda groups: groups - 3)
     black = 11 + 1  # the second darkest of 64 pixels
     torch.testing.assert_close(seen, (means[1] - black) / 0.4)
     torch.testing.assert_close(hidden, ((means[0] + means[2] + means[3]) / 3 - black) / 0.4)
+    assert not guide.any()
+
+
+def test_a_footprint_is_shown_with_the_mean_for_a_guide() -> None:
+    shown, mean = np.arange(12.0, dtype=np.float32).reshape(3, 2, 2), np.ones((2, 2), np.float32)
+    seen, guide, hidden = shown_and_hidden(Footprints(shown, mean), lambda groups: 0)
+    assert np.array_equal(seen, shown[0])
+    assert np.array_equal(guide, mean)
+    assert np.array_equal(hidden, (shown[1] + shown[2]) / 2)
 
 
 def test_the_mean_of_a_single_frame_has_the_noise_that_its_pixels_show() -> None:
     noise = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
-    seen, _ = shown_and_hidden(FrameMeans((100 + 3 * noise).numpy(), 1, 50.0, 50.0), 0)
+    recording = FrameMeans((100 + 3 * noise).numpy(), 1, 50.0, 50.0)
+    seen, *_ = shown_and_hidden(recording, lambda groups: 0)
     assert float(seen.std()) == pytest.approx(1, abs=0.05)
 
 
@@ -225,8 +235,8 @@ def test_training_on_means_asks_for_the_weights_that_it_completes(
 def test_simulated_means_are_the_seeds_own_and_of_many_lengths() -> None:
     items = [SimulatedMeans(3, 20)[n] for n in range(12)]
     assert len({item.frames for item in items if isinstance(item, FrameMeans)}) > 2
-    assert any(isinstance(item, np.ndarray) for item in items)
+    assert any(isinstance(item, Footprints) for item in items)
     for number, first in enumerate(items):
         again = SimulatedMeans(3, 20)[number]
-        for image, its in zip(shown_and_hidden(first, 3), shown_and_hidden(again, 3)):
-            assert torch.equal(image, its)
+        one, two = (shown_and_hidden(item, lambda groups: 3) for item in (first, again))
+        assert all(torch.equal(image, its) for image, its in zip(one, two))

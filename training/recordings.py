@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from denoise.movies import open_movie
 from denoise.normalization import Percentiles
-from simulation import FrameMeans, random_footprints, random_frame_means, random_recording
+from simulation import Footprints, FrameMeans, random_footprints, random_frame_means, random_recording
 
 LENGTHS = (64, 700)  # frames of a simulated recording, drawn log-uniformly
 SIZES = (96, 160)  # pixels of its sides
@@ -25,11 +24,10 @@ GROUPS = 8  # of the frames of a recording of which means are taken
 GROUP_FRAMES = (1, 1500)  # in each, drawn log-uniformly
 SIDE = 128  # pixels of a mean image
 FOOTPRINTS = 0.5  # share of the images that are footprints, not the mean
+FEWEST = 16  # frames of a recording of which footprints are known
 CHUNK = 512  # frames of a file that make one item
 
-Means = (
-    FrameMeans | NDArray[np.float32]
-)  # of the frames, or a footprint (groups, Y, X) in noise of variance 1
+Means = FrameMeans | Footprints
 
 
 def normalized(frames: np.ndarray) -> Tensor:
@@ -66,9 +64,9 @@ class SimulatedMeans(Dataset[Means]):
 
     def __getitem__(self, index: int) -> Means:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, index]))
-        if rng.random() < FOOTPRINTS:
-            return random_footprints(rng, GROUPS, SIDE)
         frames = int(np.exp(rng.uniform(*np.log(GROUP_FRAMES))))
+        if rng.random() < FOOTPRINTS:
+            return random_footprints(rng, GROUPS, max(FEWEST, frames), SIDE)
         return random_frame_means(rng, GROUPS, frames, SIDE)
 
 

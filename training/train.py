@@ -7,7 +7,8 @@ is saved. The learning itself is denoise.learning.
 `--means` trains the network of means alone, and far further than hidden voxels of a movie could: their noise is a
 thousand times that of a mean. The frames of a recording are dealt out to groups, and all groups but one are hidden; from
 what that one shows the network predicts what the hidden ones show. Frames share no noise, so this is Noise2Void with
-whole frames as blind spot. Half of the images are the mean, half footprints: means weighted by a time course.
+whole frames as blind spot. Half of the images are the mean, half footprints: means weighted by a time course, which the
+mean may guide.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from denoise.blindspot import correlated_axes
 from denoise.context import dropped_rows, inverse, noise_map, signal_image, spatial_noise_variance
 from denoise.learning import Learner, Net, Sampler, next_batch, usable_patches
 from model import MeanNet, UNet3D, UNetConfig, load_model, read_checkpoint, save_model
-from simulation import FrameMeans
+from simulation import Footprints
 from training.recordings import FileRecordings, Means, SimulatedMeans, SimulatedRecordings
 
 ENDLESS = 1 << 40  # recordings in a stream
@@ -108,17 +109,15 @@ class Images:
         return int(torch.randint(below, (1,), generator=self.random))
 
     def sample(self) -> Tensor:
-        """What the network sees and what it has to predict (2, 1, Y, X), in standard errors of what it sees."""
-        recording = self.recordings[self.draw(len(self.recordings))]
-        groups = len(recording.means if isinstance(recording, FrameMeans) else recording)
-        sample = torch.stack(shown_and_hidden(recording, self.draw(groups)))
+        """What the network sees, its guide and what it has to predict: (3, 1, Y, X)."""
+        sample = torch.stack(shown_and_hidden(self.recordings[self.draw(len(self.recordings))], self.draw))
         sample = sample.flip([axis for axis in (1, 2) if self.draw(2)])
         return (sample.transpose(1, 2) if self.draw(2) else sample)[:, None].to(self.device)
 
     def teach(self, trainer: Trainer[MeanNet]) -> Tensor:
         """One step; returns the mean squared error (a scalar on the device)."""
-        seen, hidden = torch.stack([self.sample() for _ in range(self.plan.batch)], 1)
-        errors = (seen + trainer.model(seen) - hidden).square().mean((1, 2, 3))
+        seen, guide, hidden = torch.stack([self.sample() for _ in range(self.plan.batch)], 1)
+        errors = (seen + trainer.model(seen, guide) - hidden).square().mean((1, 2, 3))
         return trainer.follow(errors, trainer.progress())
 
     def refresh(self) -> None:
@@ -127,23 +126,29 @@ class Images:
         self.oldest = (self.oldest + 1) % len(self.recordings)
 
 
-def shown_and_hidden(recording: Means, shown: int) -> tuple[Tensor, Tensor]:
-    """What one group of frames shows, and the mean of what all others do: (Y, X) each.
+def shown_and_hidden(recording: Means, draw: Callable[[int], int]) -> tuple[Tensor, Tensor, Tensor]:
+    """What one group of frames shows, the guide to it, and the mean of what all other groups do: (Y, X) each.
 
-    As the context holds a mean: relative to the darkest pixels of what is shown, in units of its standard error.
+    In units of the standard error of what is shown; a mean as the context holds it, relative to its darkest pixels.
+    draw: of so many groups one.
     """
-    means = torch.from_numpy(recording.means if isinstance(recording, FrameMeans) else recording)
-    seen = means[shown]
-    hidden = (means.sum(0) - seen) / (len(means) - 1)
-    if not isinstance(recording, FrameMeans):
-        return seen, hidden
+    if isinstance(recording, Footprints):
+        seen, hidden = apart(torch.from_numpy(recording.shown), draw)
+        return seen, torch.from_numpy(recording.mean), hidden
+    seen, hidden = apart(torch.from_numpy(recording.means), draw)
     gain, read_variance, root = recording.gain, recording.read_variance, recording.frames**0.5
     if recording.frames == 1:
         noise = noise_map(seen, torch.zeros(()), spatial_noise_variance(seen))
     else:
         noise = noise_map(seen, torch.tensor(gain), torch.tensor(read_variance))
     signal = signal_image(seen, noise, root)
-    return signal, signal + (hidden - seen) * inverse(noise) * root
+    return signal, torch.zeros_like(signal), signal + (hidden - seen) * inverse(noise) * root
+
+
+def apart(groups: Tensor, draw: Callable[[int], int]) -> tuple[Tensor, Tensor]:
+    """One of the groups (N, Y, X), and the mean of the others."""
+    seen = groups[draw(len(groups))]
+    return seen, (groups.sum(0) - seen) / (len(groups) - 1)
 
 
 class Trainer(Learner[Net]):
@@ -228,14 +233,8 @@ def stream(plan: Plan, data: str | None, step: int, workers: int) -> Iterator[Te
 def ordered(recordings: Dataset[Item], first: int, workers: int) -> Iterator[Item]:
     """All from the first on, in order, made by worker processes."""
     loader = DataLoader(recordings, batch_size=None, sampler=range(first, ENDLESS), num_workers=workers,
-                        prefetch_factor=2 if workers else None, worker_init_fn=one_thread,
-                        collate_fn=as_it_is)  # fmt: skip
+                        prefetch_factor=2 if workers else None, worker_init_fn=one_thread)  # fmt: skip
     return iter(loader)
-
-
-def as_it_is(item: Item) -> Item:
-    """A loader would make tensors of arrays."""
-    return item
 
 
 def one_thread(_: int) -> None:
