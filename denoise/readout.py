@@ -15,8 +15,11 @@ comes out flat.
 What is kept is then read anew in the recording, for the fast changes and the fine structure that the network has
 missed: time courses under the kept footprints, footprints under those time courses, and the mean image. Each is cleaned
 window by window in its frequencies (discrete cosine transform): every one is shrunk to the share of signal that what
-was predicted lets expect there. Where the residual is larger than the noise, as in movies with hardly any, the
-recording is trusted more than the network.
+was predicted lets expect there. For the mean image and for footprints that is what the network of means makes of them,
+which counts beside what was cleaned by its help.
+
+Where the residual is larger than the noise, as in movies with hardly any, the recording is trusted more than the
+network.
 
 Sources: noise edge and shrinkage of singular values (Gavish and Donoho, IEEE Trans. Inf. Theory 2017); local low-rank
 denoising of calcium movies (Buchanan et al., bioRxiv 334706, 2018); Wiener filter with a pilot estimate (Dabov et
@@ -169,7 +172,7 @@ def read_again(
     sides = [s.stop - s.start for s in where]
     seen, expected = (x.mT.unflatten(1, sides) / noise for x in (recording.mT @ course, footprint @ mixed.mT))
     pilot = (expected + cleaner(seen, where)) / 2
-    return course @ (noise * clean(seen, pilot, FOOTPRINT_WINDOW)).flatten(1)
+    return course @ (noise * believed(seen, pilot, FOOTPRINT_WINDOW)).flatten(1)
 
 
 def noise_edge(frames: int, pixels: int) -> float:
@@ -209,6 +212,8 @@ class Window:
 
 IMAGE_WINDOW = Window((8, 8), (1, 1))
 FOOTPRINT_WINDOW = Window((8, 8), (2, 2))
+NEAR = 17  # pixels a side, over which is judged how well a pilot does
+USUAL, ODD = 0.9, 1.2  # noise variances by which it misses an image
 BAND_PIXELS = 1 << 18  # of an image cleaned at once, which takes half a kilobyte for each
 COURSE_WINDOW = Window((32, 1), (8, 1))  # frames
 
@@ -237,17 +242,31 @@ def clean(images: Tensor, pilots: Tensor, window: Window) -> Tensor:
     return (total / weights)[:, top : top + sizes[0], left : left + sizes[1]]
 
 
+def believed(images: Tensor, pilots: Tensor, window: Window) -> Tensor:
+    """As `clean`, but pilots (K, Y, X) that may be as good as what they help to clean: the mean of both.
+
+    Where a pilot misses the image (K, Y, X) by more than noise of variance 1 explains, it errs: it counts for nothing.
+    """
+    cleaned = clean(images, pilots, window)
+    missed = (images - pilots).square_()
+    for kernel in ((NEAR, 1), (1, NEAR)):
+        margins = [kernel[1] // 2, kernel[1] // 2, kernel[0] // 2, kernel[0] // 2]
+        missed = F.avg_pool2d(F.pad(missed, margins, mode="replicate"), kernel, 1)
+    share = missed.neg_().add_(ODD).div_(ODD - USUAL).clamp_(0, 1).div_(2)
+    return cleaned.add_(share.mul_(pilots - cleaned))
+
+
 def clean_image(image: Tensor, pilot: Tensor, deviation: Tensor | float) -> Tensor:
     """An image (Y, X) in noise of a deviation, cleaned by the help of a pilot (Y, X): in bands, to spare memory."""
     image, pilot = image / deviation, pilot / deviation
     height, width = image.shape
-    halo = IMAGE_WINDOW.size[0] - 1
+    halo = max(IMAGE_WINDOW.size[0] - 1, NEAR // 2)
     band = max(1, BAND_PIXELS // width)
     cleaned = []
     for top in range(0, height, band):
         above = min(halo, top)
         rows = slice(top - above, top + band + halo)
-        part = clean(image[None, rows], pilot[None, rows], IMAGE_WINDOW)[0]
+        part = believed(image[None, rows], pilot[None, rows], IMAGE_WINDOW)[0]
         cleaned.append(part[above : above + band])
     return torch.cat(cleaned) * deviation
 

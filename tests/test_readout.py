@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from denoise.readout import (
     FOOTPRINT_WINDOW,
     IMAGE_WINDOW,
     SHARED,
+    USUAL,
     Readout,
     Window,
+    believed,
     clean,
     clean_image,
     cosines,
@@ -34,6 +37,11 @@ from denoise.tiling import tile_axis, tile_grid
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def smoothed(footprints: torch.Tensor, _: Sequence[slice]) -> torch.Tensor:
+    """Stands for the network of means: the mean of nine neighbours."""
+    return torch.nn.functional.avg_pool2d(footprints[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
 
 
 def cell(frames: int = 200, side: int = 32) -> torch.Tensor:
@@ -63,7 +71,7 @@ def test_the_edge_of_a_block() -> None:
 def test_a_pattern_gets_the_amplitude_that_the_recording_has() -> None:
     """The prediction is a tenth too low; the recording has no noise."""
     truth = 20 * cell()
-    kept = significant(0.9 * truth, truth, 1.0)
+    kept = significant(0.9 * truth, truth, 1.0, smoothed)
     strength = float(truth.norm())
     assert 0.99 < float(kept.norm()) / strength <= 1
     cosine = float((kept * truth).sum()) / float(kept.norm()) / strength
@@ -74,7 +82,7 @@ def test_a_signal_in_noise_comes_out_closer_than_predicted() -> None:
     truth, noise = 3 * cell(), normal(200, 32, 32)
     smooth = torch.nn.functional.avg_pool3d(noise[None, None], (9, 5, 5), 1, (4, 2, 2))[0, 0]
     prediction = 0.8 * truth + smooth
-    kept = significant(prediction.clone(), truth + noise, 1.0)
+    kept = significant(prediction.clone(), truth + noise, 1.0, smoothed)
     assert float((kept - truth).square().mean()) < 0.2 * float((prediction - truth).square().mean())
 
 
@@ -83,18 +91,18 @@ def test_noise_alone_leaves_nothing(shape: tuple[int, int, int]) -> None:
     """What a smoothing network makes of noise does not stand out of it."""
     noise = normal(*shape)
     smooth = torch.nn.functional.avg_pool3d(noise[None, None], (17, 5, 5), 1, (8, 2, 2))[0, 0]
-    assert not significant(smooth, noise, 1.0).any()
+    assert not significant(smooth, noise, 1.0, smoothed).any()
 
 
 def test_a_prediction_without_any_support_is_dropped() -> None:
-    assert not significant(cell(), 0.3 * normal(200, 32, 32), 1.0).any()
-    assert not significant(10 * cell(), -10 * cell(), 1.0).any()
+    assert not significant(cell(), 0.3 * normal(200, 32, 32), 1.0, smoothed).any()
+    assert not significant(10 * cell(), -10 * cell(), 1.0, smoothed).any()
 
 
 def test_more_patterns_than_are_looked_for_at_first_are_all_found() -> None:
     strong = 100 * normal(64, 32 * 32)
     strong -= strong.mean(0)
-    kept = significant_patterns(strong, strong, (32, 32), 1.0)
+    kept = significant_patterns(strong, strong, (slice(0, 32), slice(0, 32)), 1.0, smoothed)
     assert float((kept - strong).norm() / strong.norm()) < 0.01
 
 
@@ -109,7 +117,7 @@ def test_the_strongest_patterns_are_those_of_the_decomposition() -> None:
 def test_blocks_make_no_seams_and_no_block_knows_of_those_far_away() -> None:
     far = torch.zeros(200, 32, 96)
     far[:, :, :32] = 20 * cell()
-    kept = significant(far, far, 1.0)
+    kept = significant(far, far, 1.0, smoothed)
     assert not kept[:, :, 64:].any()
     assert float((kept - far).square().mean()) < 1e-3 * float(far.square().mean())
 
@@ -117,7 +125,7 @@ def test_blocks_make_no_seams_and_no_block_knows_of_those_far_away() -> None:
 @given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 70))
 def test_any_size(frames: int, height: int, width: int) -> None:
     movie = normal(frames, height, width)
-    kept = significant(movie, movie, 1.0)
+    kept = significant(movie, movie, 1.0, smoothed)
     assert kept.shape == movie.shape
     assert kept.isfinite().all()
 
@@ -125,9 +133,9 @@ def test_any_size(frames: int, height: int, width: int) -> None:
 def test_the_same_at_every_call() -> None:
     movie = normal(64, 40, 40)
     torch.manual_seed(1)
-    first = significant(5 * movie, 5 * movie, 1.0)
+    first = significant(5 * movie, 5 * movie, 1.0, smoothed)
     torch.manual_seed(2)
-    assert torch.equal(first, significant(5 * movie, 5 * movie, 1.0))
+    assert torch.equal(first, significant(5 * movie, 5 * movie, 1.0, smoothed))
 
 
 def test_blocks_are_blended_as_if_each_had_the_whole_prediction_before_it() -> None:
@@ -139,10 +147,10 @@ def test_blocks_are_blended_as_if_each_had_the_whole_prediction_before_it() -> N
     for where, weights in tile_grid([tile_axis(size, BLOCK, SHARED, 1) for size in (77, 45)]):
         place = (slice(None), *where)
         said, seen = (x[place].flatten(1) - x[place].flatten(1).mean(0) for x in (prediction, movie))
-        block = significant_patterns(said, seen, weights.shape, 1.0).view(60, *weights.shape)
+        block = significant_patterns(said, seen, where, 1.0, smoothed).view(60, *weights.shape)
         expected[place] += block * torch.from_numpy(weights)
     assert expected.any()
-    torch.testing.assert_close(significant(prediction, movie, 1.0), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(significant(prediction, movie, 1.0, smoothed), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_noise_that_rows_share_counts_as_larger() -> None:
@@ -161,7 +169,7 @@ def test_fast_changes_and_fine_structure_are_read_in_the_recording() -> None:
     truth -= truth.mean(0)
     blurred = torch.nn.functional.avg_pool3d(truth[None, None], (9, 5, 5), 1, (4, 2, 2))[0, 0]
     blurred -= blurred.mean(0)
-    kept = significant(blurred.clone(), truth + normal(256, 32, 32), 1.0)
+    kept = significant(blurred.clone(), truth + normal(256, 32, 32), 1.0, smoothed)
     assert float((kept - truth).square().mean()) < 0.1 * float((blurred - truth).square().mean())
 
 
@@ -200,11 +208,20 @@ def test_images_are_cleaned_one_by_one() -> None:
         assert torch.allclose(clean(image[None], pilot[None], IMAGE_WINDOW)[0], one, atol=1e-5)
 
 
+def test_a_pilot_counts_as_long_as_it_misses_the_image_by_no_more_than_noise() -> None:
+    image, way = 100 + normal(1, 40, 40), torch.full((1, 40, 40), 1.0)
+    near, far = image - USUAL**0.5 * way, image - 1.2**0.5 * way
+    torch.testing.assert_close(
+        believed(image, near, IMAGE_WINDOW), (clean(image, near, IMAGE_WINDOW) + near) / 2
+    )
+    torch.testing.assert_close(believed(image, far, IMAGE_WINDOW), clean(image, far, IMAGE_WINDOW))
+
+
 @given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 30))
 def test_bands_of_an_image_have_no_seams(height: int, width: int, band: int) -> None:
     seen = 3 * normal(height, width)
     pilot = seen + normal(height, width, seed=1)
-    whole = 2 * clean(seen[None] / 2, pilot[None] / 2, IMAGE_WINDOW)[0]
+    whole = 2 * believed(seen[None] / 2, pilot[None] / 2, IMAGE_WINDOW)[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("denoise.readout.BAND_PIXELS", band * width)
         assert torch.allclose(clean_image(seen, pilot, 2.0), whole, atol=1e-4)
@@ -298,7 +315,7 @@ def test_missing_voxels_take_what_was_predicted() -> None:
     recording = truth + 100 + normal(200, 32, 32)
     context = context_of(recording)
     residual = context.whiten(recording)
-    readout = Readout(context, torch.zeros(1, 32, 32))
+    readout = Readout(context, torch.zeros(1, 32, 32), smoothed)
     prediction = truth / context.noise
     whole = readout.frames(residual.clone(), prediction.clone())
     residual[25] = 0
@@ -310,7 +327,7 @@ def test_missing_voxels_take_what_was_predicted() -> None:
 def test_short_movies_stay_finite_and_keep_their_brightness(frames: int) -> None:
     recording = 100 + normal(frames, 24, 24)
     context = context_of(recording)
-    answer = Readout(context, torch.zeros(1, 24, 24)).frames(
+    answer = Readout(context, torch.zeros(1, 24, 24), smoothed).frames(
         context.whiten(recording), torch.zeros(frames, 24, 24)
     )
     assert answer.isfinite().all()
@@ -322,7 +339,7 @@ def test_a_drift_from_slab_to_slab_is_followed() -> None:
     long = 100 + normal(400, 16, 16)
     long[200:] += 5
     context = context_of(long)
-    readout = Readout(context, torch.zeros(1, 16, 16))
+    readout = Readout(context, torch.zeros(1, 16, 16), smoothed)
     residual = context.whiten(long)
     half = readout.frames(residual[200:].clone(), residual[200:].mean(0).expand(200, 16, 16).clone())
     restored = context.restore(half)
