@@ -1,6 +1,7 @@
 """Training: it learns, resumes where it stopped, repeats itself by its seed, and takes anybody's recordings."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -224,12 +225,15 @@ def test_training_on_means_changes_that_network_alone(tmp_path: Path) -> None:
     assert record["from"] == {"step": 5}
 
 
-def test_training_on_means_asks_for_the_weights_that_it_completes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        main(["--means", "--out", str(tmp_path / "w.pth"), "--steps", "1"])
-    assert "--means needs --weights" in capsys.readouterr().err
+def test_training_on_movies_leaves_a_network_of_means_that_is_given(folder: Path, tmp_path: Path) -> None:
+    before, after = tmp_path / "means.pth", tmp_path / "all.pth"
+    given = UNet3D(replace(TINY, channels=(4, 4, 4)))
+    torch.nn.init.normal_(given.mean.head.weight)
+    save_model(before, given, {})
+    main([*arguments(folder, after, 2), "--weights", str(before)])
+    one, two = (load_model(path, torch.device("cpu")).state_dict() for path in (before, after))
+    changed = {name.split(".")[0] for name in one if not torch.equal(one[name], two[name])}
+    assert changed == {"movie", "context"}
 
 
 def test_simulated_means_are_the_seeds_own_and_of_many_lengths() -> None:

@@ -297,7 +297,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     data.add_argument("--movies", metavar="PATTERN", help='recordings to train on, e.g. "folder/**/*.tif"')
     data.add_argument("--simulate", action="store_true", help="train on simulated recordings")
     data.add_argument("--means", action="store_true",
-                      help="train the network of means alone, on simulated ones; needs --weights")  # fmt: skip
+                      help="train the network of means alone, on simulated ones")  # fmt: skip
     parser.add_argument(
         "--out", type=Path, required=True, help="weights to write; .csv, .png and .state go beside them"
     )
@@ -325,8 +325,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.minutes is None and options.steps is None:
         parser.error("one of --minutes and --steps is needed")
-    if options.means and not options.weights:
-        parser.error("--means needs --weights: it trains a part of them")
     return options
 
 
@@ -347,20 +345,19 @@ def main(arguments: list[str] | None = None) -> None:
     )
     torch.manual_seed(plan.seed)
     whole = start or UNet3D(plan.network).to(device)
-    record = {"data": options.movies or "simulation.random_recording"}
+    came_from = {"from": read_checkpoint(options.weights)["record"]} if start else {}
     if options.means:
         trainer: Trainer[Any] = Trainer(plan, whole.mean)
         whole.mean = trainer.average
-        record = {
-            "data": "simulation.random_frame_means and random_footprints",
-            "from": read_checkpoint(options.weights)["record"],
-        }
+        record = {"data": "simulation.random_frame_means and random_footprints", **came_from}
         train(trainer, lambda step: Images(plan, step, options.workers, device), whole, record, options.out)
     else:
         trainer = Trainer(plan, whole)
-        whole = trainer.average
-        train(trainer, lambda step: Movies(plan, options.movies, step, options.workers, device), whole, record,
-              options.out)  # fmt: skip
+        if start:  # movies would teach the network of means hardly anything
+            trainer.model.mean.requires_grad_(False)
+        record = {"data": options.movies or "simulation.random_recording", **came_from}
+        train(trainer, lambda step: Movies(plan, options.movies, step, options.workers, device), trainer.average,
+              record, options.out)  # fmt: skip
 
 
 if __name__ == "__main__":
