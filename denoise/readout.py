@@ -215,7 +215,7 @@ FOOTPRINT_WINDOW = Window((8, 8), (2, 2))
 NEAR = 17  # pixels a side, over which is judged how well a pilot does
 USUAL, ODD = 1.2, 1.5  # noise variances by which it misses an image: by chance hardly more, and for sure
 BAND_PIXELS = 1 << 18  # of an image cleaned at once, which takes half a kilobyte for each
-COURSE_WINDOW = Window((32, 1), (8, 1))  # frames
+COURSE_WINDOW = Window((32, 1), (4, 1))  # frames
 
 
 def clean(images: Tensor, pilots: Tensor, window: Window) -> Tensor:
