@@ -253,6 +253,7 @@ def test_adaptation_is_told_and_read_from_the_movie() -> None:
 
 
 @pytest.mark.parametrize(("failures", "chunk", "tiles"), [(1, 32, 1), (2, 16, 1), (3, 16, 4)])
+@pytest.mark.usefixtures("as_predicted")
 def test_a_gpu_that_is_too_small_gets_smaller_parts_and_the_same_result_comes_out(
     monkeypatch: pytest.MonkeyPatch, failures: int, chunk: int, tiles: int
 ) -> None:
@@ -278,7 +279,7 @@ def test_a_gpu_that_is_too_small_gets_smaller_parts_and_the_same_result_comes_ou
     assert result.tiles == tiles
     assert len(result.warnings) == failures
     assert all("CUDA out of memory: went on" in text for text in result.warnings)
-    np.testing.assert_allclose(out, whole, rtol=0, atol=(1e-4 if tiles == 1 else 0.03) * whole.std())
+    np.testing.assert_allclose(out, whole, rtol=0, atol=(1e-4 if tiles == 1 else 0.01) * whole.std())
 
 
 def test_no_other_error_is_taken_for_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,7 +392,7 @@ def shipped() -> UNet3D:
     return load_model(WEIGHTS, torch.device("cpu"))
 
 
-@pytest.mark.parametrize(("level", "stored"), [(1, 29.31), (2, 23.73), (3, 19.90)])
+@pytest.mark.parametrize(("level", "stored"), [(1, 29.63), (2, 24.08), (3, 20.14)])
 def test_shipped_weights_on_a_small_scene(shipped: UNet3D, level: int, stored: float) -> None:
     """The score that the committed weights reached when they were committed, to a tenth of a dB."""
     clean = challenge_scene(1_000_100, frames=100, size=64).clean()

@@ -16,6 +16,7 @@ from denoise.readout import (
     COURSE_WINDOW,
     FOOTPRINT_WINDOW,
     IMAGE_WINDOW,
+    ODD,
     SHARED,
     USUAL,
     Readout,
@@ -209,12 +210,12 @@ def test_images_are_cleaned_one_by_one() -> None:
 
 
 def test_a_pilot_counts_as_long_as_it_misses_the_image_by_no_more_than_noise() -> None:
-    image, way = 100 + normal(1, 40, 40), torch.full((1, 40, 40), 1.0)
-    near, far = image - USUAL**0.5 * way, image - 1.2**0.5 * way
-    torch.testing.assert_close(
-        believed(image, near, IMAGE_WINDOW), (clean(image, near, IMAGE_WINDOW) + near) / 2
-    )
-    torch.testing.assert_close(believed(image, far, IMAGE_WINDOW), clean(image, far, IMAGE_WINDOW))
+    image = 100 + normal(1, 40, 40)
+    near, far = image - USUAL**0.5, image - ODD**0.5
+    cleaned = clean(image, near, IMAGE_WINDOW)
+    torch.testing.assert_close(believed(image, near, IMAGE_WINDOW), (cleaned + near) / 2)
+    half_way = image - ODD**0.5 / 2
+    torch.testing.assert_close(believed(image, far, IMAGE_WINDOW), clean(image, half_way, IMAGE_WINDOW))
 
 
 @given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 30))
