@@ -279,7 +279,7 @@ def test_a_gpu_that_is_too_small_gets_smaller_parts_and_the_same_result_comes_ou
     assert result.tiles == tiles
     assert len(result.warnings) == failures
     assert all("CUDA out of memory: went on" in text for text in result.warnings)
-    np.testing.assert_allclose(out, whole, rtol=0, atol=(1e-4 if tiles == 1 else 0.01) * whole.std())
+    np.testing.assert_allclose(out, whole, rtol=0, atol=(1e-4 if tiles == 1 else 0.03) * whole.std())
 
 
 def test_no_other_error_is_taken_for_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
