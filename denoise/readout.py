@@ -172,7 +172,7 @@ def read_again(
     sides = [s.stop - s.start for s in where]
     seen, expected = (x.mT.unflatten(1, sides) / noise for x in (recording.mT @ course, footprint @ mixed.mT))
     pilot = (expected + cleaner(seen, where)) / 2
-    return course @ (noise * believed(seen, pilot, FOOTPRINT_WINDOW)).flatten(1)
+    return course @ (noise * clean(seen, pilot, FOOTPRINT_WINDOW)).flatten(1)
 
 
 def noise_edge(frames: int, pixels: int) -> float:
