@@ -15,8 +15,8 @@ comes out flat.
 What is kept is then read anew in the recording, for the fast changes and the fine structure that the network has
 missed: time courses under the kept footprints, footprints under those time courses, and the mean image. Each is cleaned
 window by window in its frequencies (discrete cosine transform): every one is shrunk to the share of signal that what
-was predicted lets expect there. For the mean image and for footprints that is what the network of means makes of them,
-which counts beside what was cleaned by its help.
+was predicted lets expect there; for the mean image and for footprints also what the network of means makes of them. For
+the mean image that counts beside what was cleaned by its help.
 
 Where the residual is larger than the noise, as in movies with hardly any, the recording is trusted more than the
 network.
