@@ -106,12 +106,20 @@ class Network:
         ].cpu()  # (1, Y, X), in units of the noise
         self.geometry = fitting(model, (1 << 30, height, width))
 
-    def cleaned(self, footprints: Tensor, where: Sequence[slice]) -> Tensor:
-        """Footprints (K, y, x) in noise of variance 1, at (Y, X) slices of the frame: what the network makes of them."""
-        guide = self.guide[where[0], where[1]].expand(footprints.shape)
+    def cleaned(self, footprints: Sequence[Tensor], places: Sequence[Sequence[slice]]) -> list[Tensor]:
+        """What the network makes of footprints (K, y, x) in noise of variance 1, of blocks at (Y, X) slices."""
+        if not any(len(its) for its in footprints):
+            return list(footprints)
+        sides = [max(its.shape[axis] for its in footprints) for axis in (1, 2)]
+        guides = [self.guide[y, x].expand(its.shape) for its, (y, x) in zip(footprints, places)]
+        seen, guide = (
+            torch.cat([pad_to_grid(its[:, None].to(self.device), sides, "replicate") for its in images])
+            for images in (footprints, guides)
+        )
         with autocast(self.device):
-            error = self.model.error_of_means(footprints[:, None].to(self.device), guide[:, None])
-        return footprints + error[:, 0].to(footprints)
+            error = self.model.error_of_means(seen, guide)[:, 0]
+        errors = error.to(footprints[0]).split([len(its) for its in footprints])
+        return [its + error[:, : its.shape[1], : its.shape[2]] for its, error in zip(footprints, errors)]
 
     def streams(self) -> list[Stream]:
         """One for each tile, with nothing seen yet."""

@@ -41,8 +41,11 @@ from denoise.blindspot import neighbour_correlations
 from denoise.context import Context, inverse
 from denoise.tiling import tile_axis, tile_grid
 
-# Footprints (K, y, x) in noise of variance 1, at (Y, X) slices of the frame -> the same without the noise
-Cleaner = Callable[[Tensor, Sequence[slice]], Tensor]
+# Footprints (K, y, x) of blocks in noise of variance 1, and the blocks' (Y, X) slices -> the same without the noise
+Cleaner = Callable[[Sequence[Tensor], Sequence[Sequence[slice]]], Sequence[Tensor]]
+
+# Waves seen and expected of all windows (K, N, n) -> those that are left, and the windows' weights (K, 1, n)
+Rule = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 BLOCK = 32  # pixels: side of a block, a few cells
 SHARED = 12  # pixels that neighbouring blocks share
@@ -118,61 +121,69 @@ def significant(prediction: Tensor, recording: Tensor, noise: float, cleaner: Cl
     for row, end in zip(rows, [*(below.start for below in rows[1:]), rows[-1].stop]):
         kept = torch.zeros_like(prediction[:, row.slice])
         kept[:, : shared.shape[1]] = shared
-        for (_, column), weights in tile_grid([[row], columns]):
-            said, seen = (
-                centred(movie[:, row.slice, column].flatten(1)) for movie in (prediction, recording)
-            )
-            part = kept[..., column]
-            block = significant_patterns(said, seen, (row.slice, column), noise, cleaner).view(part.shape)
-            part += block.mul_(torch.from_numpy(weights).to(kept.device))
+        blocks = list(tile_grid([[row], columns]))
+        places = [place for place, _ in blocks]
+        read = [
+            read_block(prediction[:, y, x], recording[:, y, x], noise) for y, x in places
+        ]  # time courses, their footprints as seen and as expected
+        cleaned = cleaner([seen for _, seen, _ in read], places)
+        for ((_, column), weights), (course, seen, expected), said in zip(blocks, read, cleaned):
+            if not len(seen):
+                continue
+            pilot = EXPECTED * expected + (1 - EXPECTED) * said
+            footprint = noise * believed(seen, pilot, FOOTPRINT_WINDOW)
+            block = (course @ footprint.flatten(1)).view(-1, *weights.shape)
+            kept[..., column] += block.mul_(torch.from_numpy(weights).to(kept.device))
         own = end - row.start
         prediction[:, row.start : end] = kept[:, :own]  # no other block needs them
         shared = kept[:, own:]
     return prediction
 
 
-def centred(block: Tensor) -> Tensor:
-    return block - block.mean(0)
+def read_block(prediction: Tensor, recording: Tensor, noise: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a block (T, y, x), the K patterns that stand out: orthonormal time courses (T, K) and their footprints.
+
+    The footprints (K, y, x) as they are seen in the recording and as the prediction lets expect, in units of `noise`.
+    First the courses are read anew in the recording, under the footprints of the prediction, and cleaned by the help of
+    what they were; under them the footprints are seen.
+    """
+    sides = prediction.shape[1:]
+    prediction, recording = (x.flatten(1) - x.flatten(1).mean(0) for x in (prediction, recording))
+    course, footprint = significant_patterns(prediction, recording, noise * noise_edge(*prediction.shape))
+    if not course.shape[1]:
+        return course, recording.new_zeros(0, *sides), recording.new_zeros(0, *sides)
+    seen = recording @ footprint
+    course = noise * clean(seen.mT[..., None] / noise, course.mT[..., None] / noise, COURSE_WINDOW)[..., 0].mT
+    course, mixed = torch.linalg.qr(course)
+    footprint = footprint @ mixed.mT
+    turn = simplest(footprint)
+    course, footprint = course @ turn, footprint @ turn
+    return course, *(x.mT.unflatten(1, sides) / noise for x in (recording.mT @ course, footprint))
 
 
-def significant_patterns(
-    prediction: Tensor, recording: Tensor, where: Sequence[slice], noise: float, cleaner: Cleaner
-) -> Tensor:
-    """The same for one block (T, P), at (Y, X) slices of the frame."""
-    edge = noise * noise_edge(*prediction.shape)
+def significant_patterns(prediction: Tensor, recording: Tensor, edge: float) -> tuple[Tensor, Tensor]:
+    """The patterns of a prediction (T, P) that stand out: time courses (T, K) and orthonormal footprints (P, K)."""
     count = PATTERNS
     u, v, found = patterns(prediction, recording, count)
     while count < min(prediction.shape) and bool((found[-(count // 4) :] > edge).any()):
         count *= 4
         u, v, found = patterns(prediction, recording, count)
     kept = found > edge
-    course = u[:, kept] * (found[kept].square() - edge**2).sqrt()
-    return read_again(course, v[:, kept], recording, where, noise, cleaner)
+    return u[:, kept] * (found[kept].square() - edge**2).sqrt(), v[:, kept]
 
 
-def read_again(
-    course: Tensor,
-    footprint: Tensor,
-    recording: Tensor,
-    where: Sequence[slice],
-    noise: float,
-    cleaner: Cleaner,
-) -> Tensor:
-    """What time courses (T, K) and orthonormal footprints (P, K) hold, read anew in the recording (T, P): (T, P).
+def simplest(footprints: Tensor) -> Tensor:
+    """The rotation (K, K) that makes of footprints (P, K) such as are dark in most pixels, as those of single cells are.
 
-    First the courses under the footprints, then the footprints under the courses, each cleaned by the help of what it
-    was, footprints also by what the network of means makes of them: the network of movies has missed fast changes and
-    fine structure. where: (Y, X) slices of the frame.
+    It maximizes the sum of their fourth powers (quartimax). White noise stays white. Computed where small matrices cost
+    little.
     """
-    if not course.shape[1]:
-        return torch.zeros_like(recording)
-    seen = recording @ footprint
-    course = noise * clean(seen.mT[..., None] / noise, course.mT[..., None] / noise, COURSE_WINDOW)[..., 0].mT
-    course, mixed = torch.linalg.qr(course)
-    sides = [s.stop - s.start for s in where]
-    seen, expected = (x.mT.unflatten(1, sides) / noise for x in (recording.mT @ course, footprint @ mixed.mT))
-    pilot = (expected + cleaner(seen, where)) / 2
-    return course @ (noise * clean(seen, pilot, FOOTPRINT_WINDOW)).flatten(1)
+    footprints = footprints.cpu()
+    turn = torch.eye(footprints.shape[1])
+    for _ in range(TURNS):
+        u, _, vh = torch.linalg.svd(footprints.mT @ (footprints @ turn) ** 3)
+        turn = u @ vh
+    return turn.to(footprints.device)
 
 
 def noise_edge(frames: int, pixels: int) -> float:
@@ -212,13 +223,38 @@ class Window:
 
 IMAGE_WINDOW = Window((8, 8), (1, 1))
 FOOTPRINT_WINDOW = Window((8, 8), (2, 2))
+HALF = 20.0  # noise deviations: where a trusted pilot says so much, half of the answer is what is seen
+FAINT = 0.1  # noise deviations: so little, said by a trusted pilot, is noise
+EXPECTED = 0.2  # what the network of movies says of a footprint, beside what that of means makes of it
+TURNS = 6  # steps of a rotation: more change nothing
 NEAR = 17  # pixels a side, over which is judged how well a pilot does
 USUAL, ODD = 1.2, 1.5  # noise variances by which it misses an image: by chance hardly more, and for sure
-BAND_PIXELS = 1 << 18  # of an image cleaned at once, which takes half a kilobyte for each
+BAND_PIXELS = 1 << 17  # of an image cleaned at once, which takes a kilobyte or two for each
 COURSE_WINDOW = Window((32, 1), (4, 1))  # frames
 
 
-def clean(images: Tensor, pilots: Tensor, window: Window) -> Tensor:
+def wiener(seen: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+    """Waves seen (K, N, n) in noise of variance 1, shrunk to the share of signal where its power is the expected one's.
+
+    With the weight (K, 1, n) of the window: the less noise is left in it, the more.
+    """
+    power = expected.square()
+    share = power.div_(power + 1)
+    return seen * share, 1 / share.square().sum(1, keepdim=True).clamp(min=LEAST)
+
+
+def trusting(seen: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+    """The expected waves (K, N, n), put right by those seen in noise of variance 1; all windows weigh the same.
+
+    The error of what is expected grows with it: its variance is 1 where it says HALF. By inverse variances that much is
+    moved towards what is seen. Below FAINT it is noise itself.
+    """
+    power, size = expected.square(), expected.abs()
+    said = expected * (power / (power + FAINT**2))
+    return said + (size / (size + HALF)) * (seen - said), torch.ones_like(seen[:, :1])
+
+
+def clean(images: Tensor, pilots: Tensor, window: Window, rule: Rule = wiener) -> Tensor:
     """Images (K, Y, X) in white noise of variance 1, cleaned by the help of pilots (K, Y, X), estimates of them."""
     sizes = images.shape[1:]
     size = min(window.size[0], sizes[0]), min(window.size[1], sizes[1])
@@ -230,32 +266,31 @@ def clean(images: Tensor, pilots: Tensor, window: Window) -> Tensor:
     waves = torch.kron(rows, columns)  # (size, size) of all pixels of a window
     patches = padded.unfold(2, size[0], step[0]).unfold(3, size[1], step[1])  # (2, K, y, x, *size)
     patches = patches.permute(0, 1, 4, 5, 2, 3).reshape(2, len(images), len(waves), -1)
-    seen, expected = waves @ patches
-    power = expected.square_()
-    share = power.div_(power + 1)
-    weight = 1 / share.square().sum(1, keepdim=True).clamp(min=LEAST)  # the less noise is left, the more
-    cleaned = waves.mT @ seen.mul_(share).mul_(weight)
+    cleaned, weight = rule(*(waves @ patches))
     total, weights = (
-        F.fold(x, padded.shape[-2:], size, stride=step)[:, 0] for x in (cleaned, weight.expand_as(cleaned))
+        F.fold(x, padded.shape[-2:], size, stride=step)[:, 0]
+        for x in (waves.mT @ (cleaned * weight), weight.expand_as(cleaned))
     )
     (top, _), (left, _) = margins
     return (total / weights)[:, top : top + sizes[0], left : left + sizes[1]]
 
 
 def believed(images: Tensor, pilots: Tensor, window: Window) -> Tensor:
-    """As `clean`, by pilots (K, Y, X) that may be as good as what they help to clean: the mean of both.
+    """As `clean`, by pilots (K, Y, X) that may be better than what they help to clean: where they are, they are trusted.
 
     Where a pilot misses the image (K, Y, X) by more than noise of variance 1 explains, it errs. There the mean of the
-    two is the pilot, and what is cleaned stands alone.
+    two is the pilot, and tells no more than the signal's power.
     """
     missed = (images - pilots).square_()
     for kernel in ((NEAR, 1), (1, NEAR)):
         margins = [kernel[1] // 2, kernel[1] // 2, kernel[0] // 2, kernel[0] // 2]
         missed = F.avg_pool2d(F.pad(missed, margins, mode="replicate"), kernel, 1)
     belief = missed.neg_().add_(ODD).div_(ODD - USUAL).clamp_(0, 1)
-    pilots = images + (1 + belief) / 2 * (pilots - images)
-    cleaned = clean(images, pilots, window)
-    return cleaned.add_(belief.div_(2).mul_(pilots - cleaned))
+    trusted = clean(images, pilots, window, trusting)
+    if bool((belief == 1).all()):
+        return trusted
+    doubted = clean(images, (images + pilots) / 2, window)
+    return doubted + belief * (trusted - doubted)
 
 
 def clean_image(image: Tensor, pilot: Tensor, deviation: Tensor | float) -> Tensor:

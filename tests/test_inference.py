@@ -347,6 +347,20 @@ def test_part_of_a_movie_is_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(torch.cat([asked for asked, _ in parts]), residual[250:431])
 
 
+def test_footprints_of_blocks_are_cleaned_together_as_each_alone() -> None:
+    """Three blocks in a row, the last one narrower, the one between them with nothing in it."""
+    net = Network(model_of(), context_of(torch.randn(20, 32, 60)))
+    places = [(slice(0, 32), slice(start, start + width)) for start, width in ((0, 32), (20, 32), (32, 28))]
+    footprints = [
+        torch.randn(n, 32, column.stop - column.start) for n, (_, column) in zip((2, 0, 1), places)
+    ]
+    together = net.cleaned(footprints, places)
+    assert [its.shape for its in together] == [its.shape for its in footprints]
+    for its, one, place in zip(together, footprints, places):
+        torch.testing.assert_close(its, net.cleaned([one], [place])[0], rtol=0.02, atol=0.02)  # bfloat16
+    assert float((together[0] - footprints[0]).abs().max()) > 0.1
+
+
 GIB = 1 << 30
 
 

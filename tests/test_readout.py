@@ -30,8 +30,9 @@ from denoise.readout import (
     noise_edge,
     patterns,
     significant,
-    significant_patterns,
+    simplest,
     smooth_noise,
+    trusting,
 )
 from denoise.tiling import tile_axis, tile_grid
 
@@ -40,9 +41,10 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def smoothed(footprints: torch.Tensor, _: Sequence[slice]) -> torch.Tensor:
+def smoothed(footprints: Sequence[torch.Tensor], _: Sequence[Sequence[slice]]) -> list[torch.Tensor]:
     """Stands for the network of means: the mean of nine neighbours."""
-    return torch.nn.functional.avg_pool2d(footprints[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
+    pool = torch.nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+    return [pool(its[:, None])[:, 0] for its in footprints]
 
 
 def cell(frames: int = 200, side: int = 32) -> torch.Tensor:
@@ -101,9 +103,9 @@ def test_a_prediction_without_any_support_is_dropped() -> None:
 
 
 def test_more_patterns_than_are_looked_for_at_first_are_all_found() -> None:
-    strong = 100 * normal(64, 32 * 32)
+    strong = 100 * normal(64, 32, 32)
     strong -= strong.mean(0)
-    kept = significant_patterns(strong, strong, (slice(0, 32), slice(0, 32)), 1.0, smoothed)
+    kept = significant(strong.clone(), strong, 1.0, smoothed)
     assert float((kept - strong).norm() / strong.norm()) < 0.01
 
 
@@ -147,8 +149,7 @@ def test_blocks_are_blended_as_if_each_had_the_whole_prediction_before_it() -> N
     expected = torch.zeros_like(movie)
     for where, weights in tile_grid([tile_axis(size, BLOCK, SHARED, 1) for size in (77, 45)]):
         place = (slice(None), *where)
-        said, seen = (x[place].flatten(1) - x[place].flatten(1).mean(0) for x in (prediction, movie))
-        block = significant_patterns(said, seen, where, 1.0, smoothed).view(60, *weights.shape)
+        block = significant(prediction[place].clone(), movie[place], 1.0, smoothed)
         expected[place] += block * torch.from_numpy(weights)
     assert expected.any()
     torch.testing.assert_close(significant(prediction, movie, 1.0, smoothed), expected, rtol=1e-4, atol=1e-4)
@@ -209,13 +210,37 @@ def test_images_are_cleaned_one_by_one() -> None:
         assert torch.allclose(clean(image[None], pilot[None], IMAGE_WINDOW)[0], one, atol=1e-5)
 
 
-def test_a_pilot_counts_as_long_as_it_misses_the_image_by_no_more_than_noise() -> None:
+def test_what_is_expected_is_put_right_by_what_is_seen_the_more_the_larger_it_is() -> None:
+    """By hand: 20 is moved half way, 60 three quarters; what is as faint as 0.1 is halved before."""
+    waves = torch.tensor([20.0, 60, 0.1, 0]).view(1, 4, 1)
+    put_right, weight = trusting(waves + 10, waves)
+    torch.testing.assert_close(
+        put_right.flatten(), torch.tensor([25.0, 67.5, 0.05 + 10.05 * 0.1 / 20.1, 0]), rtol=1e-4, atol=1e-4
+    )
+    assert weight.tolist() == [[[1]]]
+
+
+def test_a_pilot_is_trusted_as_long_as_it_misses_the_image_by_no_more_than_noise() -> None:
     image = 100 + normal(1, 40, 40)
     near, far = image - USUAL**0.5, image - ODD**0.5
-    cleaned = clean(image, near, IMAGE_WINDOW)
-    torch.testing.assert_close(believed(image, near, IMAGE_WINDOW), (cleaned + near) / 2)
+    trusted = clean(image, near, IMAGE_WINDOW, trusting)
+    torch.testing.assert_close(believed(image, near, IMAGE_WINDOW), trusted)
     half_way = image - ODD**0.5 / 2
     torch.testing.assert_close(believed(image, far, IMAGE_WINDOW), clean(image, half_way, IMAGE_WINDOW))
+
+
+def test_mixed_footprints_of_cells_are_told_apart() -> None:
+    """Three cells that lie apart, of unlike brightness, mixed by a random rotation."""
+    cells = torch.zeros(32, 32, 3)
+    for n, (y, x) in enumerate([(2, 3), (10, 20), (22, 6)]):
+        cells[y : y + 8, x : x + 8, n] = n + 2
+    mixing = torch.linalg.qr(normal(3, 3)).Q
+    mixed = cells.flatten(0, 1) @ mixing
+    turn = simplest(mixed)
+    torch.testing.assert_close(turn @ turn.mT, torch.eye(3), atol=1e-5, rtol=0)
+    apart = (mixed @ turn).abs()
+    assert float(apart.sort(1).values[:, :-1].max()) < 0.02  # each pixel belongs to one of them
+    assert simplest(torch.ones(4, 1)).abs().tolist() == [[1]]
 
 
 @given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 30))

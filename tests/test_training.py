@@ -11,6 +11,7 @@ import torch
 
 from denoise.blindspot import Samples, blind_errors, make_samples
 from denoise.learning import Learner, Sampler, next_batch, schedule, usable_patches
+from denoise.readout import BLOCK
 from model import MeanNet, UNet3D, UNetConfig, load_model, save_model
 from simulation import Footprints, FrameMeans
 from training.recordings import FileRecordings, SimulatedMeans, SimulatedRecordings
@@ -210,6 +211,21 @@ def test_the_network_of_the_mean_learns_from_means_alone() -> None:
     errors = [float(lessons.teach(trainer)) for _ in range(80)]
     assert np.mean(errors[:2]) == pytest.approx(1 + 1 / 7, rel=0.1)
     assert np.mean(errors[-10:]) < 0.75
+
+
+def test_the_network_of_means_learns_footprints_in_the_blocks_of_the_readout() -> None:
+    """64 x 64 pixels, each the number of its block: four blocks, and every one is whole."""
+    lessons = Images.__new__(Images)
+    lessons.random, lessons.device = torch.Generator().manual_seed(0), torch.device("cpu")
+    number = np.arange(4.0).reshape(2, 2).repeat(BLOCK, 0).repeat(BLOCK, 1).astype(np.float32)
+    lessons.recordings = [Footprints(np.stack([number, number + 10]), number + 20)]
+    seen, guide, hidden = lessons.sample()
+    assert seen.shape == (4, 1, BLOCK, BLOCK)
+    assert sorted(seen[:, 0, 0, 0].tolist()) in ([0, 1, 2, 3], [10, 11, 12, 13])
+    assert (seen == seen[:, :, :1, :1]).all()
+    assert torch.equal(guide % 10, seen % 10)
+    assert torch.equal(hidden % 10, seen % 10)
+    assert torch.equal((hidden - seen).abs(), torch.full_like(seen, 10))
 
 
 def test_training_on_means_changes_that_network_alone(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +34,8 @@ from denoise.atomic import write_file
 from denoise.blindspot import correlated_axes
 from denoise.context import dropped_rows, inverse, noise_map, signal_image, spatial_noise_variance
 from denoise.learning import Learner, Net, Sampler, next_batch, usable_patches
+from denoise.precision import autocast
+from denoise.readout import BLOCK
 from model import MeanNet, UNet3D, UNetConfig, load_model, read_checkpoint, save_model
 from simulation import Footprints
 from training.recordings import FileRecordings, Means, SimulatedMeans, SimulatedRecordings
@@ -109,15 +112,28 @@ class Images:
         return int(torch.randint(below, (1,), generator=self.random))
 
     def sample(self) -> Tensor:
-        """What the network sees, its guide and what it has to predict: (3, 1, Y, X)."""
-        sample = torch.stack(shown_and_hidden(self.recordings[self.draw(len(self.recordings))], self.draw))
+        """What the network sees, its guide and what it has to predict: (3, N, 1, y, x).
+
+        A mean is one image, a footprint comes in the blocks that the read-out takes.
+        """
+        recording = self.recordings[self.draw(len(self.recordings))]
+        sample = torch.stack(shown_and_hidden(recording, self.draw))
         sample = sample.flip([axis for axis in (1, 2) if self.draw(2)])
-        return (sample.transpose(1, 2) if self.draw(2) else sample)[:, None].to(self.device)
+        sample = sample.transpose(1, 2) if self.draw(2) else sample
+        side = BLOCK if isinstance(recording, Footprints) else len(sample[0])
+        blocks = sample.unfold(1, side, side).unfold(2, side, side).reshape(3, -1, 1, side, side)
+        return blocks.to(self.device)
+
+    def error(self, model: MeanNet) -> Tensor:
+        """Mean squared error (1,) for one recording, computed in the precision of inference."""
+        seen, guide, hidden = self.sample()
+        with autocast(self.device) if len(seen) > 1 else nullcontext():
+            error = model(seen, guide)
+        return (seen + error - hidden).square().mean()[None]
 
     def teach(self, trainer: Trainer[MeanNet]) -> Tensor:
         """One step; returns the mean squared error (a scalar on the device)."""
-        seen, guide, hidden = torch.stack([self.sample() for _ in range(self.plan.batch)], 1)
-        errors = (seen + trainer.model(seen, guide) - hidden).square().mean((1, 2, 3))
+        errors = torch.cat([self.error(trainer.model) for _ in range(self.plan.batch)])
         return trainer.follow(errors, trainer.progress())
 
     def refresh(self) -> None:
