@@ -351,9 +351,7 @@ def test_footprints_of_blocks_are_cleaned_together_as_each_alone() -> None:
     """Three blocks in a row, the last one narrower, the one between them with nothing in it."""
     net = Network(model_of(), context_of(torch.randn(20, 32, 60)))
     places = [(slice(0, 32), slice(start, start + width)) for start, width in ((0, 32), (20, 32), (32, 28))]
-    footprints = [
-        torch.randn(n, 32, column.stop - column.start) for n, (_, column) in zip((2, 0, 1), places)
-    ]
+    footprints = [torch.randn(n, 32, column.stop - column.start) for n, (_, column) in zip((2, 0, 1), places)]
     together = net.cleaned(footprints, places)
     assert [its.shape for its in together] == [its.shape for its in footprints]
     for its, one, place in zip(together, footprints, places):
