@@ -223,8 +223,8 @@ class Window:
 
 IMAGE_WINDOW = Window((8, 8), (1, 1))
 FOOTPRINT_WINDOW = Window((8, 8), (2, 2))
-HALF = 20.0  # noise deviations: where a trusted pilot says so much, half of the answer is what is seen
-FAINT = 0.1  # noise deviations: so little, said by a trusted pilot, is noise
+HALF = 40.0  # noise deviations: where a trusted pilot says so much, half of the answer is what is seen
+FAINT = 0.2  # noise deviations: a window of a trusted pilot that says so much is noise by half
 EXPECTED = 0.2  # what the network of movies says of a footprint, beside what that of means makes of it
 TURNS = 6  # steps of a rotation: more change nothing
 NEAR = 17  # pixels a side, over which is judged how well a pilot does
@@ -244,14 +244,15 @@ def wiener(seen: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def trusting(seen: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-    """The expected waves (K, N, n), put right by those seen in noise of variance 1; all windows weigh the same.
+    """The expected waves (K, N, n), put right by those seen in noise of variance 1; with weights (K, 1, n).
 
-    The error of what is expected grows with it: its variance is 1 where it says HALF. By inverse variances that much is
-    moved towards what is seen. Below FAINT it is noise itself.
+    A window that says hardly anything is taken for noise. The error of a wave grows with it: its variance is 1 where it
+    says HALF. By inverse variances that much is moved towards what is seen.
     """
-    power, size = expected.square(), expected.abs()
-    said = expected * (power / (power + FAINT**2))
-    return said + (size / (size + HALF)) * (seen - said), torch.ones_like(seen[:, :1])
+    power, size = expected.square().mean(1, keepdim=True), expected.abs()
+    trust = power / (power + FAINT**2)
+    said = trust * expected
+    return said + trust * size / (size + HALF) * (seen - said), 1 / trust.clamp(min=LEAST)
 
 
 def clean(images: Tensor, pilots: Tensor, window: Window, rule: Rule = wiener) -> Tensor:

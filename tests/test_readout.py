@@ -14,6 +14,7 @@ from denoise.context import Context, ContextSums
 from denoise.readout import (
     BLOCK,
     COURSE_WINDOW,
+    FAINT,
     FOOTPRINT_WINDOW,
     IMAGE_WINDOW,
     ODD,
@@ -211,13 +212,16 @@ def test_images_are_cleaned_one_by_one() -> None:
 
 
 def test_what_is_expected_is_put_right_by_what_is_seen_the_more_the_larger_it_is() -> None:
-    """By hand: 20 is moved half way, 60 three quarters; what is as faint as 0.1 is halved before."""
-    waves = torch.tensor([20.0, 60, 0.1, 0]).view(1, 4, 1)
-    put_right, weight = trusting(waves + 10, waves)
-    torch.testing.assert_close(
-        put_right.flatten(), torch.tensor([25.0, 67.5, 0.05 + 10.05 * 0.1 / 20.1, 0]), rtol=1e-4, atol=1e-4
-    )
-    assert weight.tolist() == [[[1]]]
+    """By hand: of a strong window 40 is moved half way and 120 three quarters; a faint window counts by half."""
+    strong = torch.tensor([[[40.0], [120], [0]]])
+    put_right, weight = trusting(strong + 10, strong)
+    torch.testing.assert_close(put_right.flatten(), torch.tensor([45.0, 127.5, 0]), rtol=1e-4, atol=1e-4)
+    assert float(weight) == pytest.approx(1, abs=1e-4)
+    faint = torch.full((1, 3, 1), FAINT)
+    put_right, weight = trusting(faint, faint)
+    torch.testing.assert_close(put_right, faint * (0.5 + 0.5 * FAINT / (FAINT + 40) * 0.5))
+    assert float(weight) == pytest.approx(2)
+    assert not trusting(strong, torch.zeros_like(strong))[0].any()
 
 
 def test_a_pilot_is_trusted_as_long_as_it_misses_the_image_by_no_more_than_noise() -> None:
