@@ -14,16 +14,19 @@ comes out flat.
 
 What is kept is then read anew in the recording, for the fast changes and the fine structure that the network has
 missed: time courses under the kept footprints, footprints under those time courses, and the mean image. Each is cleaned
-window by window in its frequencies (discrete cosine transform): every one is shrunk to the share of signal that what
-was predicted lets expect there; for the mean image and for footprints also what the network of means makes of them. For
-the mean image that counts beside what was cleaned by its help.
+window by window in its frequencies (discrete cosine transform) by the help of a pilot, another estimate of it:
+
+    time courses: what was predicted tells the power of the signal, and each frequency is shrunk to its share of it
+    footprints and the mean image: what the network of means makes of them is trusted, and moved towards what is seen;
+        patterns mix cells, and are turned before so that each footprint is of as few as can be
 
 Where the residual is larger than the noise, as in movies with hardly any, the recording is trusted more than the
 network.
 
 Sources: noise edge and shrinkage of singular values (Gavish and Donoho, IEEE Trans. Inf. Theory 2017); local low-rank
 denoising of calcium movies (Buchanan et al., bioRxiv 334706, 2018); Wiener filter with a pilot estimate (Dabov et
-al., IEEE TIP 2007, second step of BM3D); prediction and measurement by inverse variance (Laine et al., NeurIPS 2019).
+al., IEEE TIP 2007, second step of BM3D); rotation to simple patterns (Neuhaus and Wrigley, Br. J. Stat. Psychol.
+1954, quartimax); prediction and measurement by inverse variance (Laine et al., NeurIPS 2019).
 """
 
 from __future__ import annotations
@@ -225,7 +228,7 @@ IMAGE_WINDOW = Window((8, 8), (1, 1))
 FOOTPRINT_WINDOW = Window((8, 8), (2, 2))
 HALF = 40.0  # noise deviations: where a trusted pilot says so much, half of the answer is what is seen
 FAINT = 0.2  # noise deviations: a window of a trusted pilot that says so much is noise by half
-EXPECTED = 0.2  # what the network of movies says of a footprint, beside what that of means makes of it
+EXPECTED = 0.1  # what the network of movies says of a footprint, beside what that of means makes of it
 TURNS = 6  # steps of a rotation: more change nothing
 NEAR = 17  # pixels a side, over which is judged how well a pilot does
 USUAL, ODD = 1.2, 1.5  # noise variances by which it misses an image: by chance hardly more, and for sure
