@@ -70,7 +70,8 @@ audit: $(READY) $(RELEASE)/python ## known vulnerabilities of the pinned require
 train: $(READY) ## train the shipped weights again, from simulated recordings: runs/best_model_n2v.pth
 	mkdir -p runs
 	$(PY) -m training.train --means --seed 7 --steps 8400 --batch 4 --pool 256 --refresh 2 --rate 0.001 --out runs/means.pth
-	$(PY) -m training.train --simulate --weights runs/means.pth --seed 7 --steps 23950 --batch 32 --pool 96 --refresh 2 --out runs/best_model_n2v.pth
+	$(PY) -m training.train --means --weights runs/means.pth --seed 8 --steps 14000 --batch 4 --pool 256 --refresh 2 --rate 0.0007 --out runs/means-longer.pth
+	$(PY) -m training.train --simulate --weights runs/means-longer.pth --seed 7 --steps 23950 --batch 32 --pool 96 --refresh 2 --out runs/best_model_n2v.pth
 
 example: $(READY) ## make the movie of --demo again: example/example.tif
 	$(PY) -m simulation.example example/example.tif
