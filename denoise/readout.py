@@ -134,7 +134,7 @@ def significant(prediction: Tensor, recording: Tensor, noise: float, cleaner: Cl
             if not len(seen):
                 continue
             pilot = EXPECTED * expected + (1 - EXPECTED) * said
-            footprint = noise * believed(seen, pilot, FOOTPRINT_WINDOW)
+            footprint = noise * believed(seen, pilot, (expected + said) / 2, FOOTPRINT_WINDOW)
             block = (course @ footprint.flatten(1)).view(-1, *weights.shape)
             kept[..., column] += block.mul_(torch.from_numpy(weights).to(kept.device))
         own = end - row.start
@@ -279,11 +279,11 @@ def clean(images: Tensor, pilots: Tensor, window: Window, rule: Rule = wiener) -
     return (total / weights)[:, top : top + sizes[0], left : left + sizes[1]]
 
 
-def believed(images: Tensor, pilots: Tensor, window: Window) -> Tensor:
+def believed(images: Tensor, pilots: Tensor, powers: Tensor, window: Window) -> Tensor:
     """As `clean`, by pilots (K, Y, X) that may be better than what they help to clean: where they are, they are trusted.
 
-    Where a pilot misses the image (K, Y, X) by more than noise of variance 1 explains, it errs. There the mean of the
-    two is the pilot, and tells no more than the signal's power.
+    Where a pilot misses the image (K, Y, X) by more than noise of variance 1 explains, it errs. There other pilots,
+    powers (K, Y, X), tell the signal's power and no more.
     """
     missed = (images - pilots).square_()
     for kernel in ((NEAR, 1), (1, NEAR)):
@@ -293,7 +293,7 @@ def believed(images: Tensor, pilots: Tensor, window: Window) -> Tensor:
     trusted = clean(images, pilots, window, trusting)
     if bool((belief == 1).all()):
         return trusted
-    doubted = clean(images, (images + pilots) / 2, window)
+    doubted = clean(images, powers, window)
     return doubted + belief * (trusted - doubted)
 
 
@@ -307,7 +307,8 @@ def clean_image(image: Tensor, pilot: Tensor, deviation: Tensor | float) -> Tens
     for top in range(0, height, band):
         above = min(halo, top)
         rows = slice(top - above, top + band + halo)
-        part = believed(image[None, rows], pilot[None, rows], IMAGE_WINDOW)[0]
+        seen, said = image[None, rows], pilot[None, rows]
+        part = believed(seen, said, (seen + said) / 2, IMAGE_WINDOW)[0]
         cleaned.append(part[above : above + band])
     return torch.cat(cleaned) * deviation
 

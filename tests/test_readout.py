@@ -228,9 +228,9 @@ def test_a_pilot_is_trusted_as_long_as_it_misses_the_image_by_no_more_than_noise
     image = 100 + normal(1, 40, 40)
     near, far = image - USUAL**0.5, image - ODD**0.5
     trusted = clean(image, near, IMAGE_WINDOW, trusting)
-    torch.testing.assert_close(believed(image, near, IMAGE_WINDOW), trusted)
-    half_way = image - ODD**0.5 / 2
-    torch.testing.assert_close(believed(image, far, IMAGE_WINDOW), clean(image, half_way, IMAGE_WINDOW))
+    powers = normal(1, 40, 40, seed=1)
+    torch.testing.assert_close(believed(image, near, powers, IMAGE_WINDOW), trusted)
+    torch.testing.assert_close(believed(image, far, powers, IMAGE_WINDOW), clean(image, powers, IMAGE_WINDOW))
 
 
 def test_mixed_footprints_of_cells_are_told_apart() -> None:
@@ -251,7 +251,8 @@ def test_mixed_footprints_of_cells_are_told_apart() -> None:
 def test_bands_of_an_image_have_no_seams(height: int, width: int, band: int) -> None:
     seen = 3 * normal(height, width)
     pilot = seen + normal(height, width, seed=1)
-    whole = 2 * believed(seen[None] / 2, pilot[None] / 2, IMAGE_WINDOW)[0]
+    image, said = seen[None] / 2, pilot[None] / 2
+    whole = 2 * believed(image, said, (image + said) / 2, IMAGE_WINDOW)[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("denoise.readout.BAND_PIXELS", band * width)
         assert torch.allclose(clean_image(seen, pilot, 2.0), whole, atol=1e-4)
