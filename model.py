@@ -11,7 +11,7 @@ so that the network scales with the noise (Mohan et al., ICLR 2020); pixel shuff
                                         v
     movie minus mean, in units of the noise --> 3-D U-Net --> what moves (B, 1, T, Y, X)
 
-The images cost two 2-D passes for the whole movie, whatever its length; the movie is computed at half resolution or
+The images cost a few 2-D passes for the whole movie, whatever its length; the movie is computed at half resolution or
 below, where convolutions are efficient. It may come in chunks of frames: every layer keeps the few frames that it
 still needs (`Past`), so that nothing is computed twice, and the answer is that to the whole movie, however long.
 Both sides import this file; it imports neither.
@@ -32,6 +32,9 @@ from typing import Any, BinaryIO
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# views of an image, by the axes that are flipped
+MIRRORED: tuple[tuple[int, ...], ...] = ((), (-2, -1), (-2,), (-1,))
 
 
 class ModelError(Exception):
@@ -316,14 +319,15 @@ class UNet3D(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             features = self.context(pad_to_grid(images.float(), self.config.grid[1:], "replicate"))
             mean = images[:, :1].float()
-            static = self.error_of_means(mean, torch.zeros_like(mean))
+            static = self.error_of_means(mean, torch.zeros_like(mean), len(MIRRORED))
         return features, static
 
-    def error_of_means(self, means: Tensor, guide: Tensor) -> Tensor:
-        """What `MeanNet` says of images (B, 1, Y, X) of any size."""
+    def error_of_means(self, means: Tensor, guide: Tensor, views: int) -> Tensor:
+        """What `MeanNet` says of images (B, 1, Y, X) of any size, in the mean over the first `views` of MIRRORED."""
         height, width = means.shape[-2:]
-        padded = (pad_to_grid(x, self.config.grid[1:], "replicate") for x in (means, guide))
-        return self.mean(*padded)[..., :height, :width]
+        padded = [pad_to_grid(x, self.config.grid[1:], "replicate") for x in (means, guide)]
+        said = [self.mean(*(x.flip(axes) for x in padded)).flip(axes) for axes in MIRRORED[:views]]
+        return torch.stack(said).mean(0)[..., :height, :width]
 
     def decode(self, residual: Tensor, features: Sequence[Tensor]) -> Tensor:
         """What moves: (B, 1, T, Y, X) with the features of the same Y, X region -> (B, 1, T, Y, X) float32."""
