@@ -67,11 +67,15 @@ audit: $(READY) $(RELEASE)/python ## known vulnerabilities of the pinned require
 	$(RELEASE)/pip-licenses --python $(PY) --packages torch numpy tifffile imagecodecs SimpleITK tqdm matplotlib pillow h5py zarr
 	$(RELEASE)/hadolint Dockerfile
 
+TRAIN_MEANS := $(PY) -m training.train --means --batch 4 --pool 256 --refresh 2
+
 train: $(READY) ## train the shipped weights again, from simulated recordings: runs/best_model_n2v.pth
 	mkdir -p runs
-	$(PY) -m training.train --means --seed 7 --steps 8400 --batch 4 --pool 256 --refresh 2 --rate 0.001 --out runs/means.pth
-	$(PY) -m training.train --means --weights runs/means.pth --seed 8 --steps 14000 --batch 4 --pool 256 --refresh 2 --rate 0.0007 --out runs/means-longer.pth
-	$(PY) -m training.train --simulate --weights runs/means-longer.pth --seed 7 --steps 23950 --batch 32 --pool 96 --refresh 2 --out runs/best_model_n2v.pth
+	$(TRAIN_MEANS) --seed 7 --steps 8400 --rate 0.001 --out runs/means-1.pth
+	$(TRAIN_MEANS) --seed 8 --steps 14000 --rate 0.0007 --weights runs/means-1.pth --out runs/means-2.pth
+	$(TRAIN_MEANS) --seed 9 --steps 9000 --rate 0.0006 --weights runs/means-2.pth --out runs/means-3.pth
+	$(TRAIN_MEANS) --seed 10 --steps 7000 --rate 0.0005 --weights runs/means-3.pth --out runs/means-4.pth
+	$(PY) -m training.train --simulate --seed 7 --steps 23950 --batch 32 --pool 96 --refresh 2 --weights runs/means-4.pth --out runs/best_model_n2v.pth
 
 example: $(READY) ## make the movie of --demo again: example/example.tif
 	$(PY) -m simulation.example example/example.tif
