@@ -33,8 +33,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# views of an image, by the axes that are flipped
-MIRRORED: tuple[tuple[int, ...], ...] = ((), (-2, -1), (-2,), (-1,))
+# the eight views of an image: whether Y and X are exchanged, then the axes that are flipped
+VIEWS: list[tuple[bool, tuple[int, ...]]] = [
+    (exchanged, axes) for exchanged in (False, True) for axes in ((), (-2, -1), (-2,), (-1,))
+]
 
 
 class ModelError(Exception):
@@ -319,14 +321,17 @@ class UNet3D(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             features = self.context(pad_to_grid(images.float(), self.config.grid[1:], "replicate"))
             mean = images[:, :1].float()
-            static = self.error_of_means(mean, torch.zeros_like(mean), len(MIRRORED))
+            static = self.error_of_means(mean, torch.zeros_like(mean), len(VIEWS))
         return features, static
 
     def error_of_means(self, means: Tensor, guide: Tensor, views: int) -> Tensor:
-        """What `MeanNet` says of images (B, 1, Y, X) of any size, in the mean over the first `views` of MIRRORED."""
+        """What `MeanNet` says of images (B, 1, Y, X) of any size, in the mean over the first so many of VIEWS."""
         height, width = means.shape[-2:]
         padded = [pad_to_grid(x, self.config.grid[1:], "replicate") for x in (means, guide)]
-        said = [self.mean(*(x.flip(axes) for x in padded)).flip(axes) for axes in MIRRORED[:views]]
+        said = []
+        for exchanged, axes in VIEWS[:views]:
+            view = self.mean(*((x.mT if exchanged else x).flip(axes) for x in padded)).flip(axes)
+            said.append(view.mT if exchanged else view)
         return torch.stack(said).mean(0)[..., :height, :width]
 
     def decode(self, residual: Tensor, features: Sequence[Tensor]) -> Tensor:

@@ -31,7 +31,7 @@ VOXEL_BYTES = 64  # of memory for each voxel that is computed at once, in half p
 STATE_BYTES = 1300  # for each pixel, in half precision: what the layers keep of earlier frames
 LONGEST_BLOCK = 64  # frames read at once; streams start on its multiples
 OVERLAP = 16  # pixels that neighbouring tiles share: costs less than 0.001 dB
-VIEWS = 2  # of footprints: four gain half as much again, for twice the time
+FOOTPRINT_VIEWS = 2  # four gain half as much again, for twice the time
 HALF_SCALE = 1 / 32  # of what the network gets in float16, so that thousands of noise units do not overflow
 
 Pair = tuple[Tensor, Tensor]  # residual and prediction of the same frames, (n, Y, X) each
@@ -118,7 +118,7 @@ class Network:
             for images in (footprints, guides)
         )
         with autocast(self.device):
-            error = self.model.error_of_means(seen, guide, VIEWS)[:, 0]
+            error = self.model.error_of_means(seen, guide, FOOTPRINT_VIEWS)[:, 0]
         errors = error.to(footprints[0]).split([len(its) for its in footprints])
         return [its + error[:, : its.shape[1], : its.shape[2]] for its, error in zip(footprints, errors)]
 

@@ -59,13 +59,14 @@ def test_the_mean_is_cleaned_by_itself_alone_and_by_its_noise() -> None:
     assert not torch.allclose(model.encode(3 * images)[1], 3 * model.encode(images)[1], rtol=0.01)
 
 
-def test_the_error_of_means_is_that_of_mirrored_views_together() -> None:
-    """So a mirrored mean has the mirrored error, where the size needs no padding."""
+def test_the_error_of_means_is_that_of_eight_views_together() -> None:
+    """So a mean that is mirrored or turned has such an error, where the size needs no padding."""
     model = tiny()
     images = torch.randn(1, 5, 16, 24)
     static = model.encode(images)[1]
     for axes in ((-2,), (-1,), (-2, -1)):
         torch.testing.assert_close(model.encode(images.flip(axes))[1], static.flip(axes))
+    torch.testing.assert_close(model.encode(images.mT)[1], static.mT)
     mean, nothing = images[:, :1], torch.zeros(1, 1, 16, 24)
     turned = [model.mean(mean.flip(axes), nothing).flip(axes) for axes in ((), (-2, -1))]
     torch.testing.assert_close(model.error_of_means(mean, nothing, 2), (turned[0] + turned[1]) / 2)
