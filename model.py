@@ -50,6 +50,7 @@ class UNetConfig:
     images: int = 5  # static context images, see denoise.context.Context
     channels: tuple[int, ...] = (64, 128, 192)  # of the 3-D U-Net, level by level
     context_channels: tuple[int, ...] = (64, 96, 128)  # of the 2-D U-Nets, level by level
+    course_channels: tuple[int, ...] = (48, 64, 96, 128)  # of the 1-D U-Net, level by level
     time_strides: tuple[int, ...] = (4, 2, 2)  # frames merged on entering each level
     bottom_blocks: int = 2  # residual blocks at the coarsest level
 
@@ -88,6 +89,10 @@ def depth_to_space(x: Tensor, strides: Sequence[int]) -> Tensor:
     return x.permute(order).reshape(batch, -1, *(size * s for size, s in zip(sizes, strides)))
 
 
+def conv1(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv1d:
+    return nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2, padding_mode="replicate", bias=False)
+
+
 def conv2(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
     padding = kernel // 2
     return nn.Conv2d(
@@ -98,6 +103,12 @@ def conv2(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
 def conv3(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv3d:
     """Zero padding: beyond the border the movie is taken as its mean."""
     return nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+
+
+LAYERS: dict[int, tuple[Any, Any, Any]] = {  # by the number of axes: convolution, to the next level and back
+    1: (conv1, nn.Conv1d, nn.ConvTranspose1d),
+    2: (conv2, nn.Conv2d, nn.ConvTranspose2d),
+}
 
 
 class Block(nn.Module):
@@ -168,21 +179,28 @@ def conv_stream(conv: nn.Conv3d, x: Tensor, past: Past, ended: bool) -> Tensor:
     return F.conv3d(known, conv.weight, padding=(0, *conv.padding[1:]))
 
 
-class ImageNet(nn.Module):
-    """2-D U-Net over images (B, K, Y, X), Y and X multiples of the grid; it works at half of their resolution."""
+class StaticNet(nn.Module):
+    """U-Net over images (B, K, Y, X) or time courses (B, K, T), sizes multiples of the grid.
 
-    def __init__(self, images: int, widths: Sequence[int]) -> None:
+    It works at half of their resolution and below.
+    """
+
+    def __init__(self, inputs: int, widths: Sequence[int], dims: int = 2) -> None:
         super().__init__()
         below = list(pairwise(widths))
-        self.stem = conv2(4 * images, widths[0])
-        self.encoder = nn.ModuleList(Block(conv2, c) for c in widths)
-        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in below)
-        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2, bias=False) for a, b in below)
-        self.decoder = nn.ModuleList(Block(conv2, c) for c in widths[:-1])
+        conv, down, up = LAYERS[dims]
+        self.stride = (2,) * dims
+        self.stem = conv(2**dims * inputs, widths[0])
+        self.encoder = nn.ModuleList(Block(conv, c) for c in widths)
+        self.down = nn.ModuleList(down(a, b, 2, stride=2, bias=False) for a, b in below)
+        self.up = nn.ModuleList(up(b, a, 2, stride=2, bias=False) for a, b in below)
+        self.decoder = nn.ModuleList(Block(conv, c) for c in widths[:-1])
 
-    def levels(self, images: Tensor) -> list[Tensor]:
-        """(B, C_i, Y / 2^(i+1), X / 2^(i+1)) for each level i, the finest first."""
-        x = space_to_depth(images, (2, 2)).contiguous(memory_format=torch.channels_last)
+    def levels(self, inputs: Tensor) -> list[Tensor]:
+        """(B, C_i, *S / 2^(i+1)) for each level i, the finest first."""
+        x = space_to_depth(inputs, self.stride)
+        if len(self.stride) == 2:
+            x = x.contiguous(memory_format=torch.channels_last)
         x = self.encoder[0](self.stem(x))
         skips = [x]
         for down, block in zip(self.down, self.encoder[1:]):
@@ -195,7 +213,7 @@ class ImageNet(nn.Module):
         return levels[::-1]
 
 
-class ContextNet(ImageNet):
+class ContextNet(StaticNet):
     """What the static images of the whole movie tell the 3-D U-Net."""
 
     def __init__(self, config: UNetConfig) -> None:
@@ -208,7 +226,7 @@ class ContextNet(ImageNet):
         return [to(F.relu(level)) for to, level in zip(self.features, self.levels(images))]
 
 
-class MeanNet(ImageNet):
+class MeanNet(StaticNet):
     """The error of an image that many frames add up to: the temporal mean, or a footprint, weighted by a time course."""
 
     def __init__(self, config: UNetConfig) -> None:
@@ -223,7 +241,22 @@ class MeanNet(ImageNet):
         """
         known = torch.ones_like(means)  # the noise's deviation: without a bias nothing else would tell it
         finest, *_ = self.levels(torch.cat([means, known, guide], 1))
-        return depth_to_space(self.head(F.relu(finest)), (2, 2))
+        return depth_to_space(self.head(F.relu(finest)), self.stride)
+
+
+class CourseNet(StaticNet):
+    """The error of time courses, to each of which many pixels add up, weighted by a footprint."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(2, config.course_channels, dims=1)
+        self.head = conv1(config.course_channels[0], 2)
+        nn.init.zeros_(self.head.weight)  # start from "they have no error"
+
+    def forward(self, courses: Tensor) -> Tensor:
+        """(B, T), any T, in units of their noise, and of either sign -> what has to be added to them."""
+        x = pad_to_grid(courses[:, None], (2 ** len(self.encoder),), "replicate")
+        finest, *_ = self.levels(torch.cat([x, torch.ones_like(x)], 1))
+        return depth_to_space(self.head(F.relu(finest)), self.stride)[:, 0, : courses.shape[1]]
 
 
 class MovieNet(nn.Module):
@@ -305,7 +338,7 @@ class UNet3D(nn.Module):
         super().__init__()
         self.config = config
         self.context, self.movie = ContextNet(config), MovieNet(config)
-        self.mean = MeanNet(config)
+        self.mean, self.course = MeanNet(config), CourseNet(config)
         nn.init.zeros_(self.movie.head.weight)  # start from "the movie is its mean"
 
     def forward(self, residual: Tensor, images: Tensor, standard_error: Tensor) -> Tensor:

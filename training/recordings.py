@@ -16,7 +16,15 @@ from torch.utils.data import Dataset
 
 from denoise.movies import open_movie
 from denoise.normalization import Percentiles
-from simulation import Footprints, FrameMeans, random_footprints, random_frame_means, random_recording
+from denoise.readout import BLOCK, noise_edge, significant_patterns, simplest
+from simulation import (
+    Footprints,
+    FrameMeans,
+    random_footprints,
+    random_frame_means,
+    random_recording,
+    random_scene,
+)
 
 LENGTHS = (64, 700)  # frames of a simulated recording, drawn log-uniformly
 SIZES = (96, 160)  # pixels of its sides
@@ -25,6 +33,12 @@ GROUP_FRAMES = (1, 1500)  # in each, drawn log-uniformly
 SIDE = 128  # pixels of a mean image
 FOOTPRINTS = 0.5  # share of the images that are footprints, not the mean
 FEWEST = 16  # frames of a recording of which footprints are known
+FIELD = 64  # pixels of the scene around a block of which time courses are taken
+COURSE_LENGTHS = (16, 800)  # frames, drawn log-uniformly
+STRENGTHS = (
+    10.0,
+    3000.0,
+)  # of the strongest time course of a block, root of the sum of squares, in its noise
 CHUNK = 512  # frames of a file that make one item
 
 Means = FrameMeans | Footprints
@@ -68,6 +82,37 @@ class SimulatedMeans(Dataset[Means]):
         if rng.random() < FOOTPRINTS:
             return random_footprints(rng, GROUPS, max(FEWEST, frames), SIDE)
         return random_frame_means(rng, GROUPS, frames, SIDE)
+
+
+class SimulatedCourses(Dataset[Tensor]):
+    """Item i of a seed is always the same block of a recording: what GROUPS groups of its pixels show of time courses.
+
+    (GROUPS, K, T), in noise of variance 1: the K patterns that the read-out would keep, turned as there; nothing but
+    noise where there is none. Of all but their noise the groups hold the same, as if pixels were dealt out at random.
+    """
+
+    def __init__(self, seed: int, length: int) -> None:
+        self.seed, self.length = seed, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Tensor:
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, index]))
+        frames = int(np.exp(rng.uniform(*np.log(COURSE_LENGTHS))))
+        movie = random_scene(rng, frames, FIELD).clean()
+        top, left = rng.integers(0, FIELD - BLOCK + 1, 2)
+        block = torch.from_numpy(movie[:, top : top + BLOCK, left : left + BLOCK]).flatten(1)
+        block = block / block.mean(0).clamp(min=1e-3 * float(block.mean())).sqrt()  # the noise of photons
+        block -= block.mean(0)
+        strongest = float(torch.linalg.matrix_norm(block, 2))
+        block *= np.exp(rng.uniform(*np.log(STRENGTHS))) / max(strongest, 1e-12)
+        _, footprints = significant_patterns(block, block, noise_edge(*block.shape))
+        courses = (block @ footprints @ simplest(footprints)).mT  # (K, T)
+        if not len(courses):
+            courses = torch.zeros(1, frames)
+        noise = rng.standard_normal((GROUPS, *courses.shape), np.float32)
+        return courses * int(rng.choice([-1, 1])) + torch.from_numpy(noise)
 
 
 class FileRecordings(Dataset[Tensor]):

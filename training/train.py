@@ -9,6 +9,8 @@ thousand times that of a mean. The frames of a recording are dealt out to groups
 what that one shows the network predicts what the hidden ones show. Frames share no noise, so this is Noise2Void with
 whole frames as blind spot. Half of the images are the mean, half footprints: means weighted by a time course, which the
 mean may guide.
+
+`--courses` trains the network of time courses alone, and likewise: here the pixels of a block are dealt out to groups.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,9 +38,9 @@ from denoise.context import dropped_rows, inverse, noise_map, signal_image, spat
 from denoise.learning import Learner, Net, Sampler, next_batch, usable_patches
 from denoise.precision import autocast
 from denoise.readout import BLOCK
-from model import MeanNet, UNet3D, UNetConfig, load_model, read_checkpoint, save_model
+from model import CourseNet, MeanNet, UNet3D, UNetConfig, load_model, read_checkpoint, save_model
 from simulation import Footprints
-from training.recordings import FileRecordings, Means, SimulatedMeans, SimulatedRecordings
+from training.recordings import FileRecordings, Means, SimulatedCourses, SimulatedMeans, SimulatedRecordings
 
 ENDLESS = 1 << 40  # recordings in a stream
 Item = TypeVar("Item")
@@ -99,17 +101,34 @@ class Movies:
         self.pool.refresh()
 
 
-class Images:
-    """Batches of images as one group of a recording's frames shows them; the other groups are hidden."""
+class Dealt(Generic[Net]):
+    """Recordings whose parts are dealt out to groups, of which one is shown, and the others are hidden."""
 
-    def __init__(self, plan: Plan, step: int, workers: int, device: torch.device) -> None:
+    def __init__(self, plan: Plan, data: Dataset[Any], step: int, workers: int, device: torch.device) -> None:
         self.plan, self.device, self.oldest = plan, device, 0
-        self.stream = ordered(SimulatedMeans(plan.seed, ENDLESS), step // plan.refresh, workers)
+        self.stream = ordered(data, step // plan.refresh, workers)
         self.recordings = [next(self.stream) for _ in range(plan.pool)]
         self.random = torch.Generator().manual_seed(plan.seed + step)
 
     def draw(self, below: int) -> int:
         return int(torch.randint(below, (1,), generator=self.random))
+
+    def errors(self, model: Net) -> Tensor:
+        """Mean squared errors (B,) for as many recordings."""
+        raise NotImplementedError
+
+    def teach(self, trainer: Trainer[Net]) -> Tensor:
+        """One step; returns the mean squared error (a scalar on the device)."""
+        return trainer.follow(self.errors(trainer.model), trainer.progress())
+
+    def refresh(self) -> None:
+        """Replace the oldest recording."""
+        self.recordings[self.oldest] = next(self.stream)
+        self.oldest = (self.oldest + 1) % len(self.recordings)
+
+
+class Images(Dealt[MeanNet]):
+    """Images as one group of a recording's frames shows them."""
 
     def sample(self) -> Tensor:
         """What the network sees, its guide and what it has to predict: (3, N, 1, y, x).
@@ -124,22 +143,40 @@ class Images:
         blocks = sample.unfold(1, side, side).unfold(2, side, side).reshape(3, -1, 1, side, side)
         return blocks.to(self.device)
 
+    def errors(self, model: MeanNet) -> Tensor:
+        return torch.cat([self.error(model) for _ in range(self.plan.batch)])
+
     def error(self, model: MeanNet) -> Tensor:
-        """Mean squared error (1,) for one recording, computed in the precision of inference."""
+        """Of one recording (1,), computed in the precision of inference."""
         seen, guide, hidden = self.sample()
         with autocast(self.device) if len(seen) > 1 else nullcontext():
             error = model(seen, guide)
         return (seen + error - hidden).square().mean()[None]
 
-    def teach(self, trainer: Trainer[MeanNet]) -> Tensor:
-        """One step; returns the mean squared error (a scalar on the device)."""
-        errors = torch.cat([self.error(trainer.model) for _ in range(self.plan.batch)])
-        return trainer.follow(errors, trainer.progress())
 
-    def refresh(self) -> None:
-        """Replace the oldest recording."""
-        self.recordings[self.oldest] = next(self.stream)
-        self.oldest = (self.oldest + 1) % len(self.recordings)
+class Courses(Dealt[CourseNet]):
+    """Time courses as one group of a block's pixels shows them."""
+
+    def errors(self, model: CourseNet) -> Tensor:
+        """Of parts of recordings of one length, that of the first one drawn."""
+        frames = self.recordings[self.draw(len(self.recordings))].shape[-1]
+        fitting = [recording for recording in self.recordings if recording.shape[-1] >= frames]
+        drawn = [fitting[self.draw(len(fitting))] for _ in range(self.plan.batch)]
+        parts = [apart(self.crop(recording, frames), self.draw) for recording in drawn]
+        seen, hidden = (torch.cat(courses).to(self.device) for courses in zip(*parts))  # (N, T)
+        errors = (seen + model(seen) - hidden).square().mean(1)
+        return torch.stack([its.mean() for its in errors.split([len(part) for part, _ in parts])])
+
+    def crop(self, recording: Tensor, frames: int) -> Tensor:
+        first = self.draw(recording.shape[-1] - frames + 1)
+        return recording[..., first : first + frames]
+
+
+# those that learn by themselves, from what, and from which data
+PARTS: dict[str, tuple[type[Dealt[Any]], type[SimulatedMeans] | type[SimulatedCourses]]] = {
+    "mean": (Images, SimulatedMeans),
+    "course": (Courses, SimulatedCourses),
+}
 
 
 def shown_and_hidden(recording: Means, draw: Callable[[int], int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,7 +199,7 @@ def shown_and_hidden(recording: Means, draw: Callable[[int], int]) -> tuple[Tens
 
 
 def apart(groups: Tensor, draw: Callable[[int], int]) -> tuple[Tensor, Tensor]:
-    """One of the groups (N, Y, X), and the mean of the others."""
+    """One of the groups (N, ...), and the mean of the others."""
     seen = groups[draw(len(groups))]
     return seen, (groups.sum(0) - seen) / (len(groups) - 1)
 
@@ -198,7 +235,7 @@ class Trainer(Learner[Net]):
 
 def train(
     trainer: Trainer[Any],
-    material: Callable[[int], Movies | Images],
+    material: Callable[[int], Movies | Dealt[Any]],
     whole: UNet3D,
     record: Record,
     out: Path,
@@ -312,8 +349,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--movies", metavar="PATTERN", help='recordings to train on, e.g. "folder/**/*.tif"')
     data.add_argument("--simulate", action="store_true", help="train on simulated recordings")
-    data.add_argument("--means", action="store_true",
-                      help="train the network of means alone, on simulated ones")  # fmt: skip
+    for part in PARTS:
+        data.add_argument(f"--{part}s", dest="part", action="store_const", const=part,
+                          help=f"train the network of {part}s alone, on simulated ones")  # fmt: skip
     parser.add_argument(
         "--out", type=Path, required=True, help="weights to write; .csv, .png and .state go beside them"
     )
@@ -362,11 +400,18 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(plan.seed)
     whole = start or UNet3D(plan.network).to(device)
     came_from = {"from": read_checkpoint(options.weights)["record"]} if start else {}
-    if options.means:
-        trainer: Trainer[Any] = Trainer(plan, whole.mean)
-        whole.mean = trainer.average
-        record = {"data": "simulation.random_frame_means and random_footprints", **came_from}
-        train(trainer, lambda step: Images(plan, step, options.workers, device), whole, record, options.out)
+    if options.part:
+        lessons, data = PARTS[options.part]
+        trainer: Trainer[Any] = Trainer(plan, getattr(whole, options.part))
+        setattr(whole, options.part, trainer.average)
+        record = {"data": f"training.recordings.{data.__name__}", **came_from}
+        train(
+            trainer,
+            lambda step: lessons(plan, data(plan.seed, ENDLESS), step, options.workers, device),
+            whole,
+            record,
+            options.out,
+        )
     else:
         trainer = Trainer(plan, whole)
         if start:  # movies would teach the network of means hardly anything
