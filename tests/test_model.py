@@ -23,7 +23,7 @@ from model import (
     space_to_depth,
 )
 
-TINY = UNetConfig(channels=(4, 6, 8), context_channels=(4, 6, 8), bottom_blocks=1)
+TINY = UNetConfig(channels=(4, 6, 8), context_channels=(4, 6, 8), course_channels=(4, 6), bottom_blocks=1)
 
 
 def tiny(seed: int = 0) -> UNet3D:
@@ -31,6 +31,7 @@ def tiny(seed: int = 0) -> UNet3D:
     model = UNet3D(TINY)
     torch.nn.init.normal_(model.movie.head.weight)
     torch.nn.init.normal_(model.mean.head.weight)
+    torch.nn.init.normal_(model.course.head.weight)
     return model.eval().requires_grad_(False)
 
 
@@ -73,9 +74,20 @@ def test_the_error_of_means_is_that_of_eight_views_together() -> None:
     assert not torch.allclose(turned[0], turned[1])
 
 
+@given(st.integers(1, 40))
+def test_a_time_course_is_cleaned_by_itself_alone(frames: int) -> None:
+    """Whatever its length, and those beside it; by its neighbours in time: the end is as if it went on for ever."""
+    courses = torch.randn(3, frames)
+    said = tiny().course(courses)
+    assert said.shape == courses.shape
+    torch.testing.assert_close(tiny().course(courses[1:2]), said[1:2])
+    longer = torch.cat([courses, courses[:, -1:].expand(-1, -frames % 4)], 1)
+    torch.testing.assert_close(tiny().course(longer)[:, :frames], said)
+
+
 def test_no_parameter_is_a_bias_and_nothing_is_a_running_statistic() -> None:
     model = UNet3D(UNetConfig())
-    assert all(parameter.ndim >= 4 for parameter in model.parameters())
+    assert all(parameter.ndim >= 3 for parameter in model.parameters())
     assert not list(model.buffers())
 
 

@@ -11,13 +11,19 @@ import torch
 
 from denoise.blindspot import Samples, blind_errors, make_samples
 from denoise.learning import Learner, Sampler, next_batch, schedule, usable_patches
-from denoise.readout import BLOCK
-from model import MeanNet, UNet3D, UNetConfig, load_model, save_model
+from denoise.readout import BLOCK, noise_edge
+from model import CourseNet, MeanNet, UNet3D, UNetConfig, load_model, save_model
 from simulation import Footprints, FrameMeans
-from training.recordings import FileRecordings, SimulatedMeans, SimulatedRecordings
-from training.train import Images, Plan, Pool, Trainer, main, shown_and_hidden
+from training.recordings import (
+    GROUPS,
+    FileRecordings,
+    SimulatedCourses,
+    SimulatedMeans,
+    SimulatedRecordings,
+)
+from training.train import Courses, Images, Plan, Pool, Trainer, main, shown_and_hidden
 
-TINY = UNetConfig(channels=(8, 8, 8), context_channels=(8, 8, 8), bottom_blocks=1)
+TINY = UNetConfig(channels=(8, 8, 8), context_channels=(8, 8, 8), course_channels=(8, 8), bottom_blocks=1)
 
 
 def network() -> UNet3D:
@@ -228,14 +234,66 @@ def test_the_network_of_means_learns_footprints_in_the_blocks_of_the_readout() -
     assert torch.equal((hidden - seen).abs(), torch.full_like(seen, 10))
 
 
-def test_training_on_means_changes_that_network_alone(tmp_path: Path) -> None:
+def test_the_network_of_time_courses_learns_from_groups_of_pixels_alone() -> None:
+    """Steps in noise: eight groups of pixels err by 1 + 1 / 7 as they are, and hardly more than 1 / 7 when cleaned."""
+    torch.manual_seed(0)
+    lessons = Courses.__new__(Courses)
+    lessons.plan, lessons.device = Plan(batch=4), torch.device("cpu")
+    lessons.random = torch.Generator().manual_seed(0)
+    steps = 5.0 * (torch.arange(96) // 24 % 2)
+    noise = torch.Generator().manual_seed(1)
+    lessons.recordings = [steps + torch.randn(8, 8, 96, generator=noise) for _ in range(8)]
+    trainer = Trainer(Plan(steps=80, rate=3e-3), CourseNet(TINY))
+    errors = [float(lessons.teach(trainer)) for _ in range(80)]
+    assert np.mean(errors[:2]) == pytest.approx(1 + 1 / 7, rel=0.1)
+    assert np.mean(errors[-10:]) < 0.6
+
+
+def test_time_courses_of_a_batch_are_of_one_length_and_each_recording_counts_the_same() -> None:
+    """Of two recordings one is three frames long, and the other, when both are drawn, is cut to that."""
+
+    class Nothing(CourseNet):
+        def forward(self, courses: torch.Tensor) -> torch.Tensor:
+            lengths.append(courses.shape)
+            return torch.zeros_like(courses)
+
+    lengths: list[torch.Size] = []
+    lessons = Courses.__new__(Courses)
+    lessons.plan, lessons.device = Plan(batch=6), torch.device("cpu")
+    lessons.random = torch.Generator().manual_seed(0)
+    wrong = torch.tensor([2.0, 0.0])[:, None, None]  # shown and hidden differ by 2
+    lessons.recordings = [wrong.expand(2, 1, 3), 2 * wrong.expand(2, 5, 9)]
+    for _ in range(8):
+        errors = lessons.errors(Nothing(TINY))
+        assert len(errors) == 6
+        assert set(errors.tolist()) <= {4.0, 16.0}
+    assert {length for _, length in lengths} == {3, 9}
+    assert {count for count, length in lengths if length == 9} == {30}
+
+
+def test_simulated_time_courses_are_the_seeds_own_and_stand_out_of_their_noise() -> None:
+    for number in range(12):
+        item = SimulatedCourses(3, 20)[number]
+        groups, _, frames = item.shape
+        assert groups == GROUPS
+        assert torch.equal(item, SimulatedCourses(3, 20)[number])
+        noise = item - item.mean(0)
+        assert float(noise.square().mean()) == pytest.approx(1 - 1 / GROUPS, rel=0.3)
+        if len(item[0]) > 1:  # more than the one that stands for nothing
+            edge = noise_edge(frames, BLOCK * BLOCK)
+            strengths = (item.mean(0).square().sum(1) - frames / GROUPS).clamp(min=0).sqrt()
+            assert float(strengths.max()) > 0.7 * edge
+
+
+@pytest.mark.parametrize("part", ["mean", "course"])
+def test_training_on_a_part_changes_that_network_alone(part: str, tmp_path: Path) -> None:
     before, after = tmp_path / "movie.pth", tmp_path / "all.pth"
     save_model(before, network(), {"step": 5})
-    main(["--means", "--weights", str(before), "--out", str(after), "--steps", "2", "--batch", "1", "--pool", "2",
+    main([f"--{part}s", "--weights", str(before), "--out", str(after), "--steps", "2", "--batch", "1", "--pool", "2",
           "--refresh", "1", "--workers", "0", "--device", "cpu"])  # fmt: skip
     one, two = (load_model(path, torch.device("cpu")).state_dict() for path in (before, after))
     changed = {name.split(".")[0] for name in one if not torch.equal(one[name], two[name])}
-    assert changed == {"mean"}
+    assert changed == {part}
     record = torch.load(after, weights_only=True)["record"]
     assert record["step"] == 2
     assert record["from"] == {"step": 5}

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from denoise.movies import open_movie
 from denoise.normalization import Percentiles
-from denoise.readout import BLOCK, noise_edge, significant_patterns, simplest
+from denoise.readout import BLOCK, noise_edge, significant_patterns
 from simulation import (
     Footprints,
     FrameMeans,
@@ -35,10 +35,14 @@ FOOTPRINTS = 0.5  # share of the images that are footprints, not the mean
 FEWEST = 16  # frames of a recording of which footprints are known
 FIELD = 64  # pixels of the scene around a block of which time courses are taken
 COURSE_LENGTHS = (16, 800)  # frames, drawn log-uniformly
-STRENGTHS = (
-    10.0,
-    3000.0,
-)  # of the strongest time course of a block, root of the sum of squares, in its noise
+STRENGTHS = (10.0, 3000.0)  # of a block's strongest time course: root of the sum of squares, in its noise
+WEAKEST = 0.25  # times the edge of the read-out: some of what it keeps is weaker than it seems
+VARIANCES = (
+    0.9,
+    1.4,
+)  # of their noise at rest, drawn log-uniformly: bright pixels' is higher than their surroundings'
+BRIGHTEST = 1.0  # times that may be added where they are brightest
+TINY = 1e-6
 CHUNK = 512  # frames of a file that make one item
 
 Means = FrameMeans | Footprints
@@ -87,8 +91,9 @@ class SimulatedMeans(Dataset[Means]):
 class SimulatedCourses(Dataset[Tensor]):
     """Item i of a seed is always the same block of a recording: what GROUPS groups of its pixels show of time courses.
 
-    (GROUPS, K, T), in noise of variance 1: the K patterns that the read-out would keep, turned as there; nothing but
-    noise where there is none. Of all but their noise the groups hold the same, as if pixels were dealt out at random.
+    (GROUPS, K, T): the K patterns that the read-out would keep, and some weaker ones, in noise of a variance about 1
+    that grows with the light; nothing but noise where there is none. Of all but their noise the groups hold the same,
+    as if pixels were dealt out at random.
     """
 
     def __init__(self, seed: int, length: int) -> None:
@@ -103,16 +108,19 @@ class SimulatedCourses(Dataset[Tensor]):
         movie = random_scene(rng, frames, FIELD).clean()
         top, left = rng.integers(0, FIELD - BLOCK + 1, 2)
         block = torch.from_numpy(movie[:, top : top + BLOCK, left : left + BLOCK]).flatten(1)
-        block = block / block.mean(0).clamp(min=1e-3 * float(block.mean())).sqrt()  # the noise of photons
+        block = block / block.mean(0).clamp(min=TINY).sqrt()  # the noise of photons
         block -= block.mean(0)
         strongest = float(torch.linalg.matrix_norm(block, 2))
-        block *= np.exp(rng.uniform(*np.log(STRENGTHS))) / max(strongest, 1e-12)
-        _, footprints = significant_patterns(block, block, noise_edge(*block.shape))
-        courses = (block @ footprints @ simplest(footprints)).mT  # (K, T)
+        block *= np.exp(rng.uniform(*np.log(STRENGTHS))) / max(strongest, TINY)
+        _, footprints = significant_patterns(block, block, WEAKEST * noise_edge(*block.shape))
+        courses = (block @ footprints).mT  # (K, T)
         if not len(courses):
             courses = torch.zeros(1, frames)
-        noise = rng.standard_normal((GROUPS, *courses.shape), np.float32)
-        return courses * int(rng.choice([-1, 1])) + torch.from_numpy(noise)
+        light = (courses - courses.median(1, keepdim=True).values).abs()
+        light = light / light.amax(1, keepdim=True).clamp(min=TINY)
+        usual, more = np.exp(rng.uniform(*np.log(VARIANCES))), rng.uniform(0, BRIGHTEST)
+        noise = torch.from_numpy(rng.standard_normal((GROUPS, *courses.shape), np.float32))
+        return courses * int(rng.choice([-1, 1])) + noise * (usual * (1 + more * light)).sqrt()
 
 
 class FileRecordings(Dataset[Tensor]):
