@@ -1,4 +1,4 @@
-"""The network: a bias-free 3-D U-Net for the movie, told by a 2-D U-Net what stands still in it, and one for its mean.
+"""The network: a bias-free 3-D U-Net for the movie, told by a 2-D one what stands still; others for means and courses.
 
 Sources: 3-D U-Net (Cicek et al., MICCAI 2016); Noise2Void (Krull et al., CVPR 2019); convolutions without bias,
 so that the network scales with the noise (Mohan et al., ICLR 2020); pixel shuffle (Shi et al., CVPR 2016).
@@ -10,6 +10,9 @@ so that the network scales with the noise (Mohan et al., ICLR 2020); pixel shuff
                          features at 1/2, 1/4, 1/8 of Y and X, added at every level, the same for all frames
                                         v
     movie minus mean, in units of the noise --> 3-D U-Net --> what moves (B, 1, T, Y, X)
+
+    footprints (N, 1, y, x) --> the 2-D U-Net of the mean --> their error
+    time courses (N, T) --> 1-D U-Net --> their error
 
 The images cost a few 2-D passes for the whole movie, whatever its length; the movie is computed at half resolution or
 below, where convolutions are efficient. It may come in chunks of frames: every layer keeps the few frames that it

@@ -130,7 +130,7 @@ def denoise_movie(
         )
         with closing(pairs):
             passing = telling(pairs, lambda done: progress("denoising", min(frames, first + done), frames))
-            readout = Readout(survey.context, network.static, network.cleaned)
+            readout = Readout(survey.context, network.static, network)
             read = (readout.frames(residual, said) for residual, said in filled(passing, mine))
             for number, whole in blended(read, mine):
                 if number < first:  # the end of the slab before: another rank writes the rest of it

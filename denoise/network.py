@@ -107,20 +107,24 @@ class Network:
         ].cpu()  # (1, Y, X), in units of the noise
         self.geometry = fitting(model, (1 << 30, height, width))
 
-    def cleaned(self, footprints: Sequence[Tensor], places: Sequence[Sequence[slice]]) -> list[Tensor]:
+    def courses(self, seen: Tensor) -> Tensor:
+        """What the network makes of time courses (K, T) in noise of variance 1; in float32, strong as they are."""
+        return seen + self.model.course(seen.to(self.device)).to(seen)
+
+    def footprints(self, seen: Sequence[Tensor], places: Sequence[Sequence[slice]]) -> list[Tensor]:
         """What the network makes of footprints (K, y, x) in noise of variance 1, of blocks at (Y, X) slices."""
-        if not any(len(its) for its in footprints):
-            return list(footprints)
-        sides = [max(its.shape[axis] for its in footprints) for axis in (1, 2)]
-        guides = [self.guide[y, x].expand(its.shape) for its, (y, x) in zip(footprints, places)]
-        seen, guide = (
+        if not any(len(its) for its in seen):
+            return list(seen)
+        sides = [max(its.shape[axis] for its in seen) for axis in (1, 2)]
+        guides = [self.guide[y, x].expand(its.shape) for its, (y, x) in zip(seen, places)]
+        means, guide = (
             torch.cat([pad_to_grid(its[:, None].to(self.device), sides, "replicate") for its in images])
-            for images in (footprints, guides)
+            for images in (seen, guides)
         )
         with autocast(self.device):
-            error = self.model.error_of_means(seen, guide, FOOTPRINT_VIEWS)[:, 0]
-        errors = error.to(footprints[0]).split([len(its) for its in footprints])
-        return [its + error[:, : its.shape[1], : its.shape[2]] for its, error in zip(footprints, errors)]
+            error = self.model.error_of_means(means, guide, FOOTPRINT_VIEWS)[:, 0]
+        errors = error.to(seen[0]).split([len(its) for its in seen])
+        return [its + error[:, : its.shape[1], : its.shape[2]] for its, error in zip(seen, errors)]
 
     def streams(self) -> list[Stream]:
         """One for each tile, with nothing seen yet."""

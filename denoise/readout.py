@@ -16,7 +16,8 @@ What is kept is then read anew in the recording, for the fast changes and the fi
 missed: time courses under the kept footprints, footprints under those time courses, and the mean image. Each is cleaned
 window by window in its frequencies (discrete cosine transform) by the help of a pilot, another estimate of it:
 
-    time courses: what was predicted tells the power of the signal, and each frequency is shrunk to its share of it
+    time courses: what was predicted tells the power of the signal, and each frequency is shrunk to its share of it;
+        the stronger they are, the more counts what a network of time courses makes of them
     footprints and the mean image: what the network of means makes of them is trusted, and moved towards what is seen;
         patterns mix cells, and are turned before so that each footprint is of as few as can be
 
@@ -34,6 +35,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -43,9 +45,6 @@ from torch import Tensor
 from denoise.blindspot import neighbour_correlations
 from denoise.context import Context, inverse
 from denoise.tiling import tile_axis, tile_grid
-
-# Footprints (K, y, x) of blocks in noise of variance 1, and the blocks' (Y, X) slices -> the same without the noise
-Cleaner = Callable[[Sequence[Tensor], Sequence[Sequence[slice]]], Sequence[Tensor]]
 
 # Waves seen and expected of all windows (K, N, n) -> those that are left, and the windows' weights (K, 1, n)
 Rule = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -68,10 +67,20 @@ SURE = 0.8  # times the noise's variance, below which it was overestimated
 SAME = 1e-3  # share of the frames' noise below which their mean is the movie's
 
 
+class Cleaner(Protocol):
+    """What networks make of what is read in a recording, in noise of variance 1."""
+
+    def courses(self, seen: Tensor) -> Tensor:
+        """Time courses (K, T) without their noise."""
+
+    def footprints(self, seen: Sequence[Tensor], places: Sequence[Sequence[slice]]) -> Sequence[Tensor]:
+        """Footprints (K, y, x) of blocks at (Y, X) slices without their noise."""
+
+
 class Readout:
     """Turns what the network says of one movie into its denoised frames; everything in units of the noise.
 
-    static (1, Y, X): what the network adds to the temporal mean. cleaner: what it makes of footprints.
+    static (1, Y, X): what the network adds to the temporal mean. cleaner: what networks make of what is read anew.
     """
 
     def __init__(self, context: Context, static: Tensor, cleaner: Cleaner) -> None:
@@ -127,9 +136,9 @@ def significant(prediction: Tensor, recording: Tensor, noise: float, cleaner: Cl
         blocks = list(tile_grid([[row], columns]))
         places = [place for place, _ in blocks]
         read = [
-            read_block(prediction[:, y, x], recording[:, y, x], noise) for y, x in places
+            read_block(prediction[:, y, x], recording[:, y, x], noise, cleaner) for y, x in places
         ]  # time courses, their footprints as seen and as expected
-        cleaned = cleaner([seen for _, seen, _ in read], places)
+        cleaned = cleaner.footprints([seen for _, seen, _ in read], places)
         for ((_, column), weights), (course, seen, expected), said in zip(blocks, read, cleaned):
             if not len(seen):
                 continue
@@ -143,7 +152,9 @@ def significant(prediction: Tensor, recording: Tensor, noise: float, cleaner: Cl
     return prediction
 
 
-def read_block(prediction: Tensor, recording: Tensor, noise: float) -> tuple[Tensor, Tensor, Tensor]:
+def read_block(
+    prediction: Tensor, recording: Tensor, noise: float, cleaner: Cleaner
+) -> tuple[Tensor, Tensor, Tensor]:
     """Of a block (T, y, x), the K patterns that stand out: orthonormal time courses (T, K) and their footprints.
 
     The footprints (K, y, x) as they are seen in the recording and as the prediction lets expect, in units of `noise`.
@@ -155,8 +166,7 @@ def read_block(prediction: Tensor, recording: Tensor, noise: float) -> tuple[Ten
     course, footprint = significant_patterns(prediction, recording, noise * noise_edge(*prediction.shape))
     if not course.shape[1]:
         return course, recording.new_zeros(0, *sides), recording.new_zeros(0, *sides)
-    seen = recording @ footprint
-    course = noise * clean(seen.mT[..., None] / noise, course.mT[..., None] / noise, COURSE_WINDOW)[..., 0].mT
+    course = noise * clean_courses((recording @ footprint).mT / noise, course.mT / noise, cleaner).mT
     course, mixed = torch.linalg.qr(course)
     footprint = footprint @ mixed.mT
     turn = simplest(footprint)
@@ -234,6 +244,8 @@ NEAR = 17  # pixels a side, over which is judged how well a pilot does
 USUAL, ODD = 1.2, 1.5  # noise variances by which it misses an image: by chance hardly more, and for sure
 BAND_PIXELS = 1 << 17  # of an image cleaned at once, which takes a kilobyte or two for each
 COURSE_WINDOW = Window((32, 1), (4, 1))  # frames
+LOUD = 10.0  # noise variances: a time course of this power is by half what its network makes of it
+FARTHEST = 4.0  # noise deviations: by so much a network may move a time course, however odd that is to it
 
 
 def wiener(seen: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
@@ -295,6 +307,14 @@ def believed(images: Tensor, pilots: Tensor, powers: Tensor, window: Window) -> 
         return trusted
     doubted = clean(images, powers, window)
     return doubted + belief * (trusted - doubted)
+
+
+def clean_courses(seen: Tensor, expected: Tensor, cleaner: Cleaner) -> Tensor:
+    """Time courses (K, T) in noise of variance 1: strong ones as a network cleans them, weak ones by help of a pilot."""
+    filtered = clean(seen[..., None], expected[..., None], COURSE_WINDOW)[..., 0]
+    said = seen + (cleaner.courses(seen) - seen).clamp(-FARTHEST, FARTHEST)
+    power = (seen.square().mean(1, keepdim=True) - 1).clamp(min=0)
+    return filtered + power / (power + LOUD) * (said - filtered)
 
 
 def clean_image(image: Tensor, pilot: Tensor, deviation: Tensor | float) -> Tensor:

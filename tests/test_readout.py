@@ -15,8 +15,10 @@ from denoise.readout import (
     BLOCK,
     COURSE_WINDOW,
     FAINT,
+    FARTHEST,
     FOOTPRINT_WINDOW,
     IMAGE_WINDOW,
+    LOUD,
     ODD,
     SHARED,
     USUAL,
@@ -24,6 +26,7 @@ from denoise.readout import (
     Window,
     believed,
     clean,
+    clean_courses,
     clean_image,
     cosines,
     excess,
@@ -42,10 +45,20 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def smoothed(footprints: Sequence[torch.Tensor], _: Sequence[Sequence[slice]]) -> list[torch.Tensor]:
-    """Stands for the network of means: the mean of nine neighbours."""
-    pool = torch.nn.AvgPool2d(3, 1, 1, count_include_pad=False)
-    return [pool(its[:, None])[:, 0] for its in footprints]
+class Smoothing:
+    """Stands for the networks: the mean of nine neighbours, of three frames."""
+
+    def courses(self, seen: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool1d(seen[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
+
+    def footprints(
+        self, seen: Sequence[torch.Tensor], places: Sequence[Sequence[slice]]
+    ) -> list[torch.Tensor]:
+        pool = torch.nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+        return [pool(its[:, None])[:, 0] for its in seen]
+
+
+SMOOTHING = Smoothing()
 
 
 def cell(frames: int = 200, side: int = 32) -> torch.Tensor:
@@ -75,7 +88,7 @@ def test_the_edge_of_a_block() -> None:
 def test_a_pattern_gets_the_amplitude_that_the_recording_has() -> None:
     """The prediction is a tenth too low; the recording has no noise."""
     truth = 20 * cell()
-    kept = significant(0.9 * truth, truth, 1.0, smoothed)
+    kept = significant(0.9 * truth, truth, 1.0, SMOOTHING)
     strength = float(truth.norm())
     assert 0.99 < float(kept.norm()) / strength <= 1
     cosine = float((kept * truth).sum()) / float(kept.norm()) / strength
@@ -86,7 +99,7 @@ def test_a_signal_in_noise_comes_out_closer_than_predicted() -> None:
     truth, noise = 3 * cell(), normal(200, 32, 32)
     smooth = torch.nn.functional.avg_pool3d(noise[None, None], (9, 5, 5), 1, (4, 2, 2))[0, 0]
     prediction = 0.8 * truth + smooth
-    kept = significant(prediction.clone(), truth + noise, 1.0, smoothed)
+    kept = significant(prediction.clone(), truth + noise, 1.0, SMOOTHING)
     assert float((kept - truth).square().mean()) < 0.2 * float((prediction - truth).square().mean())
 
 
@@ -95,18 +108,18 @@ def test_noise_alone_leaves_nothing(shape: tuple[int, int, int]) -> None:
     """What a smoothing network makes of noise does not stand out of it."""
     noise = normal(*shape)
     smooth = torch.nn.functional.avg_pool3d(noise[None, None], (17, 5, 5), 1, (8, 2, 2))[0, 0]
-    assert not significant(smooth, noise, 1.0, smoothed).any()
+    assert not significant(smooth, noise, 1.0, SMOOTHING).any()
 
 
 def test_a_prediction_without_any_support_is_dropped() -> None:
-    assert not significant(cell(), 0.3 * normal(200, 32, 32), 1.0, smoothed).any()
-    assert not significant(10 * cell(), -10 * cell(), 1.0, smoothed).any()
+    assert not significant(cell(), 0.3 * normal(200, 32, 32), 1.0, SMOOTHING).any()
+    assert not significant(10 * cell(), -10 * cell(), 1.0, SMOOTHING).any()
 
 
 def test_more_patterns_than_are_looked_for_at_first_are_all_found() -> None:
     strong = 100 * normal(64, 32, 32)
     strong -= strong.mean(0)
-    kept = significant(strong.clone(), strong, 1.0, smoothed)
+    kept = significant(strong.clone(), strong, 1.0, SMOOTHING)
     assert float((kept - strong).norm() / strong.norm()) < 0.01
 
 
@@ -121,7 +134,7 @@ def test_the_strongest_patterns_are_those_of_the_decomposition() -> None:
 def test_blocks_make_no_seams_and_no_block_knows_of_those_far_away() -> None:
     far = torch.zeros(200, 32, 96)
     far[:, :, :32] = 20 * cell()
-    kept = significant(far, far, 1.0, smoothed)
+    kept = significant(far, far, 1.0, SMOOTHING)
     assert not kept[:, :, 64:].any()
     assert float((kept - far).square().mean()) < 1e-3 * float(far.square().mean())
 
@@ -129,7 +142,7 @@ def test_blocks_make_no_seams_and_no_block_knows_of_those_far_away() -> None:
 @given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 70))
 def test_any_size(frames: int, height: int, width: int) -> None:
     movie = normal(frames, height, width)
-    kept = significant(movie, movie, 1.0, smoothed)
+    kept = significant(movie, movie, 1.0, SMOOTHING)
     assert kept.shape == movie.shape
     assert kept.isfinite().all()
 
@@ -137,9 +150,9 @@ def test_any_size(frames: int, height: int, width: int) -> None:
 def test_the_same_at_every_call() -> None:
     movie = normal(64, 40, 40)
     torch.manual_seed(1)
-    first = significant(5 * movie, 5 * movie, 1.0, smoothed)
+    first = significant(5 * movie, 5 * movie, 1.0, SMOOTHING)
     torch.manual_seed(2)
-    assert torch.equal(first, significant(5 * movie, 5 * movie, 1.0, smoothed))
+    assert torch.equal(first, significant(5 * movie, 5 * movie, 1.0, SMOOTHING))
 
 
 def test_blocks_are_blended_as_if_each_had_the_whole_prediction_before_it() -> None:
@@ -150,10 +163,10 @@ def test_blocks_are_blended_as_if_each_had_the_whole_prediction_before_it() -> N
     expected = torch.zeros_like(movie)
     for where, weights in tile_grid([tile_axis(size, BLOCK, SHARED, 1) for size in (77, 45)]):
         place = (slice(None), *where)
-        block = significant(prediction[place].clone(), movie[place], 1.0, smoothed)
+        block = significant(prediction[place].clone(), movie[place], 1.0, SMOOTHING)
         expected[place] += block * torch.from_numpy(weights)
     assert expected.any()
-    torch.testing.assert_close(significant(prediction, movie, 1.0, smoothed), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(significant(prediction, movie, 1.0, SMOOTHING), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_noise_that_rows_share_counts_as_larger() -> None:
@@ -172,7 +185,7 @@ def test_fast_changes_and_fine_structure_are_read_in_the_recording() -> None:
     truth -= truth.mean(0)
     blurred = torch.nn.functional.avg_pool3d(truth[None, None], (9, 5, 5), 1, (4, 2, 2))[0, 0]
     blurred -= blurred.mean(0)
-    kept = significant(blurred.clone(), truth + normal(256, 32, 32), 1.0, smoothed)
+    kept = significant(blurred.clone(), truth + normal(256, 32, 32), 1.0, SMOOTHING)
     assert float((kept - truth).square().mean()) < 0.1 * float((blurred - truth).square().mean())
 
 
@@ -202,6 +215,34 @@ def test_what_the_pilot_is_sure_of_is_kept_at_any_size(
     assert torch.allclose(clean(seen, torch.full_like(seen, 1e6), window).isfinite(), torch.tensor(True))
     kept = clean(1e4 * seen, 1e4 * seen, window)
     assert float((kept - 1e4 * seen).abs().max()) < 10
+
+
+def test_the_stronger_a_time_course_the_more_counts_its_network() -> None:
+    """The network adds one: to a course of power LOUD, and its noise of 1, a half, where the filter changes nothing."""
+
+    class Adds(Smoothing):
+        def courses(self, seen: torch.Tensor) -> torch.Tensor:
+            return seen + 1
+
+    certain = torch.full((1, 256), 1000.0)  # to the filter
+    for power, share in ((0.0, 0.0), (LOUD, 0.5), (9 * LOUD, 0.9)):
+        seen = torch.full((1, 256), math.sqrt(power + 1))
+        moved = clean_courses(seen, certain, Adds()) - seen
+        torch.testing.assert_close(moved, torch.full_like(moved, share), rtol=1e-3, atol=1e-3)
+
+
+def test_a_network_that_errs_moves_a_time_course_by_no_more_than_noise_does() -> None:
+    """A flash of one frame, which a network takes for noise, keeps its height."""
+    flash = torch.zeros(1, 128)
+    flash[0, 64] = 1000
+
+    class Flat(Smoothing):
+        def courses(self, seen: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(seen)
+
+    filtered = clean(flash[..., None], flash[..., None], COURSE_WINDOW)[..., 0]
+    moved = clean_courses(flash, flash, Flat()) - filtered
+    assert float(moved.abs().max()) <= FARTHEST
 
 
 def test_images_are_cleaned_one_by_one() -> None:
@@ -346,7 +387,7 @@ def test_missing_voxels_take_what_was_predicted() -> None:
     recording = truth + 100 + normal(200, 32, 32)
     context = context_of(recording)
     residual = context.whiten(recording)
-    readout = Readout(context, torch.zeros(1, 32, 32), smoothed)
+    readout = Readout(context, torch.zeros(1, 32, 32), SMOOTHING)
     prediction = truth / context.noise
     whole = readout.frames(residual.clone(), prediction.clone())
     residual[25] = 0
@@ -358,7 +399,7 @@ def test_missing_voxels_take_what_was_predicted() -> None:
 def test_short_movies_stay_finite_and_keep_their_brightness(frames: int) -> None:
     recording = 100 + normal(frames, 24, 24)
     context = context_of(recording)
-    answer = Readout(context, torch.zeros(1, 24, 24), smoothed).frames(
+    answer = Readout(context, torch.zeros(1, 24, 24), SMOOTHING).frames(
         context.whiten(recording), torch.zeros(frames, 24, 24)
     )
     assert answer.isfinite().all()
@@ -370,7 +411,7 @@ def test_a_drift_from_slab_to_slab_is_followed() -> None:
     long = 100 + normal(400, 16, 16)
     long[200:] += 5
     context = context_of(long)
-    readout = Readout(context, torch.zeros(1, 16, 16), smoothed)
+    readout = Readout(context, torch.zeros(1, 16, 16), SMOOTHING)
     residual = context.whiten(long)
     half = readout.frames(residual[200:].clone(), residual[200:].mean(0).expand(200, 16, 16).clone())
     restored = context.restore(half)

@@ -15,7 +15,9 @@ from denoise.readout import BLOCK, noise_edge
 from model import CourseNet, MeanNet, UNet3D, UNetConfig, load_model, save_model
 from simulation import Footprints, FrameMeans
 from training.recordings import (
+    BRIGHTEST,
     GROUPS,
+    VARIANCES,
     FileRecordings,
     SimulatedCourses,
     SimulatedMeans,
@@ -277,8 +279,8 @@ def test_simulated_time_courses_are_the_seeds_own_and_stand_out_of_their_noise()
         groups, _, frames = item.shape
         assert groups == GROUPS
         assert torch.equal(item, SimulatedCourses(3, 20)[number])
-        noise = item - item.mean(0)
-        assert float(noise.square().mean()) == pytest.approx(1 - 1 / GROUPS, rel=0.3)
+        variance = float((item - item.mean(0)).square().mean()) / (1 - 1 / GROUPS)
+        assert 0.7 < variance < 1.2 * VARIANCES[1] * (1 + BRIGHTEST)
         if len(item[0]) > 1:  # more than the one that stands for nothing
             edge = noise_edge(frames, BLOCK * BLOCK)
             strengths = (item.mean(0).square().sum(1) - frames / GROUPS).clamp(min=0).sqrt()

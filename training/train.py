@@ -172,10 +172,10 @@ class Courses(Dealt[CourseNet]):
         return recording[..., first : first + frames]
 
 
-# those that learn by themselves, from what, and from which data
-PARTS: dict[str, tuple[type[Dealt[Any]], type[SimulatedMeans] | type[SimulatedCourses]]] = {
-    "mean": (Images, SimulatedMeans),
-    "course": (Courses, SimulatedCourses),
+# what makes a network learn by itself, which one, from what, and from which data
+PARTS: dict[str, tuple[str, type[Dealt[Any]], type[SimulatedMeans] | type[SimulatedCourses]]] = {
+    "--means": ("mean", Images, SimulatedMeans),
+    "--courses": ("course", Courses, SimulatedCourses),
 }
 
 
@@ -349,9 +349,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--movies", metavar="PATTERN", help='recordings to train on, e.g. "folder/**/*.tif"')
     data.add_argument("--simulate", action="store_true", help="train on simulated recordings")
-    for part in PARTS:
-        data.add_argument(f"--{part}s", dest="part", action="store_const", const=part,
-                          help=f"train the network of {part}s alone, on simulated ones")  # fmt: skip
+    for option in PARTS:
+        data.add_argument(option, dest="part", action="store_const", const=option,
+                          help=f"train the network of {option[2:]} alone, on simulated ones")  # fmt: skip
     parser.add_argument(
         "--out", type=Path, required=True, help="weights to write; .csv, .png and .state go beside them"
     )
@@ -401,9 +401,9 @@ def main(arguments: list[str] | None = None) -> None:
     whole = start or UNet3D(plan.network).to(device)
     came_from = {"from": read_checkpoint(options.weights)["record"]} if start else {}
     if options.part:
-        lessons, data = PARTS[options.part]
-        trainer: Trainer[Any] = Trainer(plan, getattr(whole, options.part))
-        setattr(whole, options.part, trainer.average)
+        part, lessons, data = PARTS[options.part]
+        trainer: Trainer[Any] = Trainer(plan, getattr(whole, part))
+        setattr(whole, part, trainer.average)
         record = {"data": f"training.recordings.{data.__name__}", **came_from}
         train(
             trainer,
