@@ -37,10 +37,7 @@ FIELD = 64  # pixels of the scene around a block of which time courses are taken
 COURSE_LENGTHS = (16, 800)  # frames, drawn log-uniformly
 STRENGTHS = (10.0, 3000.0)  # of a block's strongest time course: root of the sum of squares, in its noise
 WEAKEST = 0.25  # times the edge of the read-out: some of what it keeps is weaker than it seems
-VARIANCES = (
-    0.9,
-    1.4,
-)  # of their noise at rest, drawn log-uniformly: bright pixels' is higher than their surroundings'
+VARIANCES = (0.9, 1.4)  # of their noise at rest, drawn log-uniformly: more in bright pixels than around them
 BRIGHTEST = 1.0  # times that may be added where they are brightest
 TINY = 1e-6
 CHUNK = 512  # frames of a file that make one item
