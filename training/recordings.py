@@ -1,13 +1,14 @@
 """Noisy movies to train on: an endless, seeded stream of simulated ones, or the files of a folder.
 
-Every item is one recording (T, Y, X), float16, percentile-normalized by the code that inference uses. Clean truth is
-never made here: the simulator hands out recordings only.
+Every item is one recording (T, Y, X), float16, percentile-normalized by the code that inference uses, or what groups of
+the frames or pixels of one show. No item holds clean truth: all that it shows is noisy.
 """
 
 from __future__ import annotations
 
 import glob
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,15 +27,15 @@ from simulation import (
     random_scene,
 )
 
-LENGTHS = (64, 700)  # frames of a simulated recording, drawn log-uniformly
+LENGTHS = (64, 700)  # frames of a simulated recording
 SIZES = (96, 160)  # pixels of its sides
-GROUPS = 8  # of the frames of a recording of which means are taken
-GROUP_FRAMES = (1, 1500)  # in each, drawn log-uniformly
+GROUPS = 8  # of the frames of a recording of which means are taken, or of a block's pixels
+GROUP_FRAMES = (1, 1500)  # in each
 SIDE = 128  # pixels of a mean image
 FOOTPRINTS = 0.5  # share of the images that are footprints, not the mean
 FEWEST = 16  # frames of a recording of which footprints are known
 FIELD = 64  # pixels of the scene around a block of which time courses are taken
-COURSE_LENGTHS = (16, 800)  # frames, drawn log-uniformly
+COURSE_LENGTHS = (16, 800)  # frames of a recording of which time courses are taken
 STRENGTHS = (10.0, 3000.0)  # of a block's strongest time course: root of the sum of squares, in its noise
 WEAKEST = 0.25  # times the edge of the read-out: some of what it keeps is weaker than it seems
 VARIANCES = (0.9, 1.4)  # of their noise at rest, drawn log-uniformly: more in bright pixels than around them
@@ -43,6 +44,7 @@ TINY = 1e-6
 CHUNK = 512  # frames of a file that make one item
 
 Means = FrameMeans | Footprints
+Item = TypeVar("Item")
 
 
 def normalized(frames: np.ndarray) -> Tensor:
@@ -52,8 +54,10 @@ def normalized(frames: np.ndarray) -> Tensor:
     return torch.from_numpy(percentiles.result((3.0, 97.0)).normalize(frames)).half()
 
 
-class SimulatedRecordings(Dataset[Tensor]):
-    """Item i of a seed is always the same recording. Seeds of the evaluation's scenes are not among them."""
+class Simulated(Dataset[Item]):
+    """Item i of a seed is always the same. Seeds of the evaluation's scenes are not among them."""
+
+    lengths: tuple[int, int]  # frames, drawn log-uniformly
 
     def __init__(self, seed: int, length: int) -> None:
         self.seed, self.length = seed, length
@@ -61,47 +65,47 @@ class SimulatedRecordings(Dataset[Tensor]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> Item:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, index]))
-        frames = int(np.exp(rng.uniform(*np.log(LENGTHS))))
+        return self.make(rng, int(np.exp(rng.uniform(*np.log(self.lengths)))))
+
+    def make(self, rng: np.random.Generator, frames: int) -> Item:
+        """An item of a recording of so many frames."""
+        raise NotImplementedError
+
+
+class SimulatedRecordings(Simulated[Tensor]):
+    """Recordings as they are."""
+
+    lengths = LENGTHS
+
+    def make(self, rng: np.random.Generator, frames: int) -> Tensor:
         height, width = (int(n) for n in rng.integers(SIZES[0], SIZES[1] + 1, 2))
         return normalized(random_recording(rng, frames, (height, width)))
 
 
-class SimulatedMeans(Dataset[Means]):
-    """Item i of a seed is always the same recording, reduced to what GROUPS groups of its frames show of an image."""
+class SimulatedMeans(Simulated[Means]):
+    """Recordings reduced to what GROUPS groups of their frames show of an image; `frames` in each group."""
 
-    def __init__(self, seed: int, length: int) -> None:
-        self.seed, self.length = seed, length
+    lengths = GROUP_FRAMES
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Means:
-        rng = np.random.default_rng(np.random.SeedSequence([self.seed, index]))
-        frames = int(np.exp(rng.uniform(*np.log(GROUP_FRAMES))))
+    def make(self, rng: np.random.Generator, frames: int) -> Means:
         if rng.random() < FOOTPRINTS:
             return random_footprints(rng, GROUPS, max(FEWEST, frames), SIDE)
         return random_frame_means(rng, GROUPS, frames, SIDE)
 
 
-class SimulatedCourses(Dataset[Tensor]):
-    """Item i of a seed is always the same block of a recording: what GROUPS groups of its pixels show of time courses.
+class SimulatedCourses(Simulated[Tensor]):
+    """Blocks of recordings reduced to what GROUPS groups of their pixels show of time courses.
 
     (GROUPS, K, T): the K patterns that the read-out would keep, and some weaker ones, in noise of a variance about 1
     that grows with the light; nothing but noise where there is none. Of all but their noise the groups hold the same,
     as if pixels were dealt out at random.
     """
 
-    def __init__(self, seed: int, length: int) -> None:
-        self.seed, self.length = seed, length
+    lengths = COURSE_LENGTHS
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Tensor:
-        rng = np.random.default_rng(np.random.SeedSequence([self.seed, index]))
-        frames = int(np.exp(rng.uniform(*np.log(COURSE_LENGTHS))))
+    def make(self, rng: np.random.Generator, frames: int) -> Tensor:
         movie = random_scene(rng, frames, FIELD).clean()
         top, left = rng.integers(0, FIELD - BLOCK + 1, 2)
         block = torch.from_numpy(movie[:, top : top + BLOCK, left : left + BLOCK]).flatten(1)

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
@@ -40,10 +40,17 @@ from denoise.precision import autocast
 from denoise.readout import BLOCK
 from model import CourseNet, MeanNet, UNet3D, UNetConfig, load_model, read_checkpoint, save_model
 from simulation import Footprints
-from training.recordings import FileRecordings, Means, SimulatedCourses, SimulatedMeans, SimulatedRecordings
+from training.recordings import (
+    FileRecordings,
+    Item,
+    Means,
+    Simulated,
+    SimulatedCourses,
+    SimulatedMeans,
+    SimulatedRecordings,
+)
 
 ENDLESS = 1 << 40  # recordings in a stream
-Item = TypeVar("Item")
 Record = dict[str, Any]  # of a training, plain values for the checkpoint
 AVERAGING = 0.999  # decay of the moving average of the weights
 
@@ -173,7 +180,7 @@ class Courses(Dealt[CourseNet]):
 
 
 # what makes a network learn by itself, which one, from what, and from which data
-PARTS: dict[str, tuple[str, type[Dealt[Any]], type[SimulatedMeans] | type[SimulatedCourses]]] = {
+PARTS: dict[str, tuple[str, type[Dealt[Any]], type[Simulated[Any]]]] = {
     "--means": ("mean", Images, SimulatedMeans),
     "--courses": ("course", Courses, SimulatedCourses),
 }
