@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from denoise.blindspot import Samples, blind_errors, correlated_axes, make_samples
+from denoise.blindspot import Samples, blind_errors, make_samples
 from denoise.learning import Learner, Sampler
 from denoise.precision import autocast
 from model import UNet3D
@@ -79,8 +79,8 @@ class Plan:
 class Lesson:
     """What one movie (T, Y, X) teaches: batches without the held-out voxels, and the error of a network at those."""
 
-    def __init__(self, frames: Tensor, device: torch.device) -> None:
-        self.axes = correlated_axes(frames[:64].float())
+    def __init__(self, frames: Tensor, correlated: tuple[bool, bool], device: torch.device) -> None:
+        self.axes = correlated
         generator = torch.Generator(device).manual_seed(0)
         frames = frames.half().to(device)
         held_out = torch.rand(frames.shape, device=device, generator=generator) < HELD_OUT
@@ -128,17 +128,22 @@ def learner_of(model: UNet3D) -> Learner[UNet3D]:
 
 
 def adapt(
-    frames: Tensor, model: UNet3D, seconds: float, tell: Callable[[float], None]
+    frames: Tensor,
+    correlated: tuple[bool, bool],
+    model: UNet3D,
+    seconds: float,
+    tell: Callable[[float], None],
 ) -> tuple[UNet3D, Adaptation | None]:
     """The network to use for a movie, and what was found; the given one is never changed.
 
-    frames: normalized (T, Y, X) of it, NaN where missing. seconds: at most, all in all. `tell` gets the share that is
-    done. A movie of fewer than FEWEST frames is not adapted to: None.
+    frames: normalized (T, Y, X) of it, NaN where missing. correlated: along which of (y, x) neighbours share noise.
+    seconds: at most, all in all. `tell` gets the share that is done. A movie of fewer than FEWEST frames is not adapted
+    to: None.
     """
     if len(frames) < FEWEST:
         return model, None
     start = time.monotonic()
-    lesson = Lesson(frames, next(model.parameters()).device)
+    lesson = Lesson(frames, correlated, next(model.parameters()).device)
     ready = time.monotonic()
     before = lesson.errors(model)
     looked = time.monotonic()

@@ -20,7 +20,6 @@ from denoise.context import Context, ContextSums
 DENSITY = 0.04  # share of the patch's voxels that are hidden
 REACH = (2, 2, 2)  # (T, Y, X) a replacement comes from at most this far
 RUN = 5  # voxels hidden along an axis of correlated noise; the centre is scored
-CORRELATED = 0.08  # lag-1 correlation of the noise from which an axis counts as correlated
 
 
 @dataclass
@@ -32,23 +31,6 @@ class Samples:
     standard_error: Tensor  # (B, 1, Y, X)
     target: Tensor  # (B, 1, T, Y, X) of the patches as recorded
     scored: Tensor  # (B, 1, T, Y, X) bool: hidden voxels that count
-
-
-def correlated_axes(frames: Tensor) -> tuple[bool, bool]:
-    """Along which of (y, x) neighbouring voxels share noise: frames (T, Y, X)."""
-    along_y, along_x = neighbour_correlations(frames)
-    return along_y > CORRELATED, along_x > CORRELATED
-
-
-def neighbour_correlations(frames: Tensor) -> tuple[float, float]:
-    """Correlation of the noise of voxels that are neighbours along (y, x), measured on frame differences (T, Y, X)."""
-    if frames.shape[0] < 2:
-        return 0.0, 0.0
-    steps = torch.nan_to_num(frames.diff(dim=0))
-    power = steps.square().mean().clamp(min=1e-30)
-    along_y = (steps[:, 1:] * steps[:, :-1]).mean() / power if steps.shape[1] > 1 else power.new_zeros(())
-    along_x = (steps[..., 1:] * steps[..., :-1]).mean() / power if steps.shape[2] > 1 else power.new_zeros(())
-    return float(along_y), float(along_x)
 
 
 def neighbour_offsets(shape: tuple[int, ...], correlated: tuple[bool, bool], device: torch.device) -> Tensor:

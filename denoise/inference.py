@@ -2,10 +2,12 @@
 
 One pass over the file finds the percentiles and the whole-movie context; a second one goes straight on:
 
-    read -> normalize -> whiten -> | network | -> slabs -> read out -> restore -> denormalize -> write
+    read -> normalize -> undo smoothing -> whiten -> | network |
+        -> slabs -> read out -> restore -> redo smoothing -> denormalize -> write
 
-The bars are borders between threads (`denoise.ahead`), so that reading, computing and writing overlap. Memory does not
-grow with the length of the movie.
+Smoothing is what a frame has been through before it came here (`denoise.smoothing`), mostly none. The bars are borders
+between threads (`denoise.ahead`), so that reading, computing and writing overlap. Memory does not grow with the length
+of the movie.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
 from denoise.ranks import ALONE, Team
 from denoise.readout import Readout
+from denoise.smoothing import Gauge, redo, undo, variance_left
 from denoise.tiling import tile_axis
 from model import UNet3D
 
@@ -94,7 +97,8 @@ class Survey:
     """What the first pass learned."""
 
     normalization: PercentileNormalization
-    context: Context  # in normalized units
+    smoothing: Tensor  # (T, 2), by which each frame has been smoothed, see denoise.smoothing
+    context: Context  # in normalized units, of the movie without its smoothing
     not_finite: int
     dropped: int  # rows
     saturated: float  # share of the voxels
@@ -135,8 +139,8 @@ def denoise_movie(
             for number, whole in blended(read, mine):
                 if number < first:  # the end of the slab before: another rank writes the rest of it
                     continue
-                for part in pieces(whole):
-                    restored = survey.context.restore(part.cpu())
+                for part, smoothing in with_smoothing(whole, survey.smoothing[number:]):
+                    restored = redo(survey.context.restore(part.cpu()), smoothing)
                     write(survey.normalization.denormalize(restored.numpy(), result_type(movie.info.dtype)))
     told = asdict(adaptation) | {"kept": adaptation.kept} if adaptation else None
     return replace(result_of(survey, network), adaptation=told, model=model)
@@ -170,8 +174,14 @@ def adapted(
     length = min(frames, SLAB, max(64, SLAB_VOXELS // (2 * height * width)))
     start = (frames - length) // 2
     excerpt, _ = without_missing(survey.normalization.normalize(movie.read(start, start + length)))
+    smoothing = survey.smoothing[start : start + length]
+    along_y, along_x = smoothing.any(0).tolist()
     model, adaptation = adapt(
-        excerpt, model, 60 * minutes, lambda share: progress("adapting", round(share * frames), frames)
+        torch.cat([undo(*part) for part in with_smoothing(excerpt, smoothing)]),
+        (along_y, along_x),
+        model,
+        60 * minutes,
+        lambda share: progress("adapting", round(share * frames), frames),
     )
     team.of(0, (model.state_dict(), adaptation))
     return model, adaptation
@@ -215,7 +225,10 @@ class Surveyor:
         found.update(self.first)
         self.provisional = found.result(percentiles)
         values, _ = without_missing(self.provisional.normalize(self.first))
-        self.reference = torch.nan_to_num(values.nanmean(0))
+        self.gauge = Gauge(values)
+        self.smoothing = torch.zeros(movie.info.shape[0], 2)
+        sharp = [undo(*part) for part in with_smoothing(values, self.gauge.weights(values))]
+        self.reference = torch.nan_to_num(torch.cat(sharp).nanmean(0))
         self.last: Tensor | None = None  # of the section before, as ContextSums keeps it
 
     def section(self, index: int, tell: Callable[[int], None]) -> ContextSums:
@@ -229,8 +242,10 @@ class Surveyor:
                 values, lost = without_missing(self.provisional.normalize(block))
                 self.not_finite += int(values.isnan().sum()) - lost * block.shape[2]
                 self.dropped += lost
-                for piece in pieces(values):
-                    sums.update(piece)
+                smoothing = self.gauge.weights(values)
+                for part in with_smoothing(values, smoothing):
+                    sums.update(undo(*part))
+                self.smoothing[done : done + len(block)] = smoothing
                 done += len(block)
                 tell(done)
         self.last = sums.last
@@ -248,7 +263,7 @@ class Surveyor:
             return None
         with closing(blocks(self.movie, frame - LONGEST_BLOCK, frame)) as read:
             values, _ = without_missing(self.provisional.normalize(list(read)[-1]))
-        last = values[-1:]
+        last = undo(values[-1:], self.gauge.weights(values)[-1:])
         return torch.where(torch.isfinite(last), last - self.reference, torch.nan)
 
     def survey(self, sums: ContextSums, team: Team) -> Survey:
@@ -260,9 +275,10 @@ class Surveyor:
         context = sums.context().rescaled(
             self.provisional.scale / n.scale, (self.provisional.low - n.low) / n.scale
         )
+        smoothing = torch.stack(team.all(self.smoothing)).sum(0)  # each has its own frames
         missing = team.all((self.not_finite, self.dropped))
         not_finite, dropped = (sum(numbers) for numbers in zip(*missing))
-        return Survey(n, context, not_finite, dropped, self.found.saturated())
+        return Survey(n, smoothing, context, not_finite, dropped, self.found.saturated())
 
 
 def blocks(movie: Readable, start: int = 0, stop: int | None = None) -> Generator[np.ndarray, None, None]:
@@ -279,6 +295,12 @@ def blocks(movie: Readable, start: int = 0, stop: int | None = None) -> Generato
 def pieces(frames: Tensor) -> tuple[Tensor, ...]:
     """Frames (T, Y, X) in parts (n, Y, X) that stay in the processor's cache."""
     return frames.split(max(1, PIECE_VOXELS // (frames.shape[1] * frames.shape[2])))
+
+
+def with_smoothing(frames: Tensor, smoothing: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pieces of frames (n, Y, X), and by what each has been smoothed: from (n, 2) or more."""
+    parts = pieces(frames)
+    return zip(parts, smoothing.split(len(parts[0])))
 
 
 def without_missing(frames: np.ndarray) -> tuple[Tensor, int]:
@@ -334,7 +356,9 @@ def whitened(movie: Readable, survey: Survey, start: int) -> Generator[Tensor, N
     """The residual of a movie's blocks of frames, (n, Y, X)."""
     for block in blocks(movie, start):
         values, _ = without_missing(survey.normalization.normalize(block))
-        yield torch.cat([survey.context.whiten(piece) for piece in pieces(values)])
+        sharp = (undo(*part) for part in with_smoothing(values, survey.smoothing[start:]))
+        yield torch.cat([survey.context.whiten(piece) for piece in sharp])
+        start += len(block)
 
 
 def telling(items: Iterable[Pair], tell: Callable[[int], None]) -> Iterator[Pair]:
@@ -424,10 +448,10 @@ def device_of(model: UNet3D) -> torch.device:
 
 def result_of(survey: Survey, network: Network) -> Result:
     """Figures in the input's units, and a warning for everything that was missing."""
-    n = survey.normalization
+    n, left = survey.normalization, variance_left(survey.smoothing)
     gain, read_variance = (
-        float(survey.context.gain) * n.scale,
-        float(survey.context.read_variance) * n.scale**2,
+        left * float(survey.context.gain) * n.scale,
+        left * float(survey.context.read_variance) * n.scale**2,
     )
     warnings = list(network.notes)
     if n.coincide:

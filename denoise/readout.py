@@ -42,8 +42,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from denoise.blindspot import neighbour_correlations
 from denoise.context import Context, inverse
+from denoise.smoothing import neighbour_correlations
 from denoise.tiling import tile_axis, tile_grid
 
 # Waves seen and expected of all windows (K, N, n) -> those that are left, and the windows' weights (K, 1, n)

@@ -34,6 +34,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adaptation, "PATIENCE", adaptation.LOOKS)
 
 
+WHITE = (False, False)  # noise that no neighbours share
 BEFORE = torch.ones(1)
 LONG = 1e6  # seconds: more than any number of steps takes, however busy the machine
 
@@ -43,7 +44,7 @@ def test_what_helps_is_kept_and_the_given_weights_stay_as_they_are(monkeypatch: 
     given = model()
     before = copy.deepcopy(given.state_dict())
     shares: list[float] = []
-    adapted, found = adapt(flicker(), given, LONG, shares.append)
+    adapted, found = adapt(flicker(), WHITE, given, LONG, shares.append)
     assert found is not None
     assert found.kept
     assert found.error_after < found.error_before
@@ -57,7 +58,7 @@ def test_what_helps_is_kept_and_the_given_weights_stay_as_they_are(monkeypatch: 
 def test_what_harms_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adaptation, "RATE", 1e3)
     given = model()
-    adapted, found = adapt(torch.randn(20, 32, 32), given, LONG, lambda share: None)
+    adapted, found = adapt(torch.randn(20, 32, 32), WHITE, given, LONG, lambda share: None)
     assert found is not None
     assert not found.kept
     assert adapted is given
@@ -74,7 +75,7 @@ def test_what_may_be_better_by_chance_is_not_kept() -> None:
 def test_the_standard_error_is_that_of_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([torch.tensor([1.0, 2.0, 3.0]), *[torch.tensor([0.9, 1.7, 2.8])] * 99])
     monkeypatch.setattr(adaptation.Lesson, "errors", lambda self, network: next(answers))
-    _, found = adapt(flicker(), model(), LONG, lambda share: None)
+    _, found = adapt(flicker(), WHITE, model(), LONG, lambda share: None)
     assert found is not None
     assert found.kept
     assert found.error_before - found.error_after == pytest.approx(0.2)
@@ -82,14 +83,14 @@ def test_the_standard_error_is_that_of_the_checks(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_same_movie_gives_the_same_weights_again() -> None:
-    results = [adapt(flicker(), model(), LONG, lambda share: None)[0] for _ in range(2)]
+    results = [adapt(flicker(), WHITE, model(), LONG, lambda share: None)[0] for _ in range(2)]
     first, again = (result.state_dict() for result in results)
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_steps_are_planned_by_the_movie_or_by_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """40 frames of 32 x 32 are one patch: PASSES steps. Else the time less two steps of one second, at 1.25 s a step."""
-    lesson = adaptation.Lesson(flicker(), torch.device("cpu"))
+    lesson = adaptation.Lesson(flicker(), WHITE, torch.device("cpu"))
     monkeypatch.setattr(lesson, "trial", lambda model: 1.0)
     assert lesson.plan(model(), LONG, 1.0) == Plan(adaptation.PASSES, 8)
     assert lesson.plan(model(), 10.0, 0.0) == Plan(4, 8)  # 8 / 1.25 = 6.4
@@ -111,7 +112,7 @@ def test_it_stops_when_no_longer_better_and_keeps_the_best(
     monkeypatch: pytest.MonkeyPatch, errors: list[float], steps: int, least: float
 ) -> None:
     monkeypatch.setattr(adaptation, "PATIENCE", 2)
-    given, lesson = model(), adaptation.Lesson(flicker(), torch.device("cpu"))
+    given, lesson = model(), adaptation.Lesson(flicker(), WHITE, torch.device("cpu"))
     seen: list[UNet3D] = []
 
     def look(network: UNet3D) -> torch.Tensor:
@@ -130,7 +131,7 @@ def test_it_stops_when_no_longer_better_and_keeps_the_best(
 
 
 def test_it_stops_when_the_time_is_over() -> None:
-    given, lesson = model(), adaptation.Lesson(flicker(), torch.device("cpu"))
+    given, lesson = model(), adaptation.Lesson(flicker(), WHITE, torch.device("cpu"))
     assert adaptation.learn(lesson, given, BEFORE, Plan(8, 8), 0.0, lambda share: None) == (
         given,
         BEFORE,
@@ -145,7 +146,7 @@ def test_what_is_missing_is_never_scored() -> None:
     movie[7] = torch.nan
     movie[3, 4] = torch.nan
     movie[9, 5, 6] = torch.nan
-    lesson = adaptation.Lesson(movie, torch.device("cpu"))
+    lesson = adaptation.Lesson(movie, WHITE, torch.device("cpu"))
     for samples in [*lesson.checks, lesson.sampler.samples(lesson.patch, 4)]:
         assert samples.scored.any()
         assert torch.isfinite(samples.target[samples.scored]).all()
@@ -156,7 +157,7 @@ def test_what_is_missing_is_never_scored() -> None:
 
 def test_too_few_frames_are_left_alone() -> None:
     given = model()
-    assert adapt(torch.randn(15, 32, 32), given, 1.0, lambda share: None) == (given, None)
+    assert adapt(torch.randn(15, 32, 32), WHITE, given, 1.0, lambda share: None) == (given, None)
 
 
 def test_checks_score_exactly_the_held_out_voxels() -> None:

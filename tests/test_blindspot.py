@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from denoise.blindspot import (
     blind,
     blind_errors,
-    correlated_axes,
     draw_centres,
     make_samples,
     neighbour_offsets,
@@ -108,12 +107,3 @@ def test_errors_of_known_values() -> None:
     prediction = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]).reshape(2, 1, 1, 2, 2)
     scored = torch.tensor([[True, False, False, True], [False] * 4]).reshape(2, 1, 1, 2, 2)
     assert blind_errors(prediction, target, scored).tolist() == [(1 + 16) / 2, 0]
-
-
-def test_row_correlated_noise_is_noticed() -> None:
-    white = torch.randn(20, 64, 64, generator=generator())
-    rows = white + 0.5 * white.roll(1, 2)
-    assert correlated_axes(white) == (False, False)
-    assert correlated_axes(rows) == (False, True)
-    assert correlated_axes(rows.transpose(1, 2)) == (True, False)
-    assert correlated_axes(white[:1]) == (False, False)

@@ -32,6 +32,7 @@ SIZES = (96, 160)  # pixels of its sides
 GROUPS = 8  # of the frames of a recording of which means are taken, or of a block's pixels
 GROUP_FRAMES = (1, 1500)  # in each
 SIDE = 128  # pixels of a mean image
+BINNED = 0.3  # share of them whose pixels are 2 x 2 of those: sharp optics, or what is left when smoothing is undone
 FOOTPRINTS = 0.5  # share of the images that are footprints, not the mean
 FEWEST = 16  # frames of a recording of which footprints are known
 FIELD = 64  # pixels of the scene around a block of which time courses are taken
@@ -85,14 +86,30 @@ class SimulatedRecordings(Simulated[Tensor]):
 
 
 class SimulatedMeans(Simulated[Means]):
-    """Recordings reduced to what GROUPS groups of their frames show of an image; `frames` in each group."""
+    """Recordings, some binned, reduced to what GROUPS groups of their frames show of an image; `frames` in each."""
 
     lengths = GROUP_FRAMES
 
     def make(self, rng: np.random.Generator, frames: int) -> Means:
+        images: Means
         if rng.random() < FOOTPRINTS:
-            return random_footprints(rng, GROUPS, max(FEWEST, frames), SIDE)
-        return random_frame_means(rng, GROUPS, frames, SIDE)
+            images = random_footprints(rng, GROUPS, max(FEWEST, frames), SIDE)
+        else:
+            images = random_frame_means(rng, GROUPS, frames, SIDE)
+        return binned(images) if rng.random() < BINNED else images
+
+
+def binned(images: Means) -> Means:
+    """Images whose pixels are the means of 2 x 2 of those given: a quarter of the noise's variance."""
+    if isinstance(images, Footprints):  # in units of the noise
+        return Footprints(2 * of_four(images.shown), 2 * of_four(images.mean))
+    return FrameMeans(of_four(images.means), images.frames, images.gain / 4, images.read_variance / 4)
+
+
+def of_four(image: np.ndarray) -> np.ndarray:
+    """The mean of each 2 x 2 pixels (..., Y, X), both even."""
+    *rest, height, width = image.shape
+    return image.reshape(*rest, height // 2, 2, width // 2, 2).mean((-3, -1))
 
 
 class SimulatedCourses(Simulated[Tensor]):

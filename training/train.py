@@ -33,11 +33,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from denoise.atomic import write_file
-from denoise.blindspot import correlated_axes
 from denoise.context import dropped_rows, inverse, noise_map, signal_image, spatial_noise_variance
 from denoise.learning import Learner, Net, Sampler, next_batch, usable_patches
 from denoise.precision import autocast
 from denoise.readout import BLOCK
+from denoise.smoothing import correlated_axes
 from model import CourseNet, MeanNet, UNet3D, UNetConfig, load_model, read_checkpoint, save_model
 from simulation import Footprints
 from training.recordings import (

@@ -1,0 +1,167 @@
+"""The smoothing that frames have been through: undone before they are denoised, done again afterwards.
+
+Registration by parts of a pixel interpolates, each frame in its own way; slow detectors smear; programs smooth. Then
+neighbouring voxels share noise, which looks like structure, to a network as to singular values. Each frame is taken for
+one that has been filtered by (w, 1 - 2w, w) along its rows and columns. How neighbours share its noise tells the
+weights w, and the filter is undone: what comes is a sharper movie in white noise, for which everything else is made.
+What is made of that goes through the filters again: the output is as sharp as the recording.
+
+Sources: the inverse of such a filter is a two-sided exponential (Unser, Aldroubi and Eden, IEEE Trans. Signal Process.
+1993); interpolation correlates noise (Rohde et al., NeuroImage 2005).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CORRELATED = 0.05  # correlation of neighbours' noise from which it counts
+STRONGEST = (
+    0.46  # that is undone: it amplifies the finest waves by three; a filter that stops them has no inverse
+)
+LAGS = 4  # pixels: no smoothing makes voxels share noise over LAGS - 1, but a signal does
+SIGNAL = 2.5  # times what it shares at a distance of two, is shared by signal at a distance of one
+CELL = 16  # pixels a side of cells in which correlations are measured
+QUIET = 0.25  # quantile of the cells: in others fast signals add to it
+MEASURED = 512  # pixels a side, in the middle of the frame, are enough
+FEWEST = 3  # frames from whose mean one of them can be told
+CHANCE = 8.0  # over the voxels: variance of a measured correlation by chance
+SURE = 3.0  # deviations by chance that a correlation has to exceed
+AROUND = 5  # pixels a side, from which a missing voxel is filled
+NEGLIGIBLE = 1e-7  # weight at which the inverse is cut off
+
+
+class Gauge:
+    """Tells by its first frames (n, Y, X) how a movie has been smoothed, and of others each one."""
+
+    def __init__(self, frames: Tensor) -> None:
+        y, x = (slice(max(0, size - MEASURED) // 2, (size + MEASURED) // 2) for size in frames.shape[1:])
+        frames = frames[:, y, x]
+        chance = CHANCE / frames[0].numel()
+        self.typical = torch.tensor(neighbour_correlations(frames))  # along (y, x)
+        self.smooth = self.typical > max(CORRELATED, SURE * (chance / len(frames)) ** 0.5)
+        own = frame_correlations(frames)
+        self.mean = own.mean(0)
+        # how much more they differ than by chance
+        self.trust = (1 - chance / own.var(0, correction=0).clamp(min=chance)) * self.smooth
+
+    def weights(self, frames: Tensor) -> Tensor:
+        """Of frames (n, Y, X): those of neighbours along (y, x), (n, 2), 0 where nothing has been smoothed."""
+        correlations = torch.where(self.smooth, self.typical, 0).expand(len(frames), 2)
+        if len(frames) >= FEWEST and bool(self.trust.any()):
+            correlations = correlations + self.trust * (frame_correlations(frames) - self.mean)
+        return neighbour_weights(correlations)
+
+
+def neighbour_weights(correlations: Tensor) -> Tensor:
+    """The weights w of filters (w, 1 - 2w, w) that make white noise correlated so much at a distance of one."""
+    shared = correlations.clamp(0, STRONGEST)
+    ratio = shared / (1 + (1 - 2 * shared.square()).sqrt())  # of w to 1 - 2w
+    return ratio / (1 + 2 * ratio)
+
+
+def variance_left(weights: Tensor) -> float:
+    """Of white noise of variance 1 that has been smoothed by weights (n, 2), in the mean over the frames."""
+    return float(((1 - 2 * weights).square() + 2 * weights.square()).prod(1).mean())
+
+
+# ---- how neighbours share noise
+
+
+def correlated_axes(frames: Tensor) -> tuple[bool, bool]:
+    """Along which of (y, x) neighbouring voxels of frames (T, Y, X) share noise."""
+    along_y, along_x = neighbour_correlations(frames)
+    return along_y > CORRELATED, along_x > CORRELATED
+
+
+def neighbour_correlations(frames: Tensor) -> tuple[float, float]:
+    """Correlation of the noise of voxels that are neighbours along (y, x), measured on frame differences (T, Y, X)."""
+    steps = torch.nan_to_num(frames.diff(dim=0))
+    if not len(steps):
+        return 0.0, 0.0
+    along_y, along_x = (float(shared_noise(steps, axis, pooled=True)) for axis in (1, 2))
+    return along_y, along_x
+
+
+def frame_correlations(frames: Tensor) -> Tensor:
+    """The same of each of n frames (n, Y, X) by itself, measured on its difference to their mean: (n, 2)."""
+    rest = torch.nan_to_num(frames - frames.nanmean(0))
+    return torch.stack([shared_noise(rest, axis, pooled=False) for axis in (1, 2)], 1)
+
+
+def shared_noise(rest: Tensor, axis: int, pooled: bool) -> Tensor:
+    """How neighbours along an axis correlate in frames (n, Y, X) of noise and little else: in all (1,), or in each (n,).
+
+    Measured in cells, of which some are quiet. Signal reaches further than smoothing does: what pixels share that are
+    LAGS - 1 apart is left out, and what those share that are two apart, beyond what the filter explains, tells how much
+    more of it there is.
+    """
+    size = rest.shape[axis] - LAGS + 1
+    if size < 1:
+        return rest.new_zeros(1 if pooled else len(rest))
+    own = rest.narrow(axis, 0, size)
+    products = (own * rest.narrow(axis, lag, size) for lag in range(LAGS))
+    images = [product.mean(0, keepdim=True) if pooled else product for product in products]
+    cells = (max(1, own.shape[1] // CELL), max(1, own.shape[2] // CELL))
+    variance, first, second, far = (F.adaptive_avg_pool2d(image, cells).flatten(1) for image in images)
+    noise = variance - far
+    first, second = (torch.where(noise > 0, (shared - far) / noise, torch.nan) for shared in (first, second))
+    weight = neighbour_weights(first)
+    explained = weight.square() / ((1 - 2 * weight).square() + 2 * weight.square())
+    return (first - SIGNAL * (second - explained).clamp(min=0)).nanquantile(QUIET, 1).nan_to_num()
+
+
+# ---- the filters
+
+
+def undo(frames: Tensor, weights: Tensor) -> Tensor:
+    """Frames (n, Y, X) before they were smoothed by weights (n, 2).
+
+    Missing voxels, NaN, stay so; for their neighbours they are as bright as those around.
+    """
+    if not bool(weights.any()):
+        return frames
+    missing = frames.isnan()
+    if bool(missing.any()):
+        frames = torch.where(missing, mean_around(frames), frames)
+    centre = 1 - 2 * weights
+    # the inverse filter: powers of its pole, -1 < pole <= 0, to both sides
+    pole = -2 * weights / (centre + (centre.square() - 4 * weights.square()).sqrt())
+    reach = math.ceil(math.log(NEGLIGIBLE) / math.log(float(pole.abs().max())))
+    powers = pole[..., None] ** torch.arange(-reach, reach + 1, device=pole.device).abs()
+    kernels = powers * ((1 - pole) / (1 + pole))[..., None]
+    return filtered(frames, kernels).masked_fill_(missing, torch.nan)
+
+
+def redo(frames: Tensor, weights: Tensor) -> Tensor:
+    """Frames (n, Y, X) smoothed by weights (n, 2)."""
+    if not bool(weights.any()):
+        return frames
+    return filtered(frames, torch.stack([weights, 1 - 2 * weights, weights], -1))
+
+
+def filtered(frames: Tensor, kernels: Tensor) -> Tensor:
+    """Frames (n, Y, X) filtered along Y and X by kernels (n, 2, taps), borders mirrored."""
+    reach = kernels.shape[-1] // 2
+    for axis in (1, 2):
+        size = frames.shape[axis]
+        places = torch.from_numpy(np.pad(np.arange(size), reach, mode="symmetric")).to(frames.device)
+        padded = frames.index_select(axis, places)
+        taps = kernels[:, axis - 1, :, None, None].unbind(1)  # (n, 1, 1) each
+        frames = padded.narrow(axis, 0, size) * taps[0]
+        for step, tap in enumerate(taps[1:], 1):
+            frames.addcmul_(padded.narrow(axis, step, size), tap)
+    return frames
+
+
+def mean_around(frames: Tensor) -> Tensor:
+    """Mean of the pixels around each one that are not NaN, AROUND x AROUND; of its frame, where all of those are."""
+    frames = frames.unsqueeze(1)  # (n, 1, Y, X)
+    values, valid = frames.nan_to_num(), (~frames.isnan()).float()
+    sums, shares = (F.avg_pool2d(x, AROUND, 1, AROUND // 2) for x in (values, valid))
+    whole = frames.nanmean((2, 3), keepdim=True).nan_to_num()
+    return torch.where(shares > 0, sums / shares, whole).squeeze(1)

@@ -1,0 +1,145 @@
+"""What undoing the smoothing of recordings brings: `python -m evaluation.smoothed` prints stSNR without and with it.
+
+Held-out scenes, recorded as the challenge's movies are, then smoothed as detectors, programs and registration do; what
+that does to the clean movie is the truth. The last lines tell the error at single hidden voxels, where neighbours share
+noise: a method wins there by keeping it, and the truth itself may lose.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from scipy.ndimage import convolve1d, shift
+
+from denoise.inference import Settings, denoise_movie
+from denoise.smoothing import Gauge
+from evaluation.benchmark import WEIGHTS, ArrayMovie
+from evaluation.metrics import score
+from evaluation.samples import hidden
+from model import UNet3D, load_model
+from simulation import (
+    DIFFERENT_KINDS,
+    FIRST_EVALUATION_SEED,
+    LEVELS,
+    challenge_scene,
+    different_scene,
+    digitize,
+    noisy,
+)
+
+FRAMES, SIZE = 500, 128
+SHAKEN = 0.5  # pixels to each side, by which frames are displaced before they are registered
+EXACT = 5  # order of the splines that displace a clean movie
+LINEAR, CUBIC = 1, 3  # orders of those that registration uses
+
+
+def unchanged(frames: np.ndarray) -> np.ndarray:
+    return frames
+
+
+def filtered(weights: list[float], frames: np.ndarray) -> np.ndarray:
+    """Every frame filtered along Y and X alike."""
+    along_y = convolve1d(frames, weights, axis=1, mode="nearest")
+    return convolve1d(along_y, weights, axis=2, mode="nearest")
+
+
+def displaced(order: int, sign: int, frames: np.ndarray) -> np.ndarray:
+    """Each frame displaced by its own random part of a pixel, or brought back, by splines of an order."""
+    by = sign * np.random.default_rng(FIRST_EVALUATION_SEED).uniform(-SHAKEN, SHAKEN, (len(frames), 2))
+    return np.stack([shift(frame, its, order=order, mode="nearest") for frame, its in zip(frames, by)])
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """What happens to frames (T, Y, X) before they are recorded, and afterwards; correlation of noise along rows."""
+
+    before: Callable[[np.ndarray], np.ndarray] = unchanged
+    after: Callable[[np.ndarray], np.ndarray] = unchanged
+    rows: float = 0.0
+
+
+SMOOTHINGS = {
+    "none": Smoothing(),
+    "slow detector, rows": Smoothing(rows=0.25),
+    "filter 0.15, 0.7, 0.15": Smoothing(after=partial(filtered, [0.15, 0.7, 0.15])),
+    "half a pixel, linear": Smoothing(after=partial(filtered, [0.5, 0.5, 0.0])),
+    "registered, linear": Smoothing(partial(displaced, EXACT, 1), partial(displaced, LINEAR, -1)),
+    "registered, cubic": Smoothing(partial(displaced, EXACT, 1), partial(displaced, CUBIC, -1)),
+}
+
+
+def recorded(kind: str, smoothing: Smoothing, level: int) -> tuple[np.ndarray, np.ndarray]:
+    """A recording (T, Y, X), int16, and its truth."""
+    if kind == "challenge":
+        scene = challenge_scene(FIRST_EVALUATION_SEED, FRAMES, SIZE)
+    else:
+        scene = different_scene(kind, FIRST_EVALUATION_SEED, FRAMES, SIZE)
+    clean = np.maximum(smoothing.before(scene.clean()), 0)
+    random = np.random.default_rng([FIRST_EVALUATION_SEED, level])
+    movie = smoothing.after(noisy(clean, *LEVELS[level], random, row_correlation=smoothing.rows))
+    return digitize(movie, np.int16, clip_at_zero=False), smoothing.after(clean)
+
+
+def denoised(movie: np.ndarray, model: UNet3D) -> np.ndarray:
+    parts: list[np.ndarray] = []
+    denoise_movie(ArrayMovie(movie), model, Settings(), parts.append, lambda *_: None)
+    return np.concatenate(parts)
+
+
+def unaware(movie: np.ndarray, model: UNet3D) -> np.ndarray:
+    """Denoised as if nothing had been smoothed."""
+    with patch.object(Gauge, "weights", lambda _, frames: torch.zeros(len(frames), 2)):
+        return denoised(movie, model)
+
+
+def compare(kind: str, name: str, level: int, model: UNet3D) -> None:
+    """Print a row of scores in dB."""
+    movie, clean = recorded(kind, SMOOTHINGS[name], level)
+    before, after = (score(clean, way(movie, model))["stsnr"] for way in (unaware, denoised))
+    raw = score(clean, movie.astype(np.float32))["stsnr"]
+    print(
+        f"| {kind} | {name} | {level} | {raw:.2f} | {before:.2f} | {after:.2f} | {after - before:+.2f} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.smoothed", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--smoothings", nargs="+", choices=list(SMOOTHINGS), default=list(SMOOTHINGS))
+    options = parser.parse_args()
+    model = load_model(WEIGHTS, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    print(
+        "| scene | smoothing | level | recording | as if unsmoothed | smoothing undone | gain |\n"
+        + "|---" * 7
+        + "|"
+    )
+    for name in options.smoothings:
+        for level in LEVELS:
+            compare("challenge", name, level, model)
+        if name.startswith("registered, linear"):
+            for kind in DIFFERENT_KINDS:
+                compare(kind, name, 2, model)
+    for name in options.smoothings:
+        movie, clean = recorded("challenge", SMOOTHINGS[name], 1)
+        sample = hidden(movie, run=1)
+        errors = {
+            "truth": clean,
+            "as if unsmoothed": unaware(sample.movie, model),
+            "smoothing undone": denoised(sample.movie, model),
+        }
+        told = ", ".join(
+            f"{way} {sample.measure(output)['heldout_error']:.0f}" for way, output in errors.items()
+        )
+        print(f"error at hidden voxels, level 1, {name}: {told}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Smoothing that frames have been through is found by their noise, undone exactly, and done again."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.ndimage import convolve1d, gaussian_filter
+
+from denoise.smoothing import (
+    STRONGEST,
+    Gauge,
+    correlated_axes,
+    neighbour_correlations,
+    neighbour_weights,
+    redo,
+    undo,
+    variance_left,
+)
+from evaluation.smoothed import displaced
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_smoothing_is_the_filter_with_mirrored_borders() -> None:
+    frames = noise(2, 7, 5)
+    weights = torch.tensor([[0.15, 0.0], [0.1, 0.2]])
+    for frame, smooth, (y, x) in zip(frames, redo(frames, weights), weights.tolist()):
+        expected = convolve1d(frame.numpy(), [y, 1 - 2 * y, y], axis=0, mode="reflect")
+        expected = convolve1d(expected, [x, 1 - 2 * x, x], axis=1, mode="reflect")
+        np.testing.assert_allclose(smooth.numpy(), expected, atol=1e-6)
+
+
+@given(
+    st.tuples(*[st.integers(1, 40)] * 2),
+    st.lists(st.tuples(*[st.floats(0, STRONGEST)] * 2), min_size=1, max_size=3),
+)
+def test_undone_and_done_again_frames_are_as_recorded(
+    size: tuple[int, int], correlations: list[tuple[float, float]]
+) -> None:
+    frames = noise(len(correlations), *size)
+    weights = neighbour_weights(torch.tensor(correlations))
+    torch.testing.assert_close(redo(undo(frames, weights), weights), frames, atol=2e-5, rtol=0)
+    torch.testing.assert_close(undo(redo(frames, weights), weights), frames, atol=2e-5, rtol=0)
+
+
+@given(st.floats(0.01, STRONGEST))
+def test_weights_give_the_correlation_they_are_made_for(correlation: float) -> None:
+    w = float(neighbour_weights(torch.tensor(correlation)))
+    variance = (1 - 2 * w) ** 2 + 2 * w**2
+    assert 2 * w * (1 - 2 * w) / variance == pytest.approx(correlation, abs=1e-5)
+    assert variance_left(torch.tensor([[w, 0.0], [0.0, w]])) == pytest.approx(variance, abs=1e-5)
+
+
+def test_what_is_missing_stays_so_and_leaves_a_flat_movie_flat() -> None:
+    frames = torch.full((3, 12, 9), 4.0)
+    frames[0, 5], frames[1, 2, 3], frames[2] = torch.nan, torch.nan, torch.nan
+    frames[1, 0, 0] = torch.nan
+    sharp = undo(frames, torch.full((3, 2), 0.15))
+    assert torch.equal(sharp.isnan(), frames.isnan())
+    torch.testing.assert_close(sharp, frames, equal_nan=True)
+
+
+def test_white_noise_was_not_smoothed_and_passes_untouched() -> None:
+    frames = noise(64, 50, 70)
+    weights = Gauge(frames).weights(frames)
+    assert not weights.any()
+    assert undo(frames, weights) is frames
+    assert redo(frames, weights) is frames
+
+
+@pytest.mark.parametrize("along", [(0.15, 0.15), (0.0, 0.1), (0.17, 0.0)])
+def test_a_filter_is_found_and_what_is_sharpened_by_it_has_white_noise(along: tuple[float, float]) -> None:
+    white = noise(100, 64, 80)
+    smooth = redo(white, torch.tensor(along).expand(100, 2))
+    weights = Gauge(smooth[:64]).weights(smooth)
+    assert weights.mean(0).tolist() == pytest.approx(along, abs=0.012)
+    assert (weights == weights[0]).all()  # frames that differ by chance alone are treated alike
+    assert neighbour_correlations(undo(smooth, weights)) == pytest.approx((0, 0), abs=0.04)
+
+
+def test_frames_that_registration_has_interpolated_are_told_apart() -> None:
+    """By an amount of its own each, as large as its displacement from whole pixels."""
+    smooth = torch.from_numpy(displaced(1, -1, noise(100, 96, 96).numpy()))
+    by = np.abs(np.random.default_rng(1000000).uniform(-0.5, 0.5, (100, 2)))
+    correlation = by * (1 - by) / ((1 - by) ** 2 + by**2)
+    expected = neighbour_weights(torch.from_numpy(correlation).float())
+    weights = Gauge(smooth[:64]).weights(smooth)
+    assert float((weights - expected).abs().mean()) < 0.02
+    assert np.corrcoef(weights.flatten(), expected.flatten())[0, 1] > 0.95
+
+
+def test_signal_that_neighbours_share_is_no_smoothing() -> None:
+    """Cells in half of the field flicker from frame to frame, far above the noise."""
+    flicker = gaussian_filter(noise(64, 96, 96).numpy(), (0, 2.5, 2.5))
+    flicker[:, :, 48:] = 0
+    movie = torch.from_numpy(10 * flicker / flicker.std()) + noise(64, 96, 96, seed=1)
+    assert max(neighbour_correlations(movie)) < 0.05
+    assert not Gauge(movie).weights(movie).any()
+
+
+def test_row_correlated_noise_is_noticed() -> None:
+    white = noise(20, 64, 64)
+    rows = white + 0.5 * white.roll(1, 2)
+    assert correlated_axes(white) == (False, False)
+    assert correlated_axes(rows) == (False, True)
+    assert correlated_axes(rows.transpose(1, 2)) == (True, False)
+    assert correlated_axes(white[:1]) == (False, False)
+    assert correlated_axes(white[:, :3, :3]) == (False, False)
