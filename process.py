@@ -594,7 +594,8 @@ def note_parts(
     for number, (part, result, diagnostics) in enumerate(done):
         note = record["parts"][number] if len(done) > 1 else record
         note |= {"percentiles": run.options.percentiles, "percentile_values": result.percentiles}
-        note |= {"noise": result.noise, "tiles": result.tiles, "adaptation": result.adaptation}
+        note |= {"noise": result.noise, "smoothing": result.smoothing, "tiles": result.tiles}
+        note["adaptation"] = result.adaptation
         if result.adaptation:
             progress.say(adaptation_in_words(result.adaptation))
         record["warnings"] += [f"{part.name}: {text}" if part.name else text for text in result.warnings]
@@ -785,6 +786,7 @@ def report_facts(run: Run, job: Job, record: dict[str, Any], note: dict[str, Any
         "normalization": f"percentiles {run.options.percentiles[0]:g} and {run.options.percentiles[1]:g}, "
         f"found at {note['percentile_values'][0]:.5g} and {note['percentile_values'][1]:.5g}",
         "noise model": "gain {gain:.5g}, read variance {read_variance:.5g}".format(**note["noise"]),
+        "smoothing undone": "{:.2g} from each neighbour along y, {:.2g} along x".format(*note["smoothing"]),
         "adaptation": adaptation_in_words(note["adaptation"]) if note["adaptation"] else "none",
         "frames": ":".join("" if end is None else str(end) for end in run.options.frames),
         "speed": f"{record['voxels_per_second'] / 1e6:.3g} million voxels a second",

@@ -87,6 +87,9 @@ class Result:
     percentiles: tuple[float, float]  # the values found, in the input's units
     tiles: int
     noise: dict[str, float]  # gain and read_variance in the input's units
+    smoothing: tuple[
+        float, float
+    ]  # undone and redone: weight of a neighbour along (y, x), mean over the frames
     warnings: list[str] = field(default_factory=list)
     adaptation: dict[str, object] | None = None  # see denoise.adaptation.Adaptation; None if there was none
     model: UNet3D | None = None  # that denoised the movie: the adapted one, where that was kept
@@ -469,4 +472,5 @@ def result_of(survey: Survey, network: Network) -> Result:
             "registration left); they were filled"
         )
     noise = {"gain": gain, "read_variance": read_variance - gain * n.low}
-    return Result((n.low, n.low + n.scale), network.tiles, noise, warnings)
+    along_y, along_x = survey.smoothing.mean(0).tolist()
+    return Result((n.low, n.low + n.scale), network.tiles, noise, (along_y, along_x), warnings)

@@ -12,8 +12,6 @@ Sources: the inverse of such a filter is a two-sided exponential (Unser, Aldroub
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -27,27 +25,27 @@ LAGS = 4  # pixels: no smoothing makes voxels share noise over LAGS - 1, but a s
 SIGNAL = 2.5  # times what it shares at a distance of two, is shared by signal at a distance of one
 CELL = 16  # pixels a side of cells in which correlations are measured
 QUIET = 0.25  # quantile of the cells: in others fast signals add to it
-MEASURED = 512  # pixels a side, in the middle of the frame, are enough
+MEASURED = 256  # pixels a side are enough
 FEWEST = 3  # frames from whose mean one of them can be told
 CHANCE = 8.0  # over the voxels: variance of a measured correlation by chance
 SURE = 3.0  # deviations by chance that a correlation has to exceed
 AROUND = 5  # pixels a side, from which a missing voxel is filled
-NEGLIGIBLE = 1e-7  # weight at which the inverse is cut off
+REACH = 12  # pixels to each side of an inverse filter: beyond, the strongest one is below 3e-7
 
 
 class Gauge:
     """Tells by its first frames (n, Y, X) how a movie has been smoothed, and of others each one."""
 
     def __init__(self, frames: Tensor) -> None:
-        y, x = (slice(max(0, size - MEASURED) // 2, (size + MEASURED) // 2) for size in frames.shape[1:])
-        frames = frames[:, y, x]
-        chance = CHANCE / frames[0].numel()
+        chance = CHANCE / middle(frames)[0].numel()
         self.typical = torch.tensor(neighbour_correlations(frames))  # along (y, x)
         self.smooth = self.typical > max(CORRELATED, SURE * (chance / len(frames)) ** 0.5)
-        own = frame_correlations(frames)
-        self.mean = own.mean(0)
-        # how much more they differ than by chance
-        self.trust = (1 - chance / own.var(0, correction=0).clamp(min=chance)) * self.smooth
+        self.mean = self.trust = torch.zeros(2)
+        if bool(self.smooth.any()):
+            own = frame_correlations(frames)
+            self.mean = own.mean(0)
+            # how much more they differ than by chance
+            self.trust = (1 - chance / own.var(0, correction=0).clamp(min=chance)) * self.smooth
 
     def weights(self, frames: Tensor) -> Tensor:
         """Of frames (n, Y, X): those of neighbours along (y, x), (n, 2), 0 where nothing has been smoothed."""
@@ -72,6 +70,12 @@ def variance_left(weights: Tensor) -> float:
 # ---- how neighbours share noise
 
 
+def middle(frames: Tensor) -> Tensor:
+    """The middle of frames (n, Y, X), at most MEASURED pixels a side."""
+    y, x = (slice(max(0, size - MEASURED) // 2, (size + MEASURED) // 2) for size in frames.shape[1:])
+    return frames[:, y, x]
+
+
 def correlated_axes(frames: Tensor) -> tuple[bool, bool]:
     """Along which of (y, x) neighbouring voxels of frames (T, Y, X) share noise."""
     along_y, along_x = neighbour_correlations(frames)
@@ -80,7 +84,7 @@ def correlated_axes(frames: Tensor) -> tuple[bool, bool]:
 
 def neighbour_correlations(frames: Tensor) -> tuple[float, float]:
     """Correlation of the noise of voxels that are neighbours along (y, x), measured on frame differences (T, Y, X)."""
-    steps = torch.nan_to_num(frames.diff(dim=0))
+    steps = torch.nan_to_num(middle(frames).diff(dim=0))
     if not len(steps):
         return 0.0, 0.0
     along_y, along_x = (float(shared_noise(steps, axis, pooled=True)) for axis in (1, 2))
@@ -89,6 +93,7 @@ def neighbour_correlations(frames: Tensor) -> tuple[float, float]:
 
 def frame_correlations(frames: Tensor) -> Tensor:
     """The same of each of n frames (n, Y, X) by itself, measured on its difference to their mean: (n, 2)."""
+    frames = middle(frames)
     rest = torch.nan_to_num(frames - frames.nanmean(0))
     return torch.stack([shared_noise(rest, axis, pooled=False) for axis in (1, 2)], 1)
 
@@ -104,9 +109,9 @@ def shared_noise(rest: Tensor, axis: int, pooled: bool) -> Tensor:
     if size < 1:
         return rest.new_zeros(1 if pooled else len(rest))
     own = rest.narrow(axis, 0, size)
-    products = (own * rest.narrow(axis, lag, size) for lag in range(LAGS))
-    images = [product.mean(0, keepdim=True) if pooled else product for product in products]
     cells = (max(1, own.shape[1] // CELL), max(1, own.shape[2] // CELL))
+    products = (own * rest.narrow(axis, lag, size) for lag in range(LAGS))
+    images = (product.mean(0, keepdim=True) if pooled else product for product in products)
     variance, first, second, far = (F.adaptive_avg_pool2d(image, cells).flatten(1) for image in images)
     noise = variance - far
     first, second = (torch.where(noise > 0, (shared - far) / noise, torch.nan) for shared in (first, second))
@@ -131,8 +136,7 @@ def undo(frames: Tensor, weights: Tensor) -> Tensor:
     centre = 1 - 2 * weights
     # the inverse filter: powers of its pole, -1 < pole <= 0, to both sides
     pole = -2 * weights / (centre + (centre.square() - 4 * weights.square()).sqrt())
-    reach = math.ceil(math.log(NEGLIGIBLE) / math.log(float(pole.abs().max())))
-    powers = pole[..., None] ** torch.arange(-reach, reach + 1, device=pole.device).abs()
+    powers = pole[..., None] ** torch.arange(-REACH, REACH + 1, device=pole.device).abs()
     kernels = powers * ((1 - pole) / (1 + pole))[..., None]
     return filtered(frames, kernels).masked_fill_(missing, torch.nan)
 

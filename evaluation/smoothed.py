@@ -69,17 +69,20 @@ SMOOTHINGS = {
     "slow detector, rows": Smoothing(rows=0.25),
     "filter 0.15, 0.7, 0.15": Smoothing(after=partial(filtered, [0.15, 0.7, 0.15])),
     "half a pixel, linear": Smoothing(after=partial(filtered, [0.5, 0.5, 0.0])),
+    "shaken, not registered": Smoothing(partial(displaced, EXACT, 1)),
     "registered, linear": Smoothing(partial(displaced, EXACT, 1), partial(displaced, LINEAR, -1)),
     "registered, cubic": Smoothing(partial(displaced, EXACT, 1), partial(displaced, CUBIC, -1)),
 }
 
 
-def recorded(kind: str, smoothing: Smoothing, level: int) -> tuple[np.ndarray, np.ndarray]:
+def recorded(
+    kind: str, smoothing: Smoothing, level: int, frames: int = FRAMES, size: int = SIZE
+) -> tuple[np.ndarray, np.ndarray]:
     """A recording (T, Y, X), int16, and its truth."""
     if kind == "challenge":
-        scene = challenge_scene(FIRST_EVALUATION_SEED, FRAMES, SIZE)
+        scene = challenge_scene(FIRST_EVALUATION_SEED, frames, size)
     else:
-        scene = different_scene(kind, FIRST_EVALUATION_SEED, FRAMES, SIZE)
+        scene = different_scene(kind, FIRST_EVALUATION_SEED, frames, size)
     clean = np.maximum(smoothing.before(scene.clean()), 0)
     random = np.random.default_rng([FIRST_EVALUATION_SEED, level])
     movie = smoothing.after(noisy(clean, *LEVELS[level], random, row_correlation=smoothing.rows))

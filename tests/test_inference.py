@@ -20,6 +20,8 @@ from denoise.network import Chunks, Geometry, Network, fitting
 from denoise.precision import precision
 from denoise.readout import Cleaner, Readout
 from evaluation import harm
+from evaluation.metrics import score
+from evaluation.smoothed import SMOOTHINGS, displaced, recorded, unaware
 from model import MovieNet, Past, UNet3D, UNetConfig, load_model
 from simulation import LEVELS, challenge_scene, noisy
 
@@ -134,10 +136,12 @@ def test_a_network_that_changes_nothing_returns_the_mean_and_tiles_leave_no_trac
 
 
 @pytest.mark.usefixtures("small_tiles", "as_predicted")
-@given(st.integers(1, 140), st.integers(1, 70), st.integers(1, 70))
-def test_identity_network_returns_the_movie(t: int, y: int, x: int) -> None:
-    """With a network that gives back its input, cutting and blending must cancel at any size."""
+@given(st.integers(1, 140), st.integers(1, 70), st.integers(1, 70), st.booleans())
+def test_identity_network_returns_the_movie(t: int, y: int, x: int, registered: bool) -> None:
+    """With a network that gives back its input, cutting and blending, and what is undone and redone, must cancel."""
     frames = example((t, y, x))
+    if registered:
+        frames = displaced(1, -1, frames.astype(np.float32))
     model = model_of(0.0)
     monkeypatch = pytest.MonkeyPatch()
     with monkeypatch.context() as patch:
@@ -423,6 +427,20 @@ def test_denoising_does_no_harm(shipped: UNet3D, scene: str, target: int) -> Non
     before, after = harm.scores(harm.SCENES[scene](200, 64), target, shipped)
     assert before == pytest.approx(target, abs=4)
     assert after > before
+
+
+@pytest.mark.parametrize("name", ["none", "filter 0.15, 0.7, 0.15", "registered, linear"])
+def test_smoothing_is_undone_and_told(shipped: UNet3D, name: str) -> None:
+    """Which brings decibels, and changes nothing where nothing was smoothed; see evaluation/smoothed.py."""
+    movie, clean = recorded("challenge", SMOOTHINGS[name], 1, 200, 64)
+    out, result = run(movie, shipped)
+    without = unaware(movie, shipped)
+    if name == "none":
+        assert result.smoothing == (0, 0)
+        np.testing.assert_array_equal(out, without)
+    else:
+        assert result.smoothing == pytest.approx((0.15, 0.15) if "filter" in name else (0.1, 0.1), abs=0.02)
+        assert score(clean, out)["stsnr"] > score(clean, without)["stsnr"] + 3
 
 
 @pytest.mark.parametrize("kind", ["flash", "step"])

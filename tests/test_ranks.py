@@ -16,6 +16,7 @@ import torch
 
 from denoise.movies import MovieWriter
 from denoise.ranks import Team
+from evaluation.smoothed import displaced
 from model import UNet3D, UNetConfig, save_model
 
 PROCESS = Path(__file__).parents[1] / "process.py"
@@ -24,13 +25,13 @@ FRAMES = 1100  # three slabs, five sections
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a tiny network and a movie with a missing voxel and dropped rows."""
+    """Weights of a tiny network and a registered movie with a missing voxel and dropped rows."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.manual_seed(0)
     model = UNet3D(UNetConfig(channels=(4, 6, 8), context_channels=(4, 6, 8), bottom_blocks=1))
     torch.nn.init.normal_(model.movie.head.weight, std=0.3)
     save_model(folder / "tiny.pth", model, {})
-    frames = np.random.default_rng(0).poisson(50, (FRAMES, 24, 16)).astype(np.float32)
+    frames = displaced(1, -1, np.random.default_rng(0).poisson(50, (FRAMES, 24, 16)).astype(np.float32))
     frames[[100, 700], 5] = 0
     frames[800, 3, 4] = np.nan
     (folder / "in").mkdir()
@@ -66,6 +67,7 @@ def test_ranks_write_one_movie_bit_by_bit_as_one_process_does(folder: Path) -> N
     assert run(folder, "one", 1).returncode == 0
     expected = (folder / "one" / "a.tif").read_bytes()
     alone = json.loads((folder / "one" / "metadata.json").read_text())["movies"][0]
+    assert min(alone["smoothing"]) > 0.05
     for ranks in (2, 3):
         ended = run(folder, f"of {ranks}", ranks)
         assert ended.returncode == 0, ended.stderr
@@ -74,7 +76,7 @@ def test_ranks_write_one_movie_bit_by_bit_as_one_process_does(folder: Path) -> N
         assert sorted(path.name for path in out.iterdir()) == ["a.tif", "metadata.json"]
         told = json.loads((out / "metadata.json").read_text())["movies"]
         assert len(told) == 1
-        for name in ("status", "shape", "noise", "percentile_values", "warnings", "output_file"):
+        for name in ("status", "shape", "noise", "smoothing", "percentile_values", "warnings", "output_file"):
             assert told[0][name] == alone[name]
         assert sum("done, " in line for line in ended.stdout.splitlines()) == 1
 

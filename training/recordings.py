@@ -1,7 +1,7 @@
 """Noisy movies to train on: an endless, seeded stream of simulated ones, or the files of a folder.
 
-Every item is one recording (T, Y, X), float16, percentile-normalized by the code that inference uses, or what groups of
-the frames or pixels of one show. No item holds clean truth: all that it shows is noisy.
+Every item is one recording (T, Y, X), float16, prepared by the code that inference uses, or what groups of the frames or
+pixels of one show. No item holds clean truth: all that it shows is noisy.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from denoise.inference import without_missing
 from denoise.movies import open_movie
 from denoise.normalization import Percentiles
 from denoise.readout import BLOCK, noise_edge, significant_patterns
+from denoise.smoothing import Gauge, undo
 from simulation import (
     Footprints,
     FrameMeans,
@@ -32,7 +34,6 @@ SIZES = (96, 160)  # pixels of its sides
 GROUPS = 8  # of the frames of a recording of which means are taken, or of a block's pixels
 GROUP_FRAMES = (1, 1500)  # in each
 SIDE = 128  # pixels of a mean image
-BINNED = 0.3  # share of them whose pixels are 2 x 2 of those: sharp optics, or what is left when smoothing is undone
 FOOTPRINTS = 0.5  # share of the images that are footprints, not the mean
 FEWEST = 16  # frames of a recording of which footprints are known
 FIELD = 64  # pixels of the scene around a block of which time courses are taken
@@ -49,10 +50,11 @@ Item = TypeVar("Item")
 
 
 def normalized(frames: np.ndarray) -> Tensor:
-    """(T, Y, X) as recorded -> float16, by its own 3rd and 97th percentile."""
+    """(T, Y, X) as recorded -> float16, by its own 3rd and 97th percentile, its smoothing undone, NaN where missing."""
     percentiles = Percentiles(frames.dtype, frames.size)
     percentiles.update(frames)
-    return torch.from_numpy(percentiles.result((3.0, 97.0)).normalize(frames)).half()
+    values, _ = without_missing(percentiles.result((3.0, 97.0)).normalize(frames))
+    return undo(values, Gauge(values).weights(values)).half()
 
 
 class Simulated(Dataset[Item]):
@@ -86,30 +88,14 @@ class SimulatedRecordings(Simulated[Tensor]):
 
 
 class SimulatedMeans(Simulated[Means]):
-    """Recordings, some binned, reduced to what GROUPS groups of their frames show of an image; `frames` in each."""
+    """Recordings reduced to what GROUPS groups of their frames show of an image; `frames` in each group."""
 
     lengths = GROUP_FRAMES
 
     def make(self, rng: np.random.Generator, frames: int) -> Means:
-        images: Means
         if rng.random() < FOOTPRINTS:
-            images = random_footprints(rng, GROUPS, max(FEWEST, frames), SIDE)
-        else:
-            images = random_frame_means(rng, GROUPS, frames, SIDE)
-        return binned(images) if rng.random() < BINNED else images
-
-
-def binned(images: Means) -> Means:
-    """Images whose pixels are the means of 2 x 2 of those given: a quarter of the noise's variance."""
-    if isinstance(images, Footprints):  # in units of the noise
-        return Footprints(2 * of_four(images.shown), 2 * of_four(images.mean))
-    return FrameMeans(of_four(images.means), images.frames, images.gain / 4, images.read_variance / 4)
-
-
-def of_four(image: np.ndarray) -> np.ndarray:
-    """The mean of each 2 x 2 pixels (..., Y, X), both even."""
-    *rest, height, width = image.shape
-    return image.reshape(*rest, height // 2, 2, width // 2, 2).mean((-3, -1))
+            return random_footprints(rng, GROUPS, max(FEWEST, frames), SIDE)
+        return random_frame_means(rng, GROUPS, frames, SIDE)
 
 
 class SimulatedCourses(Simulated[Tensor]):

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from denoise.atomic import write_file
-from denoise.context import dropped_rows, inverse, noise_map, signal_image, spatial_noise_variance
+from denoise.context import inverse, noise_map, signal_image, spatial_noise_variance
 from denoise.learning import Learner, Net, Sampler, next_batch, usable_patches
 from denoise.precision import autocast
 from denoise.readout import BLOCK
@@ -79,9 +79,8 @@ class Pool:
         self.correlated = [axes for _, axes in taken]
 
     def take(self) -> tuple[Tensor, tuple[bool, bool]]:
-        """The next of the stream, dropped rows NaN, and the axes of its correlated noise."""
+        """The next of the stream, and the axes of its correlated noise, if any is left."""
         movie = next(self.stream).to(self.device)
-        movie[dropped_rows(movie)] = torch.nan
         return movie, correlated_axes(movie[:64].float())
 
     def refresh(self) -> None:
