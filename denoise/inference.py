@@ -87,9 +87,7 @@ class Result:
     percentiles: tuple[float, float]  # the values found, in the input's units
     tiles: int
     noise: dict[str, float]  # gain and read_variance in the input's units
-    smoothing: tuple[
-        float, float
-    ]  # undone and redone: weight of a neighbour along (y, x), mean over the frames
+    smoothing: tuple[float, float]  # that was undone: mean weight of a neighbour along (y, x)
     warnings: list[str] = field(default_factory=list)
     adaptation: dict[str, object] | None = None  # see denoise.adaptation.Adaptation; None if there was none
     model: UNet3D | None = None  # that denoised the movie: the adapted one, where that was kept

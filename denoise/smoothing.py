@@ -18,9 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CORRELATED = 0.05  # correlation of neighbours' noise from which it counts
-STRONGEST = (
-    0.46  # that is undone: it amplifies the finest waves by three; a filter that stops them has no inverse
-)
+STRONGEST = 0.46  # that is undone, which amplifies the finest waves by three
 LAGS = 4  # pixels: no smoothing makes voxels share noise over LAGS - 1, but a signal does
 SIGNAL = 2.5  # times what it shares at a distance of two, is shared by signal at a distance of one
 CELL = 16  # pixels a side of cells in which correlations are measured
