@@ -33,7 +33,7 @@ from denoise.inference import Settings, denoise_movie
 from evaluation import keyhole, report
 from evaluation.baselines import BASELINES, Method, tune
 from evaluation.samples import RECORDINGS, Case, Sample, cases
-from model import ModelError, load_model
+from model import ModelError, UNet3D, load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "output" / "benchmark.csv"
@@ -108,10 +108,8 @@ def networks(path: Path) -> list[Method]:
 
     def way(suffix: str, settings: Settings, groups: tuple[str, ...] = ()) -> Method:
         def run(movie: np.ndarray) -> np.ndarray:
-            parts: list[np.ndarray] = []
             with patch.object(adaptation, "PASSES", ADAPTED_PASSES):
-                denoise_movie(ArrayMovie(movie), model, settings, lambda x: parts.append(x.copy()), _silent)
-            return np.concatenate(parts)
+                return denoised(movie, model, settings)
 
         return Method(name + suffix, run, weights=short, code=code, groups=groups)
 
@@ -283,6 +281,13 @@ class ArrayMovie:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         return np.ascontiguousarray(self.frames[start:stop])
+
+
+def denoised(movie: np.ndarray, model: UNet3D, settings: Settings | None = None) -> np.ndarray:
+    """A movie (T, Y, X) as process.py denoises it, by default without adaptation."""
+    parts: list[np.ndarray] = []
+    denoise_movie(ArrayMovie(movie), model, settings or Settings(), lambda x: parts.append(x.copy()), _silent)
+    return np.concatenate(parts)
 
 
 def _silent(stage: str, done: int, total: int) -> None:

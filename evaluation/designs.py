@@ -18,9 +18,9 @@ import torch
 
 from denoise import inference, network
 from denoise.context import Context, ContextSums
-from denoise.inference import Settings, denoise_movie
+from denoise.inference import Settings
 from denoise.readout import Cleaner, Readout
-from evaluation.benchmark import WEIGHTS, ArrayMovie
+from evaluation.benchmark import WEIGHTS, denoised
 from evaluation.keyhole import close_sums, keyhole
 from evaluation.metrics import score
 from model import UNet3D, UNetConfig, load_model
@@ -96,9 +96,7 @@ def scores(
                 .round()
                 .astype(np.int16)
             )
-            parts: list[np.ndarray] = []
-            denoise_movie(ArrayMovie(movie), model, settings, parts.append, lambda *_: None)
-            values.append(score(clean, np.concatenate(parts))["stsnr"])
+            values.append(score(clean, denoised(movie, model, settings))["stsnr"])
         yield float(np.mean(values))
 
 

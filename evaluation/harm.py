@@ -15,8 +15,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from denoise.inference import Settings, denoise_movie
-from evaluation.benchmark import WEIGHTS, ArrayMovie
+from evaluation.benchmark import WEIGHTS, denoised
 from evaluation.metrics import score
 from model import UNet3D, load_model
 from simulation import FIRST_EVALUATION_SEED, LEVELS, challenge_scene, different_scene, noisy
@@ -57,9 +56,7 @@ def scores(clean: np.ndarray, target: int, model: UNet3D) -> tuple[float, float]
     factor = 10 ** ((LEVEL_1 - target) / 10)
     gain, read_variance = (factor * value for value in LEVELS[1])
     movie = noisy(clean, gain, read_variance, np.random.default_rng([FIRST_EVALUATION_SEED, target + 100]))
-    parts: list[np.ndarray] = []
-    denoise_movie(ArrayMovie(movie), model, Settings(), parts.append, lambda *_: None)
-    return score(clean, movie)["stsnr"], score(clean, np.concatenate(parts))["stsnr"]
+    return score(clean, movie)["stsnr"], score(clean, denoised(movie, model))["stsnr"]
 
 
 def rows(scenes: list[str], targets: list[int], model: UNet3D) -> Iterator[tuple[str, float, float]]:

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from scipy.ndimage import convolve1d, shift
 
-from denoise.inference import Settings, denoise_movie
 from denoise.smoothing import Gauge
-from evaluation.benchmark import WEIGHTS, ArrayMovie
+from evaluation.benchmark import WEIGHTS, denoised
 from evaluation.metrics import score
 from evaluation.samples import hidden
 from model import UNet3D, load_model
@@ -87,12 +86,6 @@ def recorded(
     random = np.random.default_rng([FIRST_EVALUATION_SEED, level])
     movie = smoothing.after(noisy(clean, *LEVELS[level], random, row_correlation=smoothing.rows))
     return digitize(movie, np.int16, clip_at_zero=False), smoothing.after(clean)
-
-
-def denoised(movie: np.ndarray, model: UNet3D) -> np.ndarray:
-    parts: list[np.ndarray] = []
-    denoise_movie(ArrayMovie(movie), model, Settings(), parts.append, lambda *_: None)
-    return np.concatenate(parts)
 
 
 def unaware(movie: np.ndarray, model: UNet3D) -> np.ndarray:
