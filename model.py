@@ -56,6 +56,9 @@ class UNetConfig:
     course_channels: tuple[int, ...] = (48, 64, 96, 128)  # of the 1-D U-Net, level by level
     time_strides: tuple[int, ...] = (4, 2, 2)  # frames merged on entering each level
     bottom_blocks: int = 2  # residual blocks at the coarsest level
+    hidden: tuple[
+        int, ...
+    ] = ()  # channels inside each residual block of all networks; empty: as many as outside
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -119,7 +122,12 @@ class Block(nn.Module):
 
     def __init__(self, conv: Any, channels: int) -> None:
         super().__init__()
-        self.first, self.second = conv(channels, channels), conv(channels, channels)
+        self.conv, self.channels = conv, channels
+        self.resize(channels)
+
+    def resize(self, hidden: int) -> None:
+        """So many channels between its two convolutions, whose weights are drawn anew."""
+        self.first, self.second = self.conv(self.channels, hidden), self.conv(hidden, self.channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.relu(self.first(F.relu(x))))
@@ -343,6 +351,12 @@ class UNet3D(nn.Module):
         self.context, self.movie = ContextNet(config), MovieNet(config)
         self.mean, self.course = MeanNet(config), CourseNet(config)
         nn.init.zeros_(self.movie.head.weight)  # start from "the movie is its mean"
+        for block, hidden in zip(self.blocks(), config.hidden, strict=bool(config.hidden)):
+            block.resize(hidden)
+
+    def blocks(self) -> list[Block]:
+        """The residual blocks of all networks, in the order of UNetConfig.hidden."""
+        return [module for module in self.modules() if isinstance(module, Block)]
 
     def forward(self, residual: Tensor, images: Tensor, standard_error: Tensor) -> Tensor:
         """(B, 1, T, Y, X), (B, K, Y, X), (B, 1, Y, X) -> (B, 1, T, Y, X); any sizes."""

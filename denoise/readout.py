@@ -135,8 +135,11 @@ def significant(prediction: Tensor, recording: Tensor, noise: float, cleaner: Cl
         kept[:, : shared.shape[1]] = shared
         blocks = list(tile_grid([[row], columns]))
         places = [place for place, _ in blocks]
+        parts = [predicted(prediction[:, y, x], recording[:, y, x], noise) for y, x in places]
+        courses = clean_row([(part @ footprint, said) for part, said, footprint in parts], noise, cleaner)
         read = [
-            read_block(prediction[:, y, x], recording[:, y, x], noise, cleaner) for y, x in places
+            read_anew(part, course, footprint, weights.shape, noise)
+            for (part, _, footprint), course, (_, weights) in zip(parts, courses, blocks)
         ]  # time courses, their footprints as seen and as expected
         cleaned = cleaner.footprints([seen for _, seen, _ in read], places)
         for ((_, column), weights), (course, seen, expected), said in zip(blocks, read, cleaned):
@@ -152,21 +155,31 @@ def significant(prediction: Tensor, recording: Tensor, noise: float, cleaner: Cl
     return prediction
 
 
-def read_block(
-    prediction: Tensor, recording: Tensor, noise: float, cleaner: Cleaner
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a block (T, y, x), the K patterns that stand out: orthonormal time courses (T, K) and their footprints.
+def predicted(prediction: Tensor, recording: Tensor, noise: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a block (T, y, x): the recording (T, P) about its mean, and the K patterns of the prediction that stand out.
 
-    The footprints (K, y, x) as they are seen in the recording and as the prediction lets expect, in units of `noise`.
-    First the courses are read anew in the recording, under the footprints of the prediction, and cleaned by the help of
-    what they were; under them the footprints are seen.
+    They are time courses (T, K) and orthonormal footprints (P, K).
     """
-    sides = prediction.shape[1:]
     prediction, recording = (x.flatten(1) - x.flatten(1).mean(0) for x in (prediction, recording))
-    course, footprint = significant_patterns(prediction, recording, noise * noise_edge(*prediction.shape))
-    if not course.shape[1]:
-        return course, recording.new_zeros(0, *sides), recording.new_zeros(0, *sides)
-    course = noise * clean_courses((recording @ footprint).mT / noise, course.mT / noise, cleaner).mT
+    return recording, *significant_patterns(prediction, recording, noise * noise_edge(*prediction.shape))
+
+
+def clean_row(courses: Sequence[tuple[Tensor, Tensor]], noise: float, cleaner: Cleaner) -> Sequence[Tensor]:
+    """Time courses (T, K) of blocks as seen and as predicted -> cleaned (T, K), those of all blocks at once."""
+    seen, said = (torch.cat(its, 1).mT / noise for its in zip(*courses))
+    if len(seen):
+        seen = clean_courses(seen, said, cleaner)
+    return (noise * seen.mT).split([its.shape[1] for its, _ in courses], 1)
+
+
+def read_anew(
+    recording: Tensor, course: Tensor, footprint: Tensor, sides: Sequence[int], noise: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The K patterns of a block (y, x) by clean time courses: these, orthonormal (T, K), and their footprints.
+
+    recording (T, P); course (T, K) and footprint (P, K): what was predicted, its courses cleaned. The footprints
+    (K, y, x) come as they are seen in the recording and as the prediction lets expect, in units of `noise`.
+    """
     course, mixed = torch.linalg.qr(course)
     footprint = footprint @ mixed.mT
     turn = simplest(footprint)

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from denoise.atomic import write_file
+from denoise.blindspot import Samples
 from denoise.context import inverse, noise_map, signal_image, spatial_noise_variance
 from denoise.learning import Learner, Net, Sampler, next_batch, usable_patches
 from denoise.precision import autocast
@@ -100,7 +101,11 @@ class Movies:
 
     def teach(self, trainer: Trainer[UNet3D]) -> Tensor:
         """One step; returns the mean squared error (a scalar on the device)."""
-        return trainer.learn(next_batch(self.sampler, self.patches, self.plan.batch), trainer.progress())
+        return trainer.learn(self.batch(), trainer.progress())
+
+    def batch(self) -> Samples:
+        """Crops of the recordings with hidden voxels."""
+        return next_batch(self.sampler, self.patches, self.plan.batch)
 
     def refresh(self) -> None:
         """Take the next recording."""
