@@ -108,7 +108,7 @@ def test_a_network_says_the_same_without_its_silent_channels(tmp_path: Path) -> 
 def test_correlations_are_those_of_what_the_convolution_sees() -> None:
     """Answers by the weight have the power that the convolution's own answers have."""
     model = network()
-    block = model.course.encoder[0]
+    block = model.blocks()[-1]  # of the network of time courses
     inside = Inside(block, torch.Generator().manual_seed(0))
     x = normal(8, 32, 400).relu()
     inside.look(block.second, (x,))
