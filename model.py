@@ -56,9 +56,7 @@ class UNetConfig:
     course_channels: tuple[int, ...] = (48, 64, 96, 128)  # of the 1-D U-Net, level by level
     time_strides: tuple[int, ...] = (4, 2, 2)  # frames merged on entering each level
     bottom_blocks: int = 2  # residual blocks at the coarsest level
-    hidden: tuple[
-        int, ...
-    ] = ()  # channels inside each residual block of all networks; empty: as many as outside
+    hidden: tuple[int, ...] = ()  # channels inside each of UNet3D.blocks; empty: as many as outside
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -160,7 +160,7 @@ def predicted(prediction: Tensor, recording: Tensor, noise: float) -> tuple[Tens
 
     They are time courses (T, K) and orthonormal footprints (P, K).
     """
-    prediction, recording = (x.flatten(1) - x.flatten(1).mean(0) for x in (prediction, recording))
+    prediction, recording = ((x - x.mean(0)).flatten(1) for x in (prediction, recording))
     return recording, *significant_patterns(prediction, recording, noise * noise_edge(*prediction.shape))
 
 
