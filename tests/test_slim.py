@@ -79,7 +79,7 @@ def test_channels_that_are_needed_stay_as_they_are() -> None:
 
 
 def test_what_is_missed_stays_within_the_tolerance() -> None:
-    """Half of the channels say a thousandth of the power each way: the tolerance decides, by the answer's power."""
+    """Half of the channels say half of the tolerance, or four times as much, beside the others."""
     seen = normal(4000, 32, TAPS)
     weight = normal(8, 32, TAPS, seed=1)
     for share, left in ((0.5 * slim.TOLERANCE, 16), (4 * slim.TOLERANCE, 32)):

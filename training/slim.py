@@ -71,9 +71,11 @@ def looking(model: UNet3D) -> Iterator[list[Inside]]:
     random = torch.Generator().manual_seed(SEED)
     insides = [Inside(block, random) for block in model.blocks()]
     hooks = [inside.second.register_forward_pre_hook(inside.look) for inside in insides]
-    yield insides
-    for hook in hooks:
-        hook.remove()
+    try:
+        yield insides
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()
