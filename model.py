@@ -349,12 +349,12 @@ class UNet3D(nn.Module):
         self.context, self.movie = ContextNet(config), MovieNet(config)
         self.mean, self.course = MeanNet(config), CourseNet(config)
         nn.init.zeros_(self.movie.head.weight)  # start from "the movie is its mean"
-        for block, hidden in zip(self.blocks(), config.hidden, strict=bool(config.hidden)):
+        for block, hidden in zip(self.blocks().values(), config.hidden, strict=bool(config.hidden)):
             block.resize(hidden)
 
-    def blocks(self) -> list[Block]:
-        """The residual blocks of all networks, in the order of UNetConfig.hidden."""
-        return [module for module in self.modules() if isinstance(module, Block)]
+    def blocks(self) -> dict[str, Block]:
+        """The residual blocks of all networks by their names, in the order of UNetConfig.hidden."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, Block)}
 
     def forward(self, residual: Tensor, images: Tensor, standard_error: Tensor) -> Tensor:
         """(B, 1, T, Y, X), (B, K, Y, X), (B, 1, Y, X) -> (B, 1, T, Y, X); any sizes."""

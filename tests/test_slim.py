@@ -33,7 +33,7 @@ def network(silent: int = 0) -> UNet3D:
     with torch.no_grad():
         for head in (model.movie.head, model.mean.head, model.course.head):
             head.weight.normal_()
-        for block in model.blocks() if silent else []:
+        for block in model.blocks().values() if silent else []:
             block.first.weight[silent:] = 0
     return model.eval().requires_grad_(False)
 
@@ -102,13 +102,15 @@ def test_a_network_says_the_same_without_its_silent_channels(tmp_path: Path) -> 
     assert sum(x.numel() for x in loaded.parameters()) < sum(x.numel() for x in model.parameters())
     for found, asked in zip(answers(loaded), expected):
         torch.testing.assert_close(found, asked, rtol=0.02, atol=0.02)  # saved in float16
-    assert all(block.first.out_channels == 32 for block in model.blocks())  # the given one is never changed
+    assert all(
+        block.first.out_channels == 32 for block in model.blocks().values()
+    )  # the given one is never changed
 
 
 def test_correlations_are_those_of_what_the_convolution_sees() -> None:
     """Answers by the weight have the power that the convolution's own answers have."""
     model = network()
-    block = model.blocks()[-1]  # of the network of time courses
+    block = model.blocks()["course.encoder.0"]
     inside = Inside(block, torch.Generator().manual_seed(0))
     x = normal(8, 32, 400).relu()
     inside.look(block.second, (x,))

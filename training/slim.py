@@ -69,7 +69,7 @@ class Inside:
 def looking(model: UNet3D) -> Iterator[list[Inside]]:
     """What the blocks of a network get to see in the meantime."""
     random = torch.Generator().manual_seed(SEED)
-    insides = [Inside(block, random) for block in model.blocks()]
+    insides = [Inside(block, random) for block in model.blocks().values()]
     hooks = [inside.second.register_forward_pre_hook(inside.look) for inside in insides]
     try:
         yield insides
@@ -136,13 +136,13 @@ def slim(model: UNet3D, insides: list[Inside]) -> tuple[UNet3D, list[float]]:
     """The network without the channels that it does not need, and what each of its blocks misses."""
     model = copy.deepcopy(model)
     missing = []
-    for block, inside in zip(model.blocks(), insides):
+    for block, inside in zip(model.blocks().values(), insides):
         kept, second, missed = fewest(inside.correlations, block.second.weight.cpu())
         first = block.first.weight[kept]
         block.resize(len(kept))
         block.first.weight, block.second.weight = nn.Parameter(first), nn.Parameter(second.to(first.device))
         missing.append(missed)
-    hidden = tuple(block.first.out_channels for block in model.blocks())
+    hidden = tuple(block.first.out_channels for block in model.blocks().values())
     model.config = replace(model.config, hidden=hidden)
     return model.eval().requires_grad_(False), missing
 
@@ -159,11 +159,8 @@ def main(arguments: list[str] | None = None) -> None:
     with looking(model) as insides:
         show(model, options.batches, options.workers)
     slimmer, missing = slim(model, insides)
-    names = [name for name, module in model.named_modules() if isinstance(module, Block)]
-    for name, block, left, missed in zip(names, model.blocks(), slimmer.blocks(), missing):
-        print(
-            f"{name}: {block.first.out_channels} -> {left.first.out_channels} channels, misses {missed:.1e}"
-        )
+    for (name, block), left, missed in zip(model.blocks().items(), slimmer.config.hidden, missing):
+        print(f"{name}: {block.first.out_channels} -> {left} channels, misses {missed:.1e}")
     record = {
         "slim": {"batches": options.batches, "seed": SEED},
         "from": read_checkpoint(options.weights)["record"],
