@@ -23,7 +23,7 @@ from training.recordings import (
     SimulatedMeans,
     SimulatedRecordings,
 )
-from training.train import Courses, Images, Plan, Pool, Trainer, main, shown_and_hidden
+from training.train import Courses, Images, Plan, Pool, Trainer, main, out_of_phase, shown_and_hidden
 
 TINY = UNetConfig(channels=(8, 8, 8), context_channels=(8, 8, 8), course_channels=(8, 8), bottom_blocks=1)
 
@@ -234,6 +234,15 @@ def test_the_network_of_means_learns_footprints_in_the_blocks_of_the_readout() -
     assert torch.equal(guide % 10, seen % 10)
     assert torch.equal(hidden % 10, seen % 10)
     assert torch.equal((hidden - seen).abs(), torch.full_like(seen, 10))
+
+
+def test_a_scanner_out_of_phase_moves_odd_rows_along_x_alone() -> None:
+    images = torch.arange(2 * 12 * 16.0).view(2, 12, 16)
+    moved = out_of_phase(images, 3)
+    assert moved.shape == (2, 4, 8)
+    assert torch.equal(moved[:, ::2], images[:, 4:8:2, 4:12])  # even rows stay
+    assert torch.equal(moved[:, 1::2], images[:, 5:8:2, 1:9])  # what lay three pixels to the left
+    assert torch.equal(out_of_phase(images, 0), images[:, 4:-4, 4:-4])
 
 
 def test_the_network_of_time_courses_learns_from_groups_of_pixels_alone() -> None:

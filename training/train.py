@@ -54,6 +54,8 @@ from training.recordings import (
 ENDLESS = 1 << 40  # recordings in a stream
 Record = dict[str, Any]  # of a training, plain values for the checkpoint
 AVERAGING = 0.999  # decay of the moving average of the weights
+OUT_OF_PHASE = 8  # one in so many images is that of a scanner which moves both ways, out of phase
+FARTHEST = 4  # pixels by which it may be
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,8 @@ class Images(Dealt[MeanNet]):
         """
         recording = self.recordings[self.draw(len(self.recordings))]
         sample = torch.stack(shown_and_hidden(recording, self.draw))
+        if not self.draw(OUT_OF_PHASE):
+            sample = out_of_phase(sample, self.draw(2 * FARTHEST + 1) - FARTHEST)
         sample = sample.flip([axis for axis in (1, 2) if self.draw(2)])
         sample = sample.transpose(1, 2) if self.draw(2) else sample
         side = BLOCK if isinstance(recording, Footprints) else len(sample[0])
@@ -207,6 +211,16 @@ def shown_and_hidden(recording: Means, draw: Callable[[int], int]) -> tuple[Tens
         noise = noise_map(seen, torch.tensor(gain), torch.tensor(read_variance))
     signal = signal_image(seen, noise, root)
     return signal, torch.zeros_like(signal), signal + (hidden - seen) * inverse(noise) * root
+
+
+def out_of_phase(images: Tensor, pixels: int) -> Tensor:
+    """Images (..., Y, X) of a scanner whose odd rows lie so many pixels to the right, FARTHEST cut off all around.
+
+    By whole pixels, so that noise stays independent.
+    """
+    images = images.clone()
+    images[..., 1::2, :] = images[..., 1::2, :].roll(pixels, -1)
+    return images[..., FARTHEST:-FARTHEST, FARTHEST:-FARTHEST]
 
 
 def apart(groups: Tensor, draw: Callable[[int], int]) -> tuple[Tensor, Tensor]:
