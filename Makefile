@@ -76,7 +76,7 @@ train: $(READY) ## train the shipped weights again, from simulated recordings: r
 	$(TRAIN_MEANS) --seed 8 --steps 14000 --rate 0.0007 --weights runs/means-1.pth --out runs/means-2.pth
 	$(TRAIN_MEANS) --seed 9 --steps 9000 --rate 0.0006 --weights runs/means-2.pth --out runs/means-3.pth
 	$(TRAIN_MEANS) --seed 10 --steps 7000 --rate 0.0005 --weights runs/means-3.pth --out runs/means-4.pth
-	$(TRAIN_MEANS) --seed 13 --steps 18000 --rate 0.0006 --weights runs/means-4.pth --out runs/means-5.pth
+	$(TRAIN_MEANS) --seed 13 --steps 12000 --rate 0.0006 --weights runs/means-4.pth --out runs/means-5.pth
 	$(TRAIN_COURSES) --seed 11 --steps 9000 --rate 0.001 --batch 16 --weights runs/means-5.pth --out runs/courses-1.pth
 	$(TRAIN_COURSES) --seed 12 --steps 5500 --rate 0.0008 --batch 8 --weights runs/courses-1.pth --out runs/courses-2.pth
 	$(PY) -m training.train --simulate --seed 7 --steps 23950 --batch 32 --pool 96 --refresh 2 --weights runs/courses-2.pth --out runs/trained.pth

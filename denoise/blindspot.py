@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from denoise.context import Context, ContextSums
+from denoise.context import Context, ContextSums, inpainted
 
 DENSITY = 0.04  # share of the patch's voxels that are hidden
 REACH = (2, 2, 2)  # (T, Y, X) a replacement comes from at most this far
@@ -118,7 +118,7 @@ def make_samples(
 
 def context_of(movie: Tensor) -> Context:
     """The context of a movie (..., T, Y, X) that is at hand as a whole."""
-    sums = ContextSums(torch.nan_to_num(movie.nanmean(-3)))
+    sums = ContextSums(inpainted(movie.nanmean(-3)))
     sums.update(movie)
     return sums.context()
 

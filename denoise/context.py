@@ -26,6 +26,9 @@ NOISE_SMOOTHING = (
 BINS = 32  # of equal pixel counts, for the photon transfer fit
 DARKEST = 0.03  # quantile of the mean image taken as black
 CERTAIN_DROP = 1e-6  # a constant row less probable than this by chance was dropped
+STILL = 8  # steps from frame to frame in which a pixel does not change, and
+LINE = 16  # pixels in a line that do not: they were not recorded
+COMMON = 0.05  # share of a value among the voxels of rows that vary, from which it is the background's
 
 
 @dataclass
@@ -33,9 +36,9 @@ class Context:
     """What is known of a movie as a whole; leading axes (...) are a batch or nothing.
 
     mean (..., Y, X): temporal mean, in the movie's units. noise (..., Y, X): standard deviation of the noise of one
-    voxel, same units, 0 where nothing varies. images (..., K, Y, X): mean, activity, covariance along x, covariance
-    along y, standard error, in units of their own noise. standard_error (..., 1, Y, X): of the mean, in units of the
-    noise. gain, read_variance (...): the noise model.
+    voxel, same units, 0 where nothing varies: that comes out as it is. images (..., K, Y, X): mean, activity, covariance
+    along x, covariance along y, standard error, in units of their own noise. standard_error (..., 1, Y, X): of the
+    mean, in units of the noise. gain, read_variance (...): the noise model.
     """
 
     mean: Tensor
@@ -66,7 +69,8 @@ class ContextSums:
     """Sums over the frames of a movie, fed in blocks; memory is that of a few frames, whatever the length.
 
     Values are taken relative to `reference`, an image (..., Y, X) near the mean, so that squares of a bright static
-    background do not swallow the noise. Missing voxels (not finite) are left out.
+    background do not swallow the noise. Missing voxels (not finite) are left out; a pixel that is missing in every
+    frame is as the reference has it, and else as those around it.
     """
 
     def __init__(self, reference: Tensor) -> None:
@@ -109,19 +113,26 @@ class ContextSums:
 
     def context(self) -> Context:
         """The context of all frames seen."""
-        frames = self.count.clamp(min=1)
+        seen = self.count > 0
+        frames = inpainted(self.count.where(seen, torch.nan)).clamp(min=1)
         shift = self.sum / frames  # (..., Y, X), the mean relative to the reference
         mean = (self.reference + shift).float()
         gain, read_variance = self._noise_model(mean)
-        noise = noise_map(mean, gain, read_variance)
+        varies = seen & ~unrecorded((self.difference == 0) & (self.steps >= STILL))
+        light = inpainted(mean.where(varies, torch.nan))
+        noise = noise_map(light, gain, read_variance)
         root = frames.sqrt()
         variance = self.square / frames - shift.square()
         activity = variance - self.difference / (2 * self.steps.clamp(min=1))
         along_x = covariance(self.along_x / frames, shift, -1)
         along_y = covariance(self.along_y / frames, shift, -2)
         per_noise = inverse(noise)
-        squares = [compress(image * per_noise.square() * root) for image in (activity, along_x, along_y)]
-        images = torch.stack([signal_image(mean, noise, root), *squares, 1 / root], -3)
+        squares = [
+            compress(inpainted(image.where(varies, torch.nan)) * per_noise.square() * root)
+            for image in (activity, along_x, along_y)
+        ]
+        images = torch.stack([signal_image(light, noise, root), *squares, 1 / root], -3)
+        noise = noise.where(varies | ~seen, 0)
         return Context(mean, noise, images.float(), (1 / root).float().unsqueeze(-3), gain, read_variance)
 
     def _noise_model(self, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,6 +142,41 @@ class ContextSums:
         return torch.where(in_time, gain, 0), torch.where(
             in_time, read_variance, spatial_noise_variance(mean)
         )
+
+
+def unrecorded(still: Tensor) -> Tensor:
+    """Of pixels that never change (..., Y, X) those in lines of LINE of them, and what touches these: borders, masks.
+
+    Single ones may have caught no photon yet.
+    """
+    images = still.float().reshape(-1, 1, *still.shape[-2:])
+    found = torch.zeros_like(images)
+    for kernel in ((1, min(LINE, images.shape[3])), (min(LINE, images.shape[2]), 1)):
+        whole = -F.max_pool2d(-images, kernel, 1)  # 1 where a line of still ones starts
+        ends = [n - 1 for n in kernel[::-1] for _ in range(2)]
+        found = torch.maximum(found, F.max_pool2d(F.pad(whole, ends), kernel, 1))
+    while not torch.equal(found, grown := F.max_pool2d(found, 3, 1, 1) * images):
+        found = grown
+    return found.reshape(still.shape) > 0
+
+
+def inpainted(image: Tensor) -> Tensor:
+    """An image (..., Y, X) whose NaN pixels are as the nearest ones that are not; 0 where there are none.
+
+    It grows by one pixel after the other: the mean of those that are known around it.
+    """
+    missing = image.isnan()
+    while bool(missing.any()):
+        values = torch.stack([torch.where(missing, 0, image), (~missing).to(image)]).reshape(
+            -1, 1, *image.shape[-2:]
+        )
+        sums, known = F.avg_pool2d(values, 3, 1, 1).reshape(2, *image.shape)
+        reached = missing & (known > 0)
+        if not bool(reached.any()):
+            return torch.where(missing, 0, image)
+        image = torch.where(reached, sums / known, image)
+        missing = missing & ~reached
+    return image
 
 
 def signal_image(mean: Tensor, noise: Tensor, root: Tensor | float) -> Tensor:
@@ -162,15 +208,17 @@ def compress(image: Tensor) -> Tensor:
 def photon_transfer(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Fit variance = gain * mean + read_variance over pixels, by bins of the mean; (..., Y, X) -> two of (...).
 
-    Least squares weighted by 1 / variance^2, the inverse variance of a variance estimate. The gain is at least 0.
+    Least squares weighted by 1 / variance^2, the inverse variance of a variance estimate. The gain is at least 0. Pixels
+    that never change, as those of a border that registration left, say nothing of the noise.
     """
-    order = mean.flatten(-2).argsort(-1)
+    mean, variance = varying(mean.flatten(-2), variance.flatten(-2))
+    order = mean.argsort(-1)
     pixels = order.shape[-1]
     bins = min(BINS, pixels)
     used = order[..., : pixels - pixels % bins]  # at most 31 of the brightest pixels are left out
     shape = (*used.shape[:-1], bins, -1)
-    m = mean.flatten(-2).gather(-1, used).reshape(shape).double().mean(-1)  # (..., bins)
-    v = variance.flatten(-2).gather(-1, used).reshape(shape).double().mean(-1)
+    m = mean.gather(-1, used).reshape(shape).double().mean(-1)  # (..., bins)
+    v = variance.gather(-1, used).reshape(shape).double().mean(-1)
     typical = v.mean(-1, keepdim=True)
     w = 1 / (v + torch.where(typical > 0, 0.01 * typical, 1)).square()
     w = w / w.sum(-1, keepdim=True)
@@ -178,6 +226,19 @@ def photon_transfer(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     spread = (w * (m - m0).square()).sum(-1)
     gain = ((w * (m - m0) * (v - v0)).sum(-1) / torch.where(spread > 0, spread, 1)).clamp(min=0)
     return gain.float(), (v0[..., 0] - gain * m0[..., 0]).float()
+
+
+def varying(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and variances (..., N) of pixels, those of variance 0 replaced by others, evenly; all zeros stay."""
+    still = variance == 0
+    if not bool(still.any()):
+        return mean, variance
+    pixels = mean.shape[-1]
+    count = (~still).sum(-1, keepdim=True)
+    count = torch.where(count > 0, count, pixels)
+    order = still.to(torch.uint8).argsort(stable=True)  # those that vary come first
+    source = order.gather(-1, torch.arange(pixels, device=mean.device) * count // pixels)
+    return mean.gather(-1, source), variance.gather(-1, source)
 
 
 def noise_map(mean: Tensor, gain: Tensor, read_variance: Tensor) -> Tensor:
@@ -205,14 +266,19 @@ def spatial_noise_variance(image: Tensor) -> Tensor:
 def dropped_rows(frames: Tensor) -> Tensor:
     """Rows that the microscope lost: (T, Y, X) -> bool (T, Y), True where a whole row of a frame is one value.
 
-    Not a row that is constant in every frame (a border), nor one that chance explains: with a share p of voxels at
-    that value among the other rows, a row of X such voxels has probability p^X.
+    Not a row that is constant in every frame (a border), nor one of a value that rows that vary hold often: where the
+    background was subtracted or cut off, a row is 0 as long as its cells are silent. Nor one that chance explains: with
+    a share p of voxels at that value among the rows that vary, a row of X such voxels has probability p^X.
     """
     constant = frames.amax(-1) == frames.amin(-1)  # (T, Y)
-    constant &= ~constant.all(-2, keepdim=True)
+    vary = ~constant
+    constant &= vary.any(-2, keepdim=True)
+    if not bool(constant.any()):
+        return constant
+    others = frames[vary]  # (N, X)
     for value in frames[..., 0][constant].unique():
         rows = constant & (frames[..., 0] == value)
-        share = (frames[~constant] == value).float().mean() if bool((~constant).any()) else torch.tensor(1.0)
-        if share ** frames.shape[-1] > CERTAIN_DROP:
+        share = float((others == value).float().mean()) if len(others) else 1.0
+        if share > COMMON or share ** frames.shape[-1] > CERTAIN_DROP:
             constant &= ~rows
     return constant

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from denoise.adaptation import Adaptation, adapt
 from denoise.ahead import ahead
-from denoise.context import Context, ContextSums, dropped_rows
+from denoise.context import Context, ContextSums, dropped_rows, inpainted
 from denoise.limits import free_memory
 from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
@@ -229,7 +229,7 @@ class Surveyor:
         self.gauge = Gauge(values)
         self.smoothing = torch.zeros(movie.info.shape[0], 2)
         sharp = [undo(*part) for part in with_smoothing(values, self.gauge.weights(values))]
-        self.reference = torch.nan_to_num(torch.cat(sharp).nanmean(0))
+        self.reference = inpainted(torch.cat(sharp).nanmean(0))
         self.last: Tensor | None = None  # of the section before, as ContextSums keeps it
 
     def section(self, index: int, tell: Callable[[int], None]) -> ContextSums:
@@ -470,5 +470,10 @@ def result_of(survey: Survey, network: Network) -> Result:
             "registration left); they were filled"
         )
     noise = {"gain": gain, "read_variance": read_variance - gain * n.low}
+    still = survey.context.noise == 0
+    if still.any() and not still.all():
+        warnings.append(
+            f"{int(still.sum())} pixels never change (a border that registration left, or a mask); they stay as they are"
+        )
     along_y, along_x = survey.smoothing.mean(0).tolist()
     return Result((n.low, n.low + n.scale), network.tiles, noise, (along_y, along_x), warnings)

@@ -42,7 +42,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from denoise.context import Context, inverse
+from denoise.context import Context, inpainted, inverse
 from denoise.smoothing import neighbour_correlations
 from denoise.tiling import tile_axis, tile_grid
 
@@ -88,6 +88,7 @@ class Readout:
         self.error = context.standard_error[0]  # (Y, X), of the mean
         per_noise = inverse(context.noise)
         image = (context.mean - context.mean.mean()) * per_noise
+        image = inpainted(image.where(context.noise > 0, torch.nan))
         self.static = clean_image(image, image + static[0], self.error) - image
         self.gain = context.gain * per_noise  # variance of the noise for each unit of brightness more
 
@@ -98,11 +99,12 @@ class Readout:
         """
         static, gain = self.static.to(prediction.device), self.gain.to(prediction.device)
         noise = smooth_noise(residual)
+        known = (residual[: 4 * CELL] != 0).float().mean(0)
         # 0 stands for a missing voxel
         recording = torch.where(residual == 0, prediction, residual, out=residual)
         mean = static + self.drift(recording.mean(0), prediction.mean(0), len(recording))
         frames = significant(prediction, recording, noise, self.cleaner).add_(mean)
-        return give_back(frames, recording, gain)
+        return give_back(frames, recording, gain, known)
 
     def drift(self, seen: Tensor, said: Tensor, frames: int) -> Tensor:
         """How the mean image of so many frames, seen and said (Y, X), differs from that of the whole movie."""
@@ -356,14 +358,15 @@ def cosines(size: int) -> Tensor:
 # ---- where the network errs by more than the noise
 
 
-def give_back(frames: Tensor, recording: Tensor, gain: Tensor) -> Tensor:
+def give_back(frames: Tensor, recording: Tensor, gain: Tensor, known: Tensor) -> Tensor:
     """Frames (n, Y, X), moved towards the recording (n, Y, X) where they miss it by more than its noise.
 
-    gain (Y, X): the noise's variance is 1 + gain * brightness above the mean. A cell of voxels in which the residual's
+    gain (Y, X): the noise's variance is 1 + gain * brightness above the mean. known (Y, X): share of the first frames in
+    which a pixel was recorded; where not, the recording is what was predicted. A cell of voxels in which the residual's
     variance is m times the noise's errs by m - 1 of it; inverse variances then give the recording a share of 1 - 1 / m.
     """
     start = slice(0, 4 * CELL)
-    white = white_variance(recording[start], expected_variance(frames[start], gain))
+    white = white_variance(recording[start], expected_variance(frames[start], gain), known)
     for cell in (FRAME, CUBE):  # what whole frames have got back is no excess of the cubes any more
         share = 1 - 1 / excess(frames, recording, gain, white, cell).clamp(min=1)  # (t, y, x) of cells
         if not bool(share.any()):
@@ -400,8 +403,10 @@ def expected_variance(frames: Tensor, gain: Tensor) -> Tensor:
     return (1 + gain * frames).clamp(min=DARKEST)
 
 
-def white_variance(recording: Tensor, expected: Tensor) -> float:
+def white_variance(recording: Tensor, expected: Tensor, known: Tensor) -> float:
     """Variance of the noise in a whitened movie (T, Y, X), over what is expected of it (T, Y, X): 1, or less.
+
+    By the cells of which most was recorded; known (Y, X), see `give_back`.
 
     The noise model takes for noise whatever changes from frame to frame. In a movie with hardly any noise that is
     signal, which is smooth along Y and X, in some places more than in others, while noise is rough, or as smooth
@@ -412,8 +417,12 @@ def white_variance(recording: Tensor, expected: Tensor) -> float:
     if not axes or not len(steps):
         return 1.0
     cells = max(1, steps.shape[1] // CELL), max(1, steps.shape[2] // CELL)
+    known = (known > 0.5).float()
+    told = F.adaptive_avg_pool2d(known[None], cells)[0] > 0.5
+    if not bool(told.any()):
+        return 1.0
     noise, changes, *rough = (
-        F.adaptive_avg_pool2d(image[None], cells)[0]
+        mean_of_known(image, known, cells)[told]
         for image in [
             expected.mean(0),
             steps.square().mean(0) / 2,
@@ -423,3 +432,11 @@ def white_variance(recording: Tensor, expected: Tensor) -> float:
     roughest = torch.stack(rough).amax(0)  # noise may be smooth along one axis, where neighbours share it
     roughness = (roughest / changes.clamp(min=TINY)).quantile(1 - QUIET).clamp(SMOOTHEST, 1)
     return min(1.0, float((roughest / noise).quantile(QUIET) / roughness) / SURE)
+
+
+def mean_of_known(image: Tensor, known: Tensor, cells: tuple[int, int]) -> Tensor:
+    """Mean of an image in (y, x) cells, over the pixels that are known (Y, X); at its borders it may lack some."""
+    top, left = ((whole - own) // 2 for whole, own in zip(known.shape, image.shape))
+    weight = known[top : top + image.shape[0], left : left + image.shape[1]]
+    sums, shares = F.adaptive_avg_pool2d(torch.stack([image * weight, weight]), cells)
+    return sums / shares.clamp(min=TINY)

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from denoise.blindspot import context_of
-from denoise.context import ContextSums, covariance, dropped_rows, noise_map, photon_transfer
+from denoise.context import (
+    ContextSums,
+    covariance,
+    dropped_rows,
+    inpainted,
+    noise_map,
+    photon_transfer,
+    unrecorded,
+)
 
 
 def poisson_movie(gain: float, read: float, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
@@ -107,6 +115,67 @@ def test_dropped_rows_but_no_border_and_no_dark_movie() -> None:
     sparse = (torch.rand(50, 8, 32, generator=torch.Generator().manual_seed(0)) < 0.02).float()
     assert (sparse.amax(-1) == 0).any()  # rows without a photon, by chance
     assert not dropped_rows(sparse).any()
+
+
+def test_silent_rows_of_a_background_that_was_cut_off_are_no_dropped_ones() -> None:
+    """A row of cells that fire together in 4 of 40 frames, 0 everywhere else: nothing was lost."""
+    movie = torch.zeros(40, 8, 256)
+    movie[5:9, 3:6, ::2] = 100.0
+    assert not dropped_rows(movie).any()
+    movie[:, 0] = 7.0  # a border tells nothing of the background
+    assert not dropped_rows(movie).any()
+
+
+def test_pixels_that_never_change_say_nothing_of_the_noise() -> None:
+    movie = poisson_movie(5.0, 10.0, (200, 40, 64))
+    plain = context_of(movie)
+    bordered = movie.clone()
+    bordered[:, :4] = 0
+    bordered[:, :, -3:] = torch.nan
+    both = context_of(torch.stack([movie, bordered]))
+    torch.testing.assert_close(both.gain[0], plain.gain)
+    torch.testing.assert_close(both.gain[1], plain.gain, rtol=0.02, atol=0)
+    torch.testing.assert_close(both.read_variance[1], plain.read_variance, rtol=0, atol=3)
+
+
+def test_a_border_comes_out_as_it_is_and_looks_like_its_surroundings() -> None:
+    movie = poisson_movie(5.0, 10.0, (200, 40, 64))
+    plain = context_of(movie)
+    movie[:, :4] = 0
+    context = context_of(movie)
+    assert (context.noise[:4] == 0).all()
+    assert (context.noise[4:] > 0).all()
+    assert (context.restore(context.whiten(movie) + 3)[:, :4] == 0).all()
+    torch.testing.assert_close(
+        context.images[..., :4, :], plain.images[..., :4, :], rtol=0.1, atol=12
+    )  # of 8 a pixel
+    torch.testing.assert_close(context.images[..., 8:, :], plain.images[..., 8:, :], rtol=0.02, atol=1)
+
+
+def test_what_was_not_recorded_comes_in_lines() -> None:
+    still = torch.zeros(40, 40, dtype=torch.bool)
+    still[5, 7] = still[20:30, 20] = True  # no photon yet
+    assert not unrecorded(still).any()
+    expected = torch.zeros_like(still)
+    expected[0] = expected[25] = True  # a border and a lost row
+    y, x = np.mgrid[:40, :40]
+    corner = torch.from_numpy(y + x > 60)  # of a mask, the shorter lines of it too
+    expected |= corner
+    found = unrecorded(torch.stack([still | expected, still]))
+    expected[20:30, 20] = True  # touches the lost row
+    assert torch.equal(found, torch.stack([expected, torch.zeros_like(still)]))
+
+
+def test_pixels_without_a_value_are_as_those_around() -> None:
+    nan = torch.nan
+    image = torch.tensor([[nan, nan, 2.0, 4.0], [nan, nan, 2.0, 4.0]])
+    expected = torch.tensor([[2.0, 2.0, 2.0, 4.0], [2.0, 2.0, 2.0, 4.0]])
+    torch.testing.assert_close(inpainted(image), expected)
+    hole = torch.tensor([[1.0, 2.0, 3.0], [4.0, nan, 6.0], [7.0, 8.0, 9.0]])
+    assert float(inpainted(hole)[1, 1]) == pytest.approx(5)
+    assert (inpainted(torch.full((2, 3, 3), nan)) == 0).all()
+    known = torch.rand(2, 5, 6)
+    assert torch.equal(inpainted(known), known)
 
 
 def test_photon_transfer_never_has_a_negative_gain() -> None:

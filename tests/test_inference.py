@@ -216,6 +216,36 @@ def test_a_dropped_frame_is_filled_like_its_neighbours(shipped: UNet3D) -> None:
     assert abs(out[10] - (out[9] + out[11]) / 2).mean() < 0.05 * out[9].mean()
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(np.s_[:, :2], 0), (np.s_[:, :, 24:], 0), (np.s_[:, 17], 7), (np.s_[:, :2], np.nan), (np.s_[:, 20, 20], np.nan)],
+    ids=["border", "wide border", "lost row", "border of NaN", "masked pixel"],
+)  # fmt: skip
+def test_what_was_never_recorded_changes_nothing_beside_it(
+    shipped: UNet3D, place: tuple[slice, ...], value: float
+) -> None:
+    """A constant stays as it is, NaN is filled; the rest errs no more than without them."""
+    clean = challenge_scene(5000000, 100, 48).clean()
+    movie = noisy(clean, *LEVELS[1], np.random.default_rng(0)).astype(np.float32)
+    plain, told = run(movie, shipped)
+    movie[place] = value
+    out, result = run(movie, shipped)
+    there = np.zeros(movie.shape, bool)
+    there[place] = True
+    if np.isnan(value):
+        assert out[there].mean() == pytest.approx(clean[there].mean(), rel=0.3)
+    else:
+        np.testing.assert_allclose(out[there], value, rtol=0, atol=1e-4)
+    away = ~there
+    error, usual = (float(((x - clean)[away] ** 2).mean()) for x in (out, plain))
+    assert error < 1.1 * usual
+    assert result.noise["gain"] == pytest.approx(told.noise["gain"], rel=0.15)
+    assert ["NaN" in result.warnings[0], "never change" in result.warnings[0]] == [
+        np.isnan(value),
+        not np.isnan(value),
+    ]
+
+
 @pytest.mark.parametrize("damage", [1e38, -1.7e38, 3e38])
 def test_one_damaged_voxel_stays_one_voxel(damage: float) -> None:
     frames = example((24, 24, 20)).astype(np.float32)

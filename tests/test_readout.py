@@ -37,6 +37,7 @@ from denoise.readout import (
     simplest,
     smooth_noise,
     trusting,
+    white_variance,
 )
 from denoise.tiling import tile_axis, tile_grid
 
@@ -333,20 +334,24 @@ def test_a_cell_that_errs_by_as_much_as_the_noise_is_moved_as_inverse_variances_
     )  # as Gaussian noise of variance 4 on average
     gain = torch.zeros(64, 64)
     assert excess(frames, recording, gain)[0, 0, 0] == pytest.approx(4 / 1.2, rel=1e-4)
-    assert torch.allclose(give_back(frames.clone(), recording, gain), 0.7 * recording, atol=1e-4)
+    assert torch.allclose(
+        give_back(frames.clone(), recording, gain, torch.ones_like(gain)), 0.7 * recording, atol=1e-4
+    )
 
 
 def test_noise_alone_is_not_given_back_and_one_odd_voxel_opens_no_cell() -> None:
     frames, recording, gain = torch.zeros(64, 40, 40), normal(64, 40, 40), torch.zeros(40, 40)
     recording[30, 20, 20] = 1e6
-    assert not give_back(frames, recording, gain).any()
+    assert not give_back(frames, recording, gain, torch.ones_like(gain)).any()
 
 
 def test_noise_that_grows_with_brightness_is_expected_to() -> None:
     frames = torch.full((32, 16, 16), 8.0)
     recording = frames + 3 * normal(32, 16, 16)  # variance 9 = 1 + gain * 8
-    assert torch.equal(give_back(frames.clone(), recording, torch.ones(16, 16)), frames)
-    assert not torch.equal(give_back(frames.clone(), recording, torch.zeros(16, 16)), frames)
+    assert torch.equal(give_back(frames.clone(), recording, torch.ones(16, 16), torch.ones(16, 16)), frames)
+    assert not torch.equal(
+        give_back(frames.clone(), recording, torch.zeros(16, 16), torch.ones(16, 16)), frames
+    )
 
 
 def test_the_noise_of_a_movie_that_grows_brighter_is_not_overestimated() -> None:
@@ -354,7 +359,7 @@ def test_the_noise_of_a_movie_that_grows_brighter_is_not_overestimated() -> None
     gain = torch.full((64, 64), 0.8)
     frames = torch.cat([torch.full((64, 64, 64), -1.0), torch.full((64, 64, 64), 1.0)])
     recording = frames + (1 + gain * frames).sqrt() * normal(128, 64, 64)
-    assert torch.equal(give_back(frames.clone(), recording, gain), frames)
+    assert torch.equal(give_back(frames.clone(), recording, gain, torch.ones_like(gain)), frames)
 
 
 def test_smooth_noise_is_not_given_back_and_smooth_errors_are() -> None:
@@ -362,19 +367,29 @@ def test_smooth_noise_is_not_given_back_and_smooth_errors_are() -> None:
     noise, gain = normal(128, 65, 65), torch.zeros(64, 64)
     smooth = (noise[:, 1:, 1:] + noise[:, :-1, 1:] + noise[:, 1:, :-1] + noise[:, :-1, :-1]) / 2
     frames = torch.zeros(128, 64, 64)
-    assert not give_back(frames.clone(), smooth, gain).any()
+    assert not give_back(frames.clone(), smooth, gain, torch.ones_like(gain)).any()
     missed = 0.2 * noise[:, 1:, 1:]  # the noise model took the change of a cell from frame to frame for noise
     missed[:, 8:24, 8:24] += 3 * normal(128, 1, 1, seed=1)
-    given = give_back(frames, missed, gain)
+    given = give_back(frames, missed, gain, torch.ones_like(gain))
     assert float((given - missed)[:, 8:24, 8:24].square().mean()) < 0.1 * float(
         missed[:, 8:24, 8:24].square().mean()
     )
 
 
+def test_what_was_not_recorded_tells_nothing_of_the_noise() -> None:
+    """In half of the field the recording is what was predicted, without noise: that is no reason to doubt the rest."""
+    recording, known = normal(64, 64, 64), torch.ones(64, 64)
+    recording[:, :, 20:52] = known[:, 20:52] = 0
+    frames, gain = torch.zeros(64, 64, 64), torch.zeros(64, 64)
+    assert not give_back(frames.clone(), recording, gain, known).any()
+    assert give_back(frames.clone(), recording, gain, torch.ones(64, 64)).any()
+    assert white_variance(recording, torch.ones(64, 64, 64), torch.zeros(64, 64)) == 1
+
+
 def test_a_frame_that_the_network_has_missed_is_given_back() -> None:
     frames, recording, gain = torch.zeros(64, 64, 64), normal(64, 64, 64), torch.zeros(64, 64)
     recording[30] += 10
-    given = give_back(frames, recording, gain)
+    given = give_back(frames, recording, gain, torch.ones_like(gain))
     assert float((given[30] - 10).square().mean()) < 1.1  # the noise of the recording, and little more
     assert float(given[20].abs().max()) == 0
 
