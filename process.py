@@ -288,7 +288,10 @@ def make_plan(options: Options) -> Plan:
 
 
 def check_save_weights(options: Options, plan: Plan) -> None:
-    """One file takes the weights of one movie, and replaces no other unasked. Raises Refusal."""
+    """One file takes the weights of one movie, never replaces one of this run, and no other unasked. Raises Refusal."""
+    from denoise.layout import overlap
+    from denoise.records import read_records, saved_there, strict
+
     path = options.save_weights
     if path is None:
         return
@@ -297,10 +300,37 @@ def check_save_weights(options: Options, plan: Plan) -> None:
             f"--save-weights {path}: expected one movie, whose weights it shall hold, found {len(plan.jobs)} in "
             f"{options.input}; choose one of them by --input"
         )
-    if path.exists() and not (path.is_file() and (options.overwrite or options.resume)):
+    (job,) = plan.jobs
+    for what, places in taken_places(options, job).items():
+        if any(overlap(path, place) for place in places):
+            raise Refusal(
+                f"--save-weights {path}: expected a file of its own, found {what}; choose another name"
+            )
+    earlier = read_records(options.output).get(strict(job.output.relative_to(options.output).as_posix()), {})
+    replaces = path.is_file() and (options.overwrite or (options.resume and saved_there(earlier, path)))
+    if os.path.lexists(path) and not replaces:
+        one = "one that no earlier run saved there" if options.resume else "one"
         raise Refusal(
-            f"--save-weights {path}: expected no such file yet, found one; choose another name, or --overwrite"
+            f"--save-weights {path}: expected no such file yet, found {one}; choose another name, or --overwrite"
         )
+
+
+def taken_places(options: Options, job: Job) -> dict[str, list[Path]]:
+    """What a run reads and writes, by its name. Raises Refusal if the movie's files cannot be told."""
+    from denoise.movies import MovieError
+    from denoise.records import METADATA
+
+    try:
+        inputs = [job.source, *job.series, *input_files(job)]
+    except (MovieError, OSError) as error:
+        raise Refusal(explain(error, job)) from error
+    return {
+        "a file of the input movie": inputs,
+        "the place of the denoised movie": [job.output],
+        "the place of the metadata": [options.output / METADATA],
+        "the place of reports": [options.output / REPORTS],
+        "the weights to start from": [weights_to_load(options.weights)],
+    }
 
 
 @contextmanager
@@ -386,7 +416,7 @@ def load_weights(given: Path | None, device: torch.device) -> tuple[UNet3D, dict
     """The network, and the path and SHA-256 of its weights."""
     from model import ModelError, load_model, sha256
 
-    path = given or (UPLOADED_WEIGHTS if UPLOADED_WEIGHTS.is_file() else SHIPPED_WEIGHTS)
+    path = weights_to_load(given)
     try:
         model = load_model(path, device)
         weights = {"path": str(path), "sha256": sha256(path)}
@@ -394,6 +424,10 @@ def load_weights(given: Path | None, device: torch.device) -> tuple[UNet3D, dict
         raise Refusal(str(error)) from error
     say(f"weights: {path} (SHA-256 {weights['sha256']})")
     return model, weights
+
+
+def weights_to_load(given: Path | None) -> Path:
+    return given or (UPLOADED_WEIGHTS if UPLOADED_WEIGHTS.is_file() else SHIPPED_WEIGHTS)
 
 
 def limit_threads() -> None:
@@ -482,12 +516,12 @@ def attempt(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> N
 
 def take_over(run: Run, job: Job, record: dict[str, Any]) -> bool:
     """Whether an earlier run finished this very movie; its record then counts for this run too."""
-    from denoise.records import is_complete, strict
+    from denoise.records import is_complete, saved_there, strict
 
     earlier = run.earlier.get(strict(record["output"]), {})
     if run.options.report and not all("report" in note for note in earlier.get("parts", [earlier])):
         return False
-    if run.options.save_weights and not run.options.save_weights.exists():
+    if run.options.save_weights and not saved_there(earlier, run.options.save_weights):
         return False
     if not is_complete(earlier, input_files(job), made_with(run), job.output):
         return False
@@ -640,6 +674,11 @@ def save_weights(run: Run, record: dict[str, Any], result: Result) -> dict[str, 
     content = io.BytesIO()
     save_model(content, result.model or run.model, {"program": f"{NAME} {__version__}", **origin})
     write_file(path, content.getvalue())
+    if not result.adaptation or not result.adaptation["kept"]:
+        record["warnings"].append(
+            "--save-weights: expected weights adapted to the movie, found that it taught nothing that surely helps; "
+            f"{path} holds the weights given"
+        )
     return {"saved_weights": {"path": str(path), "sha256": sha256(path)}}
 
 

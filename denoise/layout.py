@@ -451,6 +451,13 @@ def _file_id(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+def overlap(one: Path, other: Path) -> bool:
+    """Whether two paths are one file, also by links or where upper and lower case are one, or one holds the other."""
+    first, second = (Path(_file_key(str(_real(path)))) for path in (one, other))
+    inside = first.is_relative_to(second) or second.is_relative_to(first)
+    return inside or _file_id(one) in {_file_id(other)} - {None}
+
+
 def _kind(path: Path) -> str:
     if os.path.isdir(path):
         return "a folder"

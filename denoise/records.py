@@ -68,6 +68,14 @@ def _are_as_told(told: object, paths: Sequence[Path]) -> bool:
         return False
 
 
+def saved_there(record: Record, path: Path) -> bool:
+    """Whether a file holds the weights that a record tells to have been saved there."""
+    try:
+        return record.get("saved_weights") == strict({"path": path, "sha256": sha256(path)})
+    except OSError:
+        return False
+
+
 def read_records(folder: Path) -> dict[str, Record]:
     """The records of finished movies in a folder's metadata.json, by output name; {} if it cannot be read.
 

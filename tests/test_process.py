@@ -616,6 +616,88 @@ def test_weights_that_exist_are_not_replaced_unasked(program: Callable[..., Ende
 
 
 @pytest.mark.parametrize(
+    ("place", "what"),
+    [
+        ("in/a.tif", "a file of the input movie"),
+        ("link.pth", "a file of the input movie"),  # by a symbolic link
+        ("hard.pth", "a file of the input movie"),
+        ("in/../in/a.tif", "a file of the input movie"),
+        ("out/a.tif", "the place of the denoised movie"),
+        ("out/A.tif", "the place of the denoised movie"),  # one file on some systems
+        ("out/metadata.json", "the place of the metadata"),
+        ("out/report/a.html", "the place of reports"),
+        ("out", "the place of the denoised movie"),
+        ("tiny.pth", "the weights to start from"),
+    ],
+)
+def test_saved_weights_replace_nothing_that_the_run_reads_or_writes(
+    program: Callable[..., Ended], tmp_path: Path, weights: Path, place: str, what: str
+) -> None:
+    write(tmp_path / "in/a.tif", movie())
+    (tmp_path / "link.pth").symlink_to("in/a.tif")
+    (tmp_path / "hard.pth").hardlink_to(tmp_path / "in/a.tif")
+    (tmp_path / "tiny.pth").symlink_to(weights)
+    before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    for arguments in ((), ("--overwrite",), ("--resume",)):
+        result = program("--adapt", "0.02", "--save-weights", tmp_path / place, *arguments)
+        assert (result.status, len(result.err)) == (1, 1)
+        assert f"expected a file of its own, found {what}; choose another name" in result.err[0]
+    assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
+
+
+def test_saved_weights_replace_no_file_of_a_series_and_no_voxels_beside_a_header(
+    program: Callable[..., Ended], tmp_path: Path
+) -> None:
+    for number in range(2):
+        write(tmp_path / "series" / f"x_{number}.tif", movie()[number])
+    (tmp_path / "in").mkdir()
+    sitk.WriteImage(sitk.GetImageFromArray(movie()), str(tmp_path / "in/a.mhd"))
+    for arguments, file in (
+        (["--input", tmp_path / "series", "--series"], "series/x_1.tif"),
+        ([], "in/a.raw"),
+    ):
+        before = (tmp_path / file).read_bytes()
+        result = program(*arguments, "--adapt", "1", "--save-weights", tmp_path / file, "--overwrite")
+        assert result.status == 1
+        assert "found a file of the input movie" in result.err[-1]
+        assert (tmp_path / file).read_bytes() == before
+
+
+def test_resume_replaces_no_file_but_the_weights_that_it_saved(
+    program: Callable[..., Ended], tmp_path: Path
+) -> None:
+    write(tmp_path / "in/a.tif", movie((24, 16, 16)))
+    saved, other = tmp_path / "a.pth", tmp_path / "b.pth"
+    other.write_bytes(b"precious")
+    asked = ("--adapt", "auto", "--resume", "--save-weights")
+    assert program(*asked, saved).status == 0
+    result = program(*asked, other)
+    assert result.status == 1
+    assert "found one that no earlier run saved there" in result.err[-1]
+    assert other.read_bytes() == b"precious"
+    other.unlink()
+    assert program(*asked, other).status == 0
+    assert "kept" not in metadata(tmp_path / "out")["movies"][0]
+    assert load_model(other, torch.device("cpu"))
+    write(tmp_path / "in/a.tif", movie((24, 16, 16), seed=1))  # what is saved belongs to the movie as it was
+    before = other.read_bytes()
+    assert program(*asked, other).status == 0
+    assert other.read_bytes() != before
+
+
+@pytest.mark.parametrize(("frames", "options"), [(24, ("--time-limit", "0.001")), (6, ("--adapt", "1"))])
+def test_saved_weights_that_learned_nothing_are_told(
+    program: Callable[..., Ended], tmp_path: Path, frames: int, options: tuple[str, ...]
+) -> None:
+    write(tmp_path / "in/a.tif", movie((frames, 16, 16)))
+    result = program("--adapt", "1", "--save-weights", tmp_path / "a.pth", *options)
+    assert (result.status, result.err) == (0, [])
+    told = "--save-weights: expected weights adapted to the movie, found that it taught nothing"
+    assert any(told in line for line in result.out)
+    assert metadata(tmp_path / "out")["movies"][0]["warnings"][-1].startswith(told)
+
+
+@pytest.mark.parametrize(
     ("options", "layout", "shape", "passed", "expected"),
     [
         ((), "folder", (100, 100, 100), 0, 4.0),
