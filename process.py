@@ -519,7 +519,7 @@ def take_over(run: Run, job: Job, record: dict[str, Any]) -> bool:
     from denoise.records import is_complete, saved_there, strict
 
     earlier = run.earlier.get(strict(record["output"]), {})
-    if run.options.report and not all("report" in note for note in earlier.get("parts", [earlier])):
+    if run.options.report and not all(has_report(run, note) for note in earlier.get("parts", [earlier])):
         return False
     if run.options.save_weights and not saved_there(earlier, run.options.save_weights):
         return False
@@ -527,6 +527,12 @@ def take_over(run: Run, job: Job, record: dict[str, Any]) -> bool:
         return False
     record.update(earlier, kept=True)
     return True
+
+
+def has_report(run: Run, note: dict[str, Any]) -> bool:
+    """Whether page and picture of the report are there that the record of a movie or of a part of it tells of."""
+    told = note.get("report", {})
+    return all(kind in told and (run.options.output / told[kind]).is_file() for kind in ("page", "picture"))
 
 
 def open_job(job: Job, options: Options) -> Recording:

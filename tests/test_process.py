@@ -833,6 +833,20 @@ def test_report_stands_beside_the_movie_and_its_numbers_in_the_metadata(
     assert any(page in line and record["report"]["verdict"] in line for line in result.out)
 
 
+@pytest.mark.parametrize("gone", ["a.html", "a.png"])
+def test_resume_makes_a_report_that_is_not_there(
+    program: Callable[..., Ended], tmp_path: Path, gone: str
+) -> None:
+    write(tmp_path / "in" / "a.tif", movie((20, 24, 28)))
+    assert program().status == 0
+    for kept in (None, True):  # there is no report yet, and then there is
+        assert program("--resume", "--report").status == 0
+        assert metadata(tmp_path / "out")["movies"][0].get("kept") is kept
+    (tmp_path / "out/report" / gone).unlink()
+    assert program("--resume", "--report").status == 0
+    assert files(tmp_path / "out/report") == {"a.html", "a.png"}
+
+
 def test_report_of_a_challenge_input_leaves_one_image_in_the_socket(
     program: Callable[..., Ended], tmp_path: Path
 ) -> None:
