@@ -211,7 +211,7 @@ def parse_options() -> Options:
     add("--demo", action="store_true", help="denoise the example movie that comes along, with a report")
     add("--dry-run", action="store_true", help="list the movies, memory and time; denoise nothing")
     add("--version", action="version", version=f"{NAME} {__version__}")
-    options = parser.parse_args()
+    options = parser.parse_args(with_frames(sys.argv[1:]))
     if options.demo:
         options.input, options.report, options.overwrite = EXAMPLE, True, True
     low, high = options.percentiles
@@ -222,20 +222,37 @@ def parse_options() -> Options:
     return Options(**{**vars(options), "percentiles": (low, high)})
 
 
+def with_frames(arguments: list[str]) -> list[str]:
+    """`--frames -500:` as `--frames=-500:`, since argparse takes what begins with a dash for another option."""
+    if "--frames" not in arguments[:-1]:
+        return arguments
+    place = arguments.index("--frames")
+    joined = "=".join(arguments[place : place + 2])
+    return [*arguments[:place], joined, *with_frames(arguments[place + 2 :])]
+
+
 def minutes(text: str) -> float | str:
     if text == "auto":
         return text
-    value = 0.0 if text == "off" else float(text)
+    value = 0.0 if text == "off" else a_number(text)
     if not 0 <= value < math.inf:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"expected auto, off, or minutes such as 2.5, found {text!r}")
     return value
 
 
 def a_time(text: str) -> float:
-    value = float(text)
+    value = a_number(text)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected minutes, more than 0, found {text!r}")
+        raise argparse.ArgumentTypeError(f"expected minutes, more than 0, such as 45, found {text!r}")
     return value
+
+
+def a_number(text: str) -> float:
+    """NaN for what is none: it lies in no range."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def a_path(text: str) -> Path:

@@ -370,6 +370,17 @@ def test_help_and_wrong_options_need_no_torch(tmp_path: Path) -> None:
         (["--percentiles", "nan", "97"], "expected 0 <= LOW < HIGH <= 100, found nan 97"),
         (["--percentiles", "3"], "argument --percentiles: expected 2 arguments"),
         (["--percentiles", "a", "b"], "argument --percentiles: invalid float value: 'a'"),
+        (["--adapt", "foo"], "argument --adapt: expected auto, off, or minutes such as 2.5, found 'foo'"),
+        (["--adapt", "nan"], "argument --adapt: expected auto, off, or minutes such as 2.5, found 'nan'"),
+        (
+            ["--time-limit", "x"],
+            "argument --time-limit: expected minutes, more than 0, such as 45, found 'x'",
+        ),
+        (
+            ["--time-limit", "0"],
+            "argument --time-limit: expected minutes, more than 0, such as 45, found '0'",
+        ),
+        (["--frames"], "argument --frames: expected one argument"),
         (["--input", ""], "argument --input: expected a path, found an empty text"),
         (["--over"], "unrecognized arguments: --over"),
         (["x\ny.tif"], r"unrecognized arguments: x\ny.tif"),
@@ -928,7 +939,21 @@ def test_frames_of_a_movie(program: Callable[..., Ended], tmp_path: Path) -> Non
     assert metadata(tmp_path / "out")["settings"]["frames"] == [2, 7]
 
 
-@pytest.mark.parametrize("frames", ["5", "a:b", "1:2:3"])
+def test_the_last_frames_of_a_movie(program: Callable[..., Ended], tmp_path: Path) -> None:
+    """As docs/formats.md has it, though argparse takes what begins with a dash for an option."""
+    frames = movie((8, 9, 10))
+    write(tmp_path / "in" / "a.tif", frames)
+    write(tmp_path / "in2" / "a.tif", frames[-5:])
+    assert program("--frames", "2:7", "--frames", "-5:").status == 0  # the last one counts
+    assert metadata(tmp_path / "out")["settings"]["frames"] == [-5, None]
+    assert program("--input", tmp_path / "in2", "--output", tmp_path / "out2").status == 0
+    part, alone = (tifffile.imread(tmp_path / folder / "a.tif") for folder in ("out", "out2"))
+    np.testing.assert_array_equal(part, alone)
+    assert program("--frames", "-5:-2", "--overwrite").status == 0
+    assert tifffile.imread(tmp_path / "out" / "a.tif").shape == (3, 9, 10)
+
+
+@pytest.mark.parametrize("frames", ["5", "a:b", "1:2:3", "-5"])
 def test_wrong_frames_are_refused(program: Callable[..., Ended], frames: str) -> None:
     result = program("--frames", frames)
     assert result.status == 2
