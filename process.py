@@ -21,7 +21,7 @@ import sys
 import time
 import traceback
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -88,7 +88,7 @@ class Options:
     format: str  # of the output: "tif", or "same" for the movie's own
     percentiles: tuple[float, float]
     adapt: float | str  # minutes for each movie at most, 0 for none, or "auto"
-    time_limit: float | None  # minutes for each movie; None for that of the layout
+    time_limit: float | None  # minutes for each movie; None for that of the layout (see with_limit)
     save_weights: Path | None  # where the adapted weights go
     overwrite: bool
     resume: bool
@@ -137,6 +137,7 @@ def main() -> int:
     try:
         with StopSignals() as signals, join_team() as team:
             plan = make_plan(options)
+            options = with_limit(options, plan)
             if options.dry_run:
                 return tell_plan(prepare(options, plan, signals, team))
             with own_output(options, plan) if not team.rank else nullcontext():
@@ -304,6 +305,12 @@ def make_plan(options: Options) -> Plan:
     return plan
 
 
+def with_limit(options: Options, plan: Plan) -> Options:
+    """The options with the limit of time that is in force, so that the metadata tell it."""
+    usual = CHALLENGE_MINUTES if plan.layout == "challenge" else None
+    return replace(options, time_limit=options.time_limit or usual)
+
+
 def check_save_weights(options: Options, plan: Plan) -> None:
     """One file takes the weights of one movie, never replaces one of this run, and no other unasked. Raises Refusal."""
     from denoise.layout import overlap
@@ -354,7 +361,6 @@ def taken_places(options: Options, job: Job) -> dict[str, list[Path]]:
 def own_output(options: Options, plan: Plan) -> Iterator[None]:
     """Hold the output folder: made, writable, free of dead runs' leftovers and of other runs. Raises Refusal."""
     from denoise.atomic import remove_leftovers, sole_use
-    from denoise.layout import LayoutError, refuse_existing
 
     check_writable(options.output)
     if options.save_weights:
@@ -365,7 +371,7 @@ def own_output(options: Options, plan: Plan) -> Iterator[None]:
                 say(
                     f"WARNING: {options.output} takes no locks: let no other run write there at the same time"
                 )
-            refuse_existing(plan, options.overwrite or options.resume)
+            check_outputs(options, plan)
             for path in remove_leftovers(
                 {options.output, options.output / REPORTS, *(job.output.parent for job in plan.jobs)}
             ):
@@ -376,6 +382,14 @@ def own_output(options: Options, plan: Plan) -> Iterator[None]:
             f"{options.output}: expected no other run to write there, found one at work; "
             "wait until it ends, or choose another --output"
         ) from error
+
+
+def check_outputs(options: Options, plan: Plan) -> None:
+    """Raise Refusal where an output exists that is not to be replaced."""
+    from denoise.layout import LayoutError, refuse_existing
+
+    try:
+        refuse_existing(plan, options.overwrite or options.resume)
     except LayoutError as error:
         raise Refusal(str(error)) from error
 
@@ -673,7 +687,7 @@ def adaptation_limit(run: Run, shape: tuple[int, int, int], parts: int, start: f
     options = run.options
     auto = DEMO_MINUTES if options.demo else AUTO_MINUTES[run.device.type]
     wanted = auto if isinstance(options.adapt, str) else options.adapt
-    limit = options.time_limit or (CHALLENGE_MINUTES if run.plan.layout == "challenge" else math.inf)
+    limit = options.time_limit or math.inf
     if shape[0] < FEWEST or not wanted or math.isinf(limit):
         return wanted if shape[0] >= FEWEST else 0.0
     denoising = UNSTEADY * parts * math.prod(shape) / run.speed
@@ -899,7 +913,10 @@ def unexpected(error: Exception) -> str:
 
 
 def tell_plan(run: Run) -> int:
-    """List the movies of --dry-run with time, memory and disk; exit status 1 if one of them cannot be denoised."""
+    """List the movies of --dry-run with time, memory and disk; exit status 1 if one of them cannot be denoised.
+
+    Raises Refusal as the run itself would where an output exists.
+    """
     from denoise.estimate import report_seconds, working_bytes
 
     base = peak_memory(run.device)["peak_memory"]
@@ -926,6 +943,7 @@ def tell_plan(run: Run) -> int:
         complain(f"{name}: {reason}")
     pace = f"{run.speed / 1e6:.3g} million voxels a second as measured just now"
     say(f"dry run: {duration(total)} and {in_bytes(disk)} on the disk in all, at {pace}")
+    check_outputs(run.options, run.plan)
     return 1 if problems else 0
 
 

@@ -305,6 +305,7 @@ def test_challenge_job_leaves_one_image_and_exit_status_0(tmp_path: Path, weight
         "cpu",
         1,
     )
+    assert found["settings"]["time_limit"] == 45
     record = found["movies"][0]
     assert (record["output"], record["output_dtype"]) == (f"{OUTPUT_SOCKET}/0a-1b.tif", "int16")
     np.testing.assert_allclose(record["percentile_values"], np.percentile(frames, [5, 95]))
@@ -709,7 +710,7 @@ def test_saved_weights_that_learned_nothing_are_told(
 
 
 @pytest.mark.parametrize(
-    ("options", "layout", "shape", "passed", "expected"),
+    ("arguments", "layout", "shape", "passed", "expected"),
     [
         ((), "folder", (100, 100, 100), 0, 4.0),
         (("--adapt", "7"), "folder", (100, 100, 100), 0, 7.0),
@@ -731,20 +732,16 @@ def test_saved_weights_that_learned_nothing_are_told(
 def test_adaptation_leaves_time_for_the_denoising(
     names: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
-    options: tuple[str, ...],
+    arguments: tuple[str, ...],
     layout: str,
     shape: tuple[int, int, int],
     passed: float,
     expected: float,
 ) -> None:
     """Speed: a million voxels a minute."""
-    monkeypatch.setattr(sys, "argv", ["process.py", *options])
-    run = SimpleNamespace(
-        options=names["parse_options"](),
-        device=torch.device("cpu"),
-        plan=SimpleNamespace(layout=layout),
-        speed=1e6 / 60,
-    )
+    monkeypatch.setattr(sys, "argv", ["process.py", *arguments])
+    options = names["with_limit"](names["parse_options"](), SimpleNamespace(layout=layout))
+    run = SimpleNamespace(options=options, device=torch.device("cpu"), speed=1e6 / 60)
     limit = names["adaptation_limit"](run, shape, 1, time.monotonic() - 60 * passed)
     assert limit == pytest.approx(expected, abs=0.05)
 
@@ -752,8 +749,7 @@ def test_adaptation_leaves_time_for_the_denoising(
 def test_parts_of_a_movie_share_the_time(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten minutes for two parts of a minute each by trial: (10 - 2 * 1.5) / 2."""
     monkeypatch.setattr(sys, "argv", ["process.py", "--time-limit", "10"])
-    plan, device = SimpleNamespace(layout="folder"), torch.device("cpu")
-    run = SimpleNamespace(options=names["parse_options"](), device=device, plan=plan, speed=1e6 / 60)
+    run = SimpleNamespace(options=names["parse_options"](), device=torch.device("cpu"), speed=1e6 / 60)
     limit = names["adaptation_limit"](run, (100, 100, 100), 2, time.monotonic())
     assert limit == pytest.approx(3.5, abs=0.05)
 
@@ -892,6 +888,18 @@ def test_dry_run_tells_of_what_cannot_be_denoised(program: Callable[..., Ended],
     assert result.status == 1
     assert any("b.tif" in line for line in result.err)
     assert any("a.tif: 6 frames" in line for line in result.out)
+
+
+def test_dry_run_refuses_what_the_run_itself_would(program: Callable[..., Ended], tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.tif", movie())
+    assert program().status == 0
+    for arguments in ((), ("--dry-run",)):
+        result = program(*arguments)
+        assert result.status == 1
+        assert "out/a.tif: expected no output yet, found one of that name" in result.err[-1]
+    assert any("a.tif: 6 frames" in line for line in result.out)
+    for option in ("--overwrite", "--resume"):
+        assert program("--dry-run", option).status == 0
 
 
 def test_demo_needs_no_input(program: Callable[..., Ended], tmp_path: Path) -> None:
