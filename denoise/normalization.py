@@ -24,12 +24,13 @@ class PercentileNormalization:
         """Frames (n, Y, X) of any real dtype -> float32, dimensionless. The difference is taken exactly."""
         # a 16-bit integer is exact in float32
         wide: np.ndarray = frames.astype("f8" if frames.dtype.itemsize >= 4 else "f4")
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and counts as missing
+        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold counts as missing
             return np.asarray((wide - self.low) / self.scale, np.float32)
 
     def denormalize(self, frames: np.ndarray, dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
-        """The inverse: float32 (n, Y, X) -> a float dtype, in the input's units."""
-        return (frames.astype(np.float64) * self.scale + self.low).astype(dtype, copy=False)
+        """The inverse: float32 (n, Y, X) -> a float dtype, in the input's units; not finite where it holds them not."""
+        with np.errstate(over="ignore", invalid="ignore"):  # frames are looked at before they are written
+            return (frames.astype(np.float64) * self.scale + self.low).astype(dtype, copy=False)
 
 
 def normalization_of(low: float, high: float, smallest: float, largest: float) -> PercentileNormalization:

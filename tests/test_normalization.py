@@ -50,6 +50,15 @@ def test_offset_of_large_integers_is_exact() -> None:
     assert PercentileNormalization(2.0**30, 1.0).normalize(movie).tolist() == [[[1.0, 3.0]]]
 
 
+def test_what_a_type_cannot_hold_is_not_finite_and_no_warning() -> None:
+    """Warnings are errors here; whoever writes frames refuses those, in one line."""
+    large = PercentileNormalization(1e302, 1e301)
+    assert large.denormalize(np.ones((1, 1, 1), np.float32)).tolist() == [[[np.inf]]]
+    whole = normalization.normalization_of(-1.7e308, 1.7e308, -1.7e308, 1.7e308)  # its range is no float64
+    back = whole.denormalize(whole.normalize(np.array([[[-1.7e308, 1.7e308]]])))
+    assert not np.isfinite(back).any()
+
+
 def test_coinciding_percentiles_fall_back_to_the_extremes_and_to_one() -> None:
     sparse = np.zeros((1, 10, 10), np.float32)
     sparse[0, 0, 0] = 8
