@@ -106,6 +106,7 @@ class Diagnostics:
         self.sample = sample_frames(frames, height * width)
         self.wanted = self.sample.wanted
         self.seen = 0
+        self.unit = 0.0  # of the intensities in all sums; 0 until there is any light
         self.pixels = PixelSums(height, width)
         self.residual_spectrum, self.raw_spectrum = Spectrum(height, width), Spectrum(height, width)
         self.traces = CellTraces(height, width, int(self.sample.trace.sum()))
@@ -123,17 +124,21 @@ class Diagnostics:
         first, self.seen = self.seen, self.seen + len(denoised)
         step = max(1, BLOCK_VOXELS // math.prod(denoised.shape[1:]))
         for start, stop in runs(self.wanted[first : self.seen], step):
-            raw = self.movie.read(first + start, first + stop).astype(np.float32)
-            self._take(first + start, raw, np.asarray(denoised[start:stop], np.float32))
+            raw, clean = self.movie.read(first + start, first + stop), denoised[start:stop]
+            self.unit = self.unit or unit_of(clean, raw)
+            self._take(first + start, in_unit(raw, self.unit), in_unit(clean, self.unit))
 
     def _take(self, first: int, raw: np.ndarray, denoised: np.ndarray) -> None:
+        """Both (n, Y, X) in the unit; pictures and levels are kept in the movie's."""
         fill_missing(raw, denoised)
         residual = raw - denoised  # (n, Y, X)
         for i, frame in enumerate(range(first, first + len(raw))):
             if self.sample.level[frame]:
-                self.levels.append((frame, float(raw[i].mean()), float(denoised[i].mean())))
+                raw_mean, denoised_mean = (float(frames[i].mean()) * self.unit for frames in (raw, denoised))
+                self.levels.append((frame, raw_mean, denoised_mean))
             if self.sample.shown[frame]:
-                self.shown[:, self.number] = binned(raw[i], self.bin), binned(denoised[i], self.bin)
+                for kept, frames in zip(self.shown, (raw, denoised)):
+                    kept[self.number] = binned(frames[i], self.bin) * self.unit
                 self.number += 1
             if self.sample.spectrum[frame]:
                 self.residual_spectrum.add(residual[i])
@@ -154,6 +159,27 @@ class Diagnostics:
     def findings(self, noise: dict[str, float], span: float) -> Findings:
         """All figures. noise: gain and read_variance in the movie's units; span: its range of intensities."""
         return summarize(self, noise, span)
+
+
+def unit_of(*several: np.ndarray) -> float:
+    """A power of two near the intensities of the first of several that has any; 0 if none has.
+
+    In such a unit squares and their sums fit into float32 whatever the movie's own is, and no digit changes.
+
+    >>> unit_of(np.array([0.0, np.inf]), np.array([0.0, 5.0]))
+    4.0
+    """
+    for frames in several:
+        lit = frames[np.isfinite(frames) & (frames != 0)]
+        if lit.size:
+            return 2.0 ** (math.frexp(float(np.median(np.abs(lit, dtype=np.float64))))[1] - 1)
+    return 0.0
+
+
+def in_unit(frames: np.ndarray, unit: float) -> np.ndarray:
+    """A copy in float32."""
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and counts as missing
+        return np.asarray(frames / (unit or 1.0), np.float32)
 
 
 def runs(wanted: np.ndarray, longest: int) -> Iterator[tuple[int, int]]:
@@ -360,7 +386,11 @@ class Findings:
 
 
 def summarize(seen: Diagnostics, noise: dict[str, float], span: float) -> Findings:
-    maps = seen.pixels.maps()
+    """The figures and what they say; all that has a unit is in the movie's own from here on."""
+    maps = {
+        name: image * (seen.unit**2 if name.endswith("variance") else seen.unit)
+        for name, image in seen.pixels.maps().items()
+    }
     spread_of = np.sqrt(maps["residual_variance"] * maps["denoised_variance"])
     maps["correlation"] = np.where(
         spread_of > 0, maps["covariance"] / np.where(spread_of > 0, spread_of, 1), 0
@@ -378,10 +408,13 @@ def summarize(seen: Diagnostics, noise: dict[str, float], span: float) -> Findin
     checks = judge(numbers)
     level = max((check.level for check in checks), key=["good", "watch", "bad"].index)
     start = int(seen.sample.trace.argmax())
+    spots = [
+        spot | {name: spot[name] * seen.unit for name in ("raw", "denoised")} for spot in seen.traces.spots()
+    ]
     return Findings(
         numbers, checks, verdict(checks, level), level, maps, space, raw_space, transfer, seen.levels,
         list(zip(np.flatnonzero(seen.sample.shown).tolist(), *seen.shown)),
-        seen.traces.spots(), start, seen.bin, noise,
+        spots, start, seen.bin, noise,
     )  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def quantiles(values: np.ndarray) -> tuple[float, float]:
 
 def residual_spread(findings: Findings) -> float:
     """Standard deviation of the residual in the frames shown; 1 if there is none."""
-    return float(np.std([raw - denoised for _, raw, denoised in findings.shown])) or 1.0
+    return float(np.std([raw - denoised for _, raw, denoised in findings.shown], dtype=np.float64)) or 1.0
 
 
 def gray(image: np.ndarray, low: float, high: float) -> np.ndarray:

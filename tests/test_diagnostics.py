@@ -40,12 +40,16 @@ class Recording:
 
 
 def examine(
-    raw: np.ndarray, denoised: np.ndarray, noise: dict[str, float] = NOISE, step: int = 37
+    raw: np.ndarray,
+    denoised: np.ndarray,
+    noise: dict[str, float] = NOISE,
+    step: int = 37,
+    span: float = 100.0,
 ) -> Findings:
     found = Diagnostics(Recording(raw))
     for start in range(0, len(raw), step):
         found.add(denoised[start : start + step])
-    return found.findings(noise, 100.0)
+    return found.findings(noise, span)
 
 
 def clean_movie(frames: int = 300, size: int = 40) -> np.ndarray:
@@ -86,6 +90,27 @@ def test_transients_that_were_cut_to_two_thirds_are_reported() -> None:
     assert "33% too small" in found.verdict
     cells = found.maps["correlation"][8:13, 8:13]
     assert cells.mean() > 0.4
+
+
+@pytest.mark.parametrize("power", [100, -100])
+@pytest.mark.parametrize("dark", [0, 70])
+def test_figures_have_no_scale_and_what_has_a_unit_has_the_movies(power: int, dark: int) -> None:
+    """Squares of 2^100 and 2^-100 do not fit into float32. Some movies begin in the dark."""
+    clean, scale = clean_movie(), 2.0**power
+    raw = clean + white(clean.shape)
+    clean[:dark], raw[:dark] = 0, 0
+    usual = examine(raw, clean)
+    found = examine(
+        raw * scale, clean * scale, {"gain": 0.0, "read_variance": 25 * scale**2}, span=100 * scale
+    )
+    assert (found.numbers, found.verdict) == (usual.numbers, usual.verdict)
+    assert found.levels == [(frame, one * scale, two * scale) for frame, one, two in usual.levels]
+    assert found.transfer == [(mean * scale, variance * scale**2) for mean, variance in usual.transfer]
+    np.testing.assert_array_equal(found.maps["denoised"], usual.maps["denoised"] * scale)
+    for (_, *images), (_, *expected) in zip(found.shown, usual.shown, strict=True):
+        np.testing.assert_array_equal(images, np.multiply(expected, np.float32(scale)))
+    for spot, usual_spot in zip(found.spots, usual.spots, strict=True):
+        np.testing.assert_array_equal(spot["raw"], usual_spot["raw"] * scale)
 
 
 def test_cells_that_were_removed_altogether_are_reported() -> None:

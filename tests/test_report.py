@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -29,11 +30,12 @@ BROWSER = [
 FACTS = {"title": "day 1/<b>mouse</b> </script>$x$ \u00b5.tif", "shape": "300 frames", "calibration": ""}
 
 
-def findings_of(frames: int = 300, size: int = 40) -> Findings:
+def findings_of(frames: int = 300, size: int = 40, scale: float = 1.0) -> Findings:
     clean = clean_movie(frames, size)
-    found = Diagnostics(Recording(clean + white(clean.shape)))
-    found.add(clean)
-    return found.findings(NOISE, 100.0)
+    found = Diagnostics(Recording((clean + white(clean.shape)) * scale))
+    found.add(clean * scale)
+    noise = {"gain": NOISE["gain"] * scale, "read_variance": NOISE["read_variance"] * scale**2}
+    return found.findings(noise, 100.0 * scale)
 
 
 class Chromium:
@@ -148,6 +150,19 @@ def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     assert len(data["frames"]) == 60
     assert {path.name for path in page.parent.iterdir()} == {"movie.v2.html", "movie.v2.png"}
     assert Image.open(io.BytesIO(picture.read_bytes())).format == "PNG"
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_a_movie_of_any_scale_looks_the_same(tmp_path: Path, scale: float) -> None:
+    """Without a warning, which the tests take for an error; squares of such numbers do not fit into float32."""
+    frames = []
+    for factor in (1.0, scale):
+        page, _ = write_report(findings_of(100, scale=factor), FACTS, tmp_path / f"{factor}")
+        data = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text("utf-8"))[1])  # type: ignore[index]
+        url = data["frames"][30]["residual"]
+        with Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as image:
+            frames.append(np.asarray(image, float))
+    assert abs(frames[0] - frames[1]).max() <= 1
 
 
 def test_colours_by_hand() -> None:
