@@ -432,10 +432,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: cannot read the weights ({error.strerror}); check the file and its permissions"
         ) from error
     except Exception as error:  # the unpickler raises whatever a damaged or hostile file makes it raise
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        # torch's own reason is left out: it advises to load the file unsafely
         raise ModelError(
-            f"{path}: not a safe, complete checkpoint ({reason}); it was refused and nothing unsafe was "
-            "tried instead: download or train the weights again"
+            f"{path}: not a safe, complete checkpoint: it was refused and nothing unsafe was tried instead; "
+            "give weights made by training.train, or copy them again"
         ) from error
     if not isinstance(checkpoint, dict) or not {"config", "model"} <= checkpoint.keys():
         raise ModelError(
