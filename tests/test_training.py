@@ -89,6 +89,39 @@ def test_no_movie_to_train_on_is_an_error(tmp_path: Path) -> None:
         FileRecordings(str(tmp_path / "*.tif"), 0, 1)
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            ["--movies", "{}/none*.tif"],
+            "/none*.tif: expected movies to train on, found no file; quote the pattern",
+        ),
+        (["--movies", "{}/bad.tif"], "/bad.tif: expected page 1 at byte "),
+        (["--movies", "{}/torn.tif"], "/torn.tif: frames 0 to 20 cannot be read: "),
+        (["--movies", "{}/torn.tif", "--workers", "1"], "/torn.tif: frames 0 to 20 cannot be read: "),
+        (["--weights", "{}/none.pth"], "/none.pth: no such weights file"),
+        (["--weights", "{}/bad.tif"], "/bad.tif: not a safe, complete checkpoint"),
+        (["--out", "{}/bad.tif/w.pth"], "[Errno 17] File exists: "),
+    ],
+)
+def test_what_cannot_be_trained_on_ends_in_one_line(folder: Path, options: list[str], line: str) -> None:
+    (folder / "bad.tif").write_bytes(b"II*\0 no more")
+    movie = np.random.default_rng(0).poisson(100, (20, 24, 28)).astype(np.uint16)
+    tifffile.imwrite(folder / "torn.tif", movie, photometric="minisblack", compression="zlib")
+    with tifffile.TiffFile(folder / "torn.tif") as tif:
+        start, size = tif.pages[7].dataoffsets[0], tif.pages[7].databytecounts[0]
+    content = bytearray((folder / "torn.tif").read_bytes())
+    content[start : start + size] = b"x" * size
+    (folder / "torn.tif").write_bytes(content)
+    asked = arguments(folder, folder / "w.pth", 1)
+    asked[1] = str(folder / "movie*.tif")
+    with pytest.raises(SystemExit) as caught:
+        main([*asked, *(option.format(folder) for option in options)])
+    assert str(caught.value).removeprefix(str(folder)).startswith(line)
+    assert "\n" not in str(caught.value)
+    assert not (folder / "w.pth").exists()
+
+
 def test_simulated_recordings_are_the_seeds_own() -> None:
     one, two = SimulatedRecordings(3, 10)[4], SimulatedRecordings(3, 10)[4]
     assert torch.equal(one, two)

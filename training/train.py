@@ -21,6 +21,7 @@ import io
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -36,10 +37,11 @@ from denoise.atomic import write_file
 from denoise.blindspot import Samples
 from denoise.context import inverse, noise_map, signal_image, spatial_noise_variance
 from denoise.learning import Learner, Net, Sampler, next_batch, usable_patches
+from denoise.movies import MovieError
 from denoise.precision import autocast
 from denoise.readout import BLOCK
 from denoise.smoothing import correlated_axes
-from model import CourseNet, MeanNet, UNet3D, UNetConfig, load_model, read_checkpoint, save_model
+from model import CourseNet, MeanNet, ModelError, UNet3D, UNetConfig, load_model, read_checkpoint, save_model
 from simulation import Footprints
 from training.recordings import (
     FileRecordings,
@@ -409,6 +411,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
+    try:
+        train_as_asked(options)
+    except (ModelError, MovieError, OSError) as error:
+        sys.exit(in_one_line(error))
+
+
+def in_one_line(error: Exception) -> str:
+    """What is wrong; from a worker process it comes in the last line of a traceback, after the error's kind."""
+    text = str(error)
+    if text.startswith("Caught "):
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
+
+
+def train_as_asked(options: argparse.Namespace) -> None:
+    """By the command line. Raises ModelError, MovieError, OSError."""
     device = torch.device(options.device)
     start = load_model(options.weights, device) if options.weights else None
     network = start.config if start else replace(UNetConfig(), channels=tuple(options.channels))
