@@ -38,6 +38,7 @@ from denoise.movies import (
 )
 
 NAMES = {"C": "channel", "Z": "plane"}
+UNNAMED = "IQ"  # as tifffile calls axes that it was not told the names of
 IMAGEJ_AXES = "TZC"  # in ImageJ's order of pages, slowest first
 SUFFIXES = (*movies.SUFFIXES, *containers.SUFFIXES)  # what open_recording reads, in upper or lower case
 IMAGEJ_TYPES = ("uint8", "uint16", "float32")
@@ -159,12 +160,13 @@ def kept_axes(pages: Pages) -> tuple[str, list[int]]:
 
 
 def frame_axis(path: Path, axes: str) -> int:
-    """Which of the axes counts the frames: time, else unnamed ones, else planes. Raises MovieError."""
-    time = next((axis for axis in "TIQZ" if axis in axes), None)
-    if time is None or len(set(axes)) < len(axes):
+    """Which of the axes counts the frames: time, else an unnamed one, else planes. Raises MovieError."""
+    time = next((axis for axis in f"T{UNNAMED}Z" if axis in axes), None)
+    frames_twice = sum(axis in f"T{UNNAMED}" for axis in axes) > 1  # no output could name the second one
+    if time is None or frames_twice or len(set(axes)) < len(axes):
         raise MovieError(
             f"{path}: expected one axis of frames and others that are named, found axes {axes}; "
-            "save it as an ImageJ hyperstack or OME-TIFF, which name them"
+            "save it as an ImageJ hyperstack, OME-TIFF or OME-Zarr, which name them"
         )
     return axes.index(time)
 
@@ -410,7 +412,7 @@ class PartsWriter(MovieWriter):
         if self.recording.channels:
             told["Channel"] = {"Name": self.recording.channels}
         pages, height, width = self._shape
-        names = {"I": "T", "Q": "T"}  # OME knows no unnamed axes
+        names = dict.fromkeys(UNNAMED, "T")  # OME knows no unnamed axes
         axes = "".join(names.get(axis, axis) for axis in self.recording.axes)
         xml = tifffile.OmeXml()
         xml.addimage(self._dtype, self.recording.sizes, (pages, 1, 1, height, width, 1), axes=axes, **told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -218,6 +219,10 @@ def test_missing_frames_of_a_part_leave_no_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["in.tif"]
 
 
+    how: dict[str, Any] = {"photometric": "minisblack", "metadata": {"axes": "QTCYX"}}
+    tifffile.imwrite(tmp_path / "in.tif", pixels(3, 5, 2), **how)
+    with pytest.raises(MovieError, match=r"expected one axis of frames.*found axes QTCYX"):
+        open_recording(tmp_path / "in.tif")
 def test_pages_by_hand() -> None:
     assert in_order_of_frames([3, 2, 9, 9], 0).tolist() == [[0, 1], [2, 3], [4, 5]]
     assert in_order_of_frames([2, 3, 9, 9], 1).tolist() == [[0, 3], [1, 4], [2, 5]]
