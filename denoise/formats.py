@@ -378,6 +378,11 @@ class PartsWriter(MovieWriter):
             self._file.seek(self.begin + page * frame.nbytes)
             self.append(frame[None])
 
+    def _resolution(self) -> dict[str, Any]:
+        """None where none is known: ImageJ and OME have no word that marks a nominal one, as ours has."""
+        nominal = self._pixel_size is None and len(self.recording.parts) > 1
+        return {"resolution": (1, 1), "resolutionunit": "NONE"} if nominal else super()._resolution()
+
     def _description(self) -> str:
         recording = self.recording
         if len(recording.parts) == 1:
@@ -397,7 +402,7 @@ class PartsWriter(MovieWriter):
             "frames": sizes.get("T", 1),
             "hyperstack": "true",
             "mode": "grayscale",
-            **({"unit": "cm"} if self._pixel_size else {}),  # of the resolution, as it is written
+            "unit": "cm" if self._pixel_size else "pixel",  # of the resolution, as it is written
             **({"finterval": self._interval, "tunit": "s"} if self._interval else {}),
         }
         return "".join(f"{name}={value}\n" for name, value in lines.items())

@@ -1021,19 +1021,22 @@ class MovieWriter:
 
     def _write_headers(self, file: BinaryIO) -> int:
         """Write all but the voxels; the offset where they go. Until then the file has a hole there."""
-        per_y, per_x = (MICROMETRES["cm"] / length for length in self._pixel_size or NOMINAL)
         with tifffile.TiffWriter(file, bigtiff=self._bytes > CLASSIC_BYTES) as tif:
             place = tif.write(
                 shape=self._shape,
                 dtype=self._dtype,
                 photometric="minisblack",  # else 3 or 4 frames or columns would be colours
-                resolution=(per_x, per_y),
-                resolutionunit="CENTIMETER",
+                **self._resolution(),
                 description=self._description(),
                 metadata=None,  # with its own, tifffile makes one page of a movie that is one pixel wide
                 returnoffset=True,
             )
         return place[0]  # type: ignore[index]
+
+    def _resolution(self) -> dict[str, Any]:
+        """The resolution tags, for tifffile."""
+        per_y, per_x = (MICROMETRES["cm"] / length for length in self._pixel_size or NOMINAL)
+        return {"resolution": (per_x, per_y), "resolutionunit": "CENTIMETER"}
 
     def _description(self) -> str:
         """What tifffile's JSON says about axes, with OME's names for the rest."""

@@ -107,6 +107,19 @@ def test_ome_tiff_keeps_axes_names_and_calibration(tmp_path: Path, order: str) -
         assert again.channels == ["GCaMP6s", "tdTomato"]
 
 
+@pytest.mark.parametrize("names", [[], ["GCaMP6s", "tdTomato"]])  # an ImageJ hyperstack, an OME-TIFF
+def test_several_parts_claim_no_pixel_size_that_nobody_told(tmp_path: Path, names: list[str]) -> None:
+    description = ome("CTZ", names, C=2, T=4, Z=1) if names else imagej(2, 1, 4)
+    description = description.replace('PhysicalSizeX="0.5" PhysicalSizeY="0.25"', "")
+    save_by_pillow(tmp_path / "in.tif", pixels(8), description)
+    copy(tmp_path / "in.tif", tmp_path / "out.tif")
+    with open_recording(tmp_path / "out.tif") as recording:
+        assert recording.channels == names
+        assert recording.info.pixel_size is None
+    with tifffile.TiffFile(tmp_path / "out.tif") as tif:
+        assert (tif.pages.first.resolution, tif.pages.first.resolutionunit) == ((1, 1), 1)  # no absolute unit
+
+
 def save_as_scanimage(path: Path, pages: np.ndarray, header: str) -> None:
     """A BigTIFF as ScanImage 2016 and later write it, byte by byte: the settings stand before the first page."""
     settings = header.encode() + b"\0"
@@ -206,6 +219,10 @@ def test_unnamed_axes_are_an_error(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "in.tif", pixels(5, 2), photometric="minisblack")
     with pytest.raises(MovieError, match="expected one axis of frames"):
         open_recording(tmp_path / "in.tif")
+    how: dict[str, Any] = {"photometric": "minisblack", "metadata": {"axes": "QTCYX"}}
+    tifffile.imwrite(tmp_path / "in.tif", pixels(3, 5, 2), **how)
+    with pytest.raises(MovieError, match=r"expected one axis of frames.*found axes QTCYX"):
+        open_recording(tmp_path / "in.tif")
 
 
 def test_missing_frames_of_a_part_leave_no_file(tmp_path: Path) -> None:
@@ -219,10 +236,6 @@ def test_missing_frames_of_a_part_leave_no_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["in.tif"]
 
 
-    how: dict[str, Any] = {"photometric": "minisblack", "metadata": {"axes": "QTCYX"}}
-    tifffile.imwrite(tmp_path / "in.tif", pixels(3, 5, 2), **how)
-    with pytest.raises(MovieError, match=r"expected one axis of frames.*found axes QTCYX"):
-        open_recording(tmp_path / "in.tif")
 def test_pages_by_hand() -> None:
     assert in_order_of_frames([3, 2, 9, 9], 0).tolist() == [[0, 1], [2, 3], [4, 5]]
     assert in_order_of_frames([2, 3, 9, 9], 1).tolist() == [[0, 3], [1, 4], [2, 5]]
