@@ -261,7 +261,7 @@ def _movie_shape(path: Path, axes: str, shape: tuple[int, ...], one_frame: bool)
         _fail(path, f"expected a movie (T, Y, X), {found}: nothing in it; export it again")
     sizes = [(axis, n) for axis, n in zip(axes, shape) if axis in "YX" or n > 1]
     kept = "".join(axis for axis, _ in sizes)
-    if kept == "YX" and one_frame and set(axes) & set(FRAME_AXES):
+    if kept == "YX" and one_frame and set(axes[: axes.index("Y")]) & set(FRAME_AXES):
         sizes = [("T", 1), *sizes]
     elif kept == "YX":
         _fail(
@@ -451,11 +451,23 @@ def _tiff_axes(
     return f"{axes}YX", (*sizes, *series.keyframe.shape)
 
 
+def _is_thin(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> bool:
+    """Whether tifffile takes three unnamed axes, the last of length 1, for those of an image: "YXQ", "YQX", "XYX"."""
+    unnamed = series.kind == "shaped" and "axes" not in _shaped_metadata(tif)
+    return unnamed and series.ndim == 3 and series.axes != THIN_AXES and "S" not in series.axes
+
+
+def _thin_notes(series: tifffile.TiffPageSeries) -> tuple[str, ...]:
+    return (f"the file names no axes: {' x '.join(map(str, series.shape))} are taken as time, y, x",)
+
+
+THIN_AXES = "QYX"  # as tifffile calls them in movies that are wider than a pixel
 ShapeOf = Callable[[Path, tifffile.TiffFile, tifffile.TiffPageSeries], Shape]
 
 
 def _tiff_shape(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> Shape:
     axes, sizes = _tiff_axes(path, tif, series)
+    axes = THIN_AXES if _is_thin(tif, series) else axes
     return _movie_shape(path, axes, sizes, _names_one_frame(tif, series))
 
 
@@ -480,7 +492,8 @@ def _open_tiff(path: Path, shape_of: ShapeOf = _tiff_shape, of_series: bool = Fa
         shape = shape_of(path, tif, series)
         dtype = check_frames(path, shape, series.dtype)
         _check_storage(path, tif, series, shape, pages)
-        info = MovieInfo(path, shape, dtype, series.axes, *_tiff_calibration(tif))
+        axes, notes = (THIN_AXES, _thin_notes(series)) if _is_thin(tif, series) else (series.axes, ())
+        info = MovieInfo(path, shape, dtype, axes, *_tiff_calibration(tif), notes)
         source = _tiff_source(path, tif, series, shape)
         if isinstance(source, _TiffPages):
             stack.pop_all()  # source keeps tif open
@@ -528,8 +541,8 @@ def _only_series(path: Path, tif: tifffile.TiffFile) -> tifffile.TiffPageSeries:
 
 
 def _names_one_frame(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> bool:
-    """Whether the file itself says that it has a time axis, however short."""
-    return series.kind in ("shaped", "ome") or "frames" in (tif.imagej_metadata or {})
+    """Whether the file itself says that it has a time axis of length 1."""
+    return series.kind in ("shaped", "ome") or (tif.imagej_metadata or {}).get("frames") == 1
 
 
 def _check_storage(
@@ -537,14 +550,26 @@ def _check_storage(
 ) -> None:
     """Every frame lies in this file as intensities, each in a page or all in one block."""
     page, frames = series.keyframe, shape[0]
-    if page.shape != shape[1:]:
+    in_one = pages == 1 and _is_one_page(series, shape)
+    if _long(page.shape) != _long(shape[1:]) and not in_one:
         _fail(path, f"expected pages of one frame {shape[1:]}, found {page.shape}; save it as a plain stack")
-    if pages not in (1, frames) or (pages < frames and series.dataoffset is None):
+    if not in_one and (pages not in (1, frames) or (pages < frames and series.dataoffset is None)):
         _fail(path, f"expected {frames} frames by its description, found {pages} pages; export it again")
     if series.dataoffset is None and any(one is None or one.parent is not tif for one in series):
         _fail(path, "expected all frames in this file, found some in others or missing; save it as one file")
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not tif.is_imagej:  # which saves a LUT so
         _fail(path, "expected intensities, found numbers of palette colours; convert it to grayscale")
+
+
+def _long(sizes: tuple[int, ...]) -> list[int]:
+    """Without axes of length 1, which tifffile leaves out of its pages where they come last."""
+    return [n for n in sizes if n > 1]
+
+
+def _is_one_page(series: tifffile.TiffPageSeries, shape: Shape) -> bool:
+    """Whether a page is the whole movie, frame after frame: so tifffile writes one that is a pixel wide."""
+    page = series.keyframe
+    return shape[0] > 1 and page.samplesperpixel == 1 and _long(page.shape) == _long(shape)
 
 
 def _tiff_source(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, shape: Shape) -> Source:
@@ -557,9 +582,13 @@ def _tiff_source(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSe
         offsets, sizes = series.dataoffset + frame * np.arange(shape[0])[:, None], np.array([frame])
     else:
         offsets, sizes = _pieces(series)
+    if series.dataoffset is None and _is_one_page(series, shape):
+        check_frames(path, (1, page.shape[0], page.shape[1]), series.dtype)  # what is decoded at once
+        _check_offsets(path, 1, offsets, sizes)
+        return _TiffWhole(tif, series, shape)
     if series.dataoffset is None and plain and page.bitspersample == 8 * itemsize:
-        rows = np.diff([*range(0, shape[1], page.rowsperstrip), shape[1]])
-        sizes = rows * shape[2] * itemsize  # (strips,) as they must be, whatever the tags claim
+        rows = np.diff([*range(0, page.shape[0], page.rowsperstrip), page.shape[0]])
+        sizes = rows * page.shape[1] * itemsize  # (strips,) as they must be, whatever the tags claim
     _check_offsets(path, shape[0], offsets, sizes)
     if sizes.ndim == 1:
         return _RawFrames(path, offsets, sizes, series.dtype.newbyteorder(tif.byteorder))
@@ -632,6 +661,20 @@ class _TiffPages:
 
     def close(self) -> None:
         self._tif.close()
+
+
+class _TiffWhole(_TiffPages):
+    """A page that holds all frames and must be decoded at once; no larger than a frame may be."""
+
+    def __init__(self, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, shape: Shape) -> None:
+        super().__init__(tif, series)
+        self._shape = shape
+        self._voxels: np.ndarray | None = None  # (T, Y, X)
+
+    def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
+        if self._voxels is None:
+            self._voxels = super().frames(0, 1).reshape(self._shape)
+        return self._voxels[start:stop:step].copy()
 
 
 # ---- TIFF: pixel size and frame interval -------------------------------------------------------------------

@@ -339,6 +339,45 @@ def test_movies_one_pixel_wide_or_as_small_as_colours(tmp_path: Path, shape: tup
         assert_reads(tmp_path / "hand.tif", frames)
 
 
+@pytest.mark.parametrize("how", ["unnamed", "named", "zlib", "strips"])
+@pytest.mark.parametrize("shape", [(5, 9, 1), (5, 1, 1), (1, 9, 1), (1, 1, 1), (1, 1, 9), (5, 1, 9)])
+def test_movies_one_pixel_wide_that_tifffile_writes_into_one_page(
+    tmp_path: Path, shape: tuple[int, int, int], how: str
+) -> None:
+    frames = movie_of("uint16", shape)
+    ways: dict[str, dict[str, Any]] = {
+        "named": {"metadata": {"axes": "TYX"}},
+        "zlib": {"compression": "zlib"},
+        "strips": {"rowsperstrip": 2, "metadata": {"axes": "TYX"}},
+    }
+    tifffile.imwrite(tmp_path / "a.tif", frames, photometric="minisblack", **ways.get(how, {}))
+    assert_reads(tmp_path / "a.tif", frames)
+    with open_movie(tmp_path / "a.tif") as movie:
+        guessed = "metadata" not in ways.get(how, {}) and shape[2] == 1
+        told = f"the file names no axes: {shape[0]} x {shape[1]} x 1 are taken as time, y, x"
+        assert movie.info.notes == ((told,) if guessed else ())
+
+
+def test_one_page_that_is_a_whole_movie_is_no_larger_than_a_frame(tmp_path: Path) -> None:
+    page = np.zeros((5, 9), np.uint8)
+    note = json.dumps({"shape": [2**20, 2**20, 1], "axes": "TYX"})
+    tifffile.imwrite(tmp_path / "a.tif", page, compression="zlib", description=note, metadata=None)
+    content = (tmp_path / "a.tif").read_bytes()
+    for code, old in ((256, 9), (257, 5), (278, 5)):  # width, height, rows in a strip
+        for kind, form in ((3, "<HHIHxx"), (4, "<HHII")):
+            with suppress(struct.error):
+                new = struct.pack("<HHII", code, 4, 1, 2**20)
+                content = content.replace(struct.pack(form, code, kind, 1, old), new)
+    (tmp_path / "a.tif").write_bytes(content)
+    assert "expected frames of at most" in error_of(tmp_path / "a.tif")
+
+
+def test_a_movie_that_imagej_describes_is_no_single_frame(tmp_path: Path) -> None:
+    note = "ImageJ=1.53t\nimages=20\nframes=20\n"
+    tifffile.imwrite(tmp_path / "a.tif", movie_of("uint16")[0], description=note, metadata=None)
+    assert "of sizes 1 x 20 x 18" in error_of(tmp_path / "a.tif")
+
+
 def test_a_plain_image_is_no_movie(tmp_path: Path) -> None:
     frame = movie_of("uint16")[0]
     Image.fromarray(frame).save(tmp_path / "a.tif")
