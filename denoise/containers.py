@@ -17,6 +17,7 @@ import importlib
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -59,6 +60,8 @@ HDF5_CACHE = 1 << 27  # bytes of unpacked chunks
 ZARR_2_CODECS = {"blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "delta", "shuffle"}
 ZARR_3_CODECS = {"bytes", "transpose", "blosc", "gzip", "zstd", "crc32c", "sharding_indexed"}
 LARGEST_JSON = 1 << 24  # bytes
+EMPTY_BYTES = 1 << 32  # of voxels that no chunk holds; a Zarr header of more is taken for a broken one
+CHUNK_NAME = re.compile(r"(?:c[./])?(\d+(?:[./]\d+)*)")  # of either version, below the array's folder
 NAMES_SHOWN = 5
 
 
@@ -364,7 +367,7 @@ def _open_zarr(path: Path, wanted: str | None) -> Pages:
     name = _choose(path, wanted, possible, "array of three axes (T, Y, X)")
     sizes = _check_zarr(path, name, arrays[name], files)
     axes = _zarr_axes(path, scales, sizes)
-    told = _zarr_calibration(scales, name, axes)
+    told = _zarr_calibration(scales, name, axes)._replace(notes=_zarr_notes(path, name, arrays[name], files))
     array = library("zarr", path).open_array(store=str(path / name), mode="r")
     dtype = check_frames(path, (1, *sizes[-2:]), np.dtype(array.dtype))  # type: ignore[arg-type]
     shape = (math.prod(sizes[:-2]), *sizes[-2:])
@@ -379,6 +382,8 @@ class _ZarrArray(NamedTuple):
     chunks: tuple[int, ...]  # what is decoded at once
     dtype: str
     codecs: set[str]
+    in_file: tuple[int, ...]  # what a file holds: a chunk, or a shard of them
+    fill: Any  # what stands where there is no file; None: nobody knows
 
 
 def _zarr_files(path: Path) -> list[str]:
@@ -421,22 +426,27 @@ def _zarr_array(path: Path, name: str) -> _ZarrArray:
     if name.endswith(".zarray"):
         codecs = [told.get("compressor"), *(told.get("filters") or [])]
         used = {str(codec.get("id")) for codec in codecs if codec is not None}
-        return _ZarrArray(tuple(told["shape"]), tuple(told["chunks"]), str(told["dtype"]), used)
+        chunks = tuple(told["chunks"])
+        return _ZarrArray(
+            tuple(told["shape"]), chunks, str(told["dtype"]), used, chunks, told.get("fill_value")
+        )
     chunks, codecs = told["chunk_grid"]["configuration"]["chunk_shape"], [*told["codecs"]]
-    used = set()
+    in_file, used = tuple(chunks), set()
     while codecs:
         codec = codecs.pop()
         used.add(str(codec["name"]))
         if codec["name"] == "sharding_indexed":
             chunks = codec["configuration"]["chunk_shape"]
             codecs += [*codec["configuration"]["codecs"], *codec["configuration"].get("index_codecs", [])]
-    return _ZarrArray(tuple(told["shape"]), tuple(chunks), str(told["data_type"]), used)
+    fill = told.get("fill_value")
+    return _ZarrArray(tuple(told["shape"]), tuple(chunks), str(told["data_type"]), used, in_file, fill)
 
 
 def _check_zarr(path: Path, name: str, array: _ZarrArray, files: list[str]) -> tuple[int, ...]:
     """The array's sizes, after a look at all that could be a trap before zarr opens it."""
-    numbers = (*array.shape, *array.chunks)
-    if not all(type(n) is int and 0 < n < 2**48 for n in numbers) or len(array.shape) != len(array.chunks):
+    numbers = (*array.shape, *array.chunks, *array.in_file)
+    axes = {len(array.shape), len(array.chunks), len(array.in_file)}
+    if not all(type(n) is int and 0 < n < 2**48 for n in numbers) or len(axes) > 1:
         _fail(path, f"expected sizes of an array, found {array.shape} in chunks of {array.chunks}: damaged")
     strange = array.codecs - ZARR_2_CODECS - ZARR_3_CODECS
     if strange:
@@ -455,17 +465,44 @@ def _check_zarr(path: Path, name: str, array: _ZarrArray, files: list[str]) -> t
             path,
             f"expected chunks of at most {FRAME_BYTES >> 20} MiB, found {array.chunks}; save it in smaller ones",
         )
-    own = [one for one in files if one.startswith(f"{name}/" if name else "")]
+    own = _below(name, files)
     stored = sum(
-        (path / one).stat().st_size for one in own if not one.endswith((".zarray", ".zattrs", "zarr.json"))
+        (path / name / one).stat().st_size
+        for one in own
+        if not one.endswith((".zarray", ".zattrs", "zarr.json"))
     )
     needed = math.prod(array.shape) * dtype.itemsize
-    if needed > stored * DEFLATE_RATIO:
+    if needed > stored * DEFLATE_RATIO + EMPTY_BYTES:
         _fail(
             path,
             f"expected {needed} bytes of voxels, found {stored}: cut off or never written; copy it again",
         )
     return array.shape
+
+
+def _below(name: str, files: list[str]) -> list[str]:
+    """The files of an array, by their names in its folder."""
+    start = f"{name}/" if name else ""
+    return [one.removeprefix(start) for one in files if one.startswith(start)]
+
+
+def _zarr_notes(path: Path, name: str, array: _ZarrArray, files: list[str]) -> tuple[str, ...]:
+    """Zarr stores no chunk of fill values alone; one that was never written or lost on the way looks the same."""
+    grid = [-(-n // step) for n, step in zip(array.shape, array.in_file)]
+    chunks, there = math.prod(grid), sum(_is_chunk(one, grid) for one in _below(name, files))
+    if there >= chunks:
+        return ()
+    told = f"{chunks - there} of {chunks} chunks are not stored"
+    if array.fill is None:
+        _fail(path, f"expected all chunks, or a fill_value for the rest, found none: {told}; copy it again")
+    return (f"{told}: their voxels are taken as the fill value, {json.dumps(array.fill)[:24]}",)
+
+
+def _is_chunk(name: str, grid: list[int]) -> bool:
+    """Whether a file of this name in an array's folder holds one of its chunks."""
+    match = CHUNK_NAME.fullmatch(name)
+    place = [int(n) for n in re.split("[./]", match[1])] if match and len(match[1]) < 256 else []
+    return len(place) == len(grid) and all(n < end for n, end in zip(place, grid))
 
 
 def _dicts(value: object) -> list[dict[str, Any]]:

@@ -299,6 +299,33 @@ def test_plain_zarr_of_one_array(tmp_path: Path, driver: str) -> None:
         assert (recording.dataset, recording.sizes) == ("lab/x", (10, 7, 9))
 
 
+@pytest.mark.parametrize("driver", ["zarr", "zarr3"])
+@pytest.mark.parametrize("fill", [0, 7])
+def test_zarr_of_chunks_that_are_not_stored(tmp_path: Path, driver: str, fill: int) -> None:
+    how: dict[str, Any] = {"chunks": [2, 70, 90], "dtype": "<u2"} if driver == "zarr" else {
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2, 70, 90]}}, "data_type": "uint16"
+    }  # fmt: skip
+    movie = np.full((10, 70, 90), fill, np.uint16)
+    for name in ("empty", "sparse"):
+        if name == "sparse":
+            movie[4] = pixels(70, 90)
+        path = tmp_path / f"{name}.zarr"
+        save_zarr(path, movie, driver, fill_value=fill, **how)
+        (path / "9.9.9").touch()  # no chunk of this array
+        with open_recording(path) as recording:
+            np.testing.assert_array_equal(recording.parts[0].movie.read(0, 10), movie)
+            missing = 5 if name == "empty" else 4
+            told = f"{missing} of 5 chunks are not stored: their voxels are taken as the fill value, {fill}"
+            assert recording.info.notes == (told,)
+
+
+def test_zarr_that_has_all_its_chunks_tells_of_none(tmp_path: Path) -> None:
+    for driver in ("zarr", "zarr3"):
+        save_ome_zarr(tmp_path / f"{driver}.ome.zarr", pixels(10, 2, 3, 7, 9), driver)
+        with open_recording(tmp_path / f"{driver}.ome.zarr") as recording:
+            assert recording.info.notes == ()
+
+
 def test_hostile_zarr_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.zarr"
     save_zarr(path, pixels(4, 5, 6), "zarr")
@@ -311,6 +338,7 @@ def test_hostile_zarr_is_refused(tmp_path: Path) -> None:
         ({"chunks": [10**9, 5, 6]}, "expected chunks of at most"),
         ({"shape": [4, -5, 6]}, "expected sizes of an array"),
         ({"shape": "4"}, "expected"),
+        ({"shape": [5, 5, 6], "chunks": [1, 5, 6], "fill_value": None}, "4 of 5 chunks are not stored; copy"),
     ):
         (path / ".zarray").write_text(json.dumps(array | lie))
         refused(path, match)
