@@ -151,10 +151,10 @@ def recording_of(
 
 
 def kept_axes(pages: Pages) -> tuple[str, list[int]]:
-    """Axes and sizes without those of length 1; with time, of one frame, where nothing else can count frames."""
+    """Axes and sizes without those of length 1; with time, of one frame, where only such a one can count frames."""
     kept = [(axis, size) for axis, size in zip(pages.axes, pages.sizes) if size > 1 or axis in "YX"]
     axes, sizes = "".join(axis for axis, _ in kept), [size for _, size in kept]
-    if not set(axes) & set(FRAME_AXES) and "T" in pages.axes:
+    if not set(axes) & set(FRAME_AXES) and set(pages.axes) & set(FRAME_AXES):
         return f"T{axes}", [1, *sizes]
     return axes, sizes
 

@@ -326,6 +326,19 @@ def test_zarr_that_has_all_its_chunks_tells_of_none(tmp_path: Path) -> None:
             assert recording.info.notes == ()
 
 
+@pytest.mark.parametrize(("names", "shape"), [("zyx", (1, 7, 9)), ("czyx", (2, 1, 7, 9))])
+def test_ome_zarr_of_one_plane_is_a_movie_of_one_frame(
+    tmp_path: Path, names: str, shape: tuple[int, ...]
+) -> None:
+    movie = pixels(*shape)
+    save_zarr(tmp_path / "a.zarr" / "0", movie, "zarr")
+    (tmp_path / "a.zarr" / ".zattrs").write_text(json.dumps(described(names)))
+    with open_recording(tmp_path / "a.zarr") as recording:
+        assert recording.frame_axis == "T"
+        frames = [part.movie.read(0, 1) for part in recording.parts]  # (1, Y, X) of each channel
+        np.testing.assert_array_equal(frames, movie if names == "czyx" else movie[None])
+
+
 def test_hostile_zarr_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.zarr"
     save_zarr(path, pixels(4, 5, 6), "zarr")
