@@ -357,8 +357,8 @@ def _open_zarr(path: Path, wanted: str | None) -> Pages:
     files = _zarr_files(path)
     arrays = {str(Path(name).parent): _zarr_array(path, name) for name in files if _is_array(path, name)}
     arrays = {("" if name == "." else name): array for name, array in arrays.items()}
-    scales = _multiscales(path)
-    largest = next((str(one.get("path")) for one in _dicts(scales.get("datasets"))[:1]), None)
+    scales = multiscales(path)
+    largest = next((str(one.get("path")) for one in dicts(scales.get("datasets"))[:1]), None)
     possible = {name: array.shape for name, array in arrays.items() if len(array.shape) >= 3}
     if wanted is None and largest in possible:
         possible = {largest: possible[largest]}
@@ -505,21 +505,21 @@ def _is_chunk(name: str, grid: list[int]) -> bool:
     return len(place) == len(grid) and all(n < end for n, end in zip(place, grid))
 
 
-def _dicts(value: object) -> list[dict[str, Any]]:
+def dicts(value: object) -> list[dict[str, Any]]:
     """The objects of a JSON list."""
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
-def _attributes(path: Path) -> dict[str, Any]:
+def zarr_attributes(path: Path) -> dict[str, Any]:
     """What OME-Zarr says about the whole: in .zattrs, or from 0.5 on in zarr.json under "ome"."""
     told = _json(path / ".zattrs") or _json(path / "zarr.json").get("attributes") or {}
     inner = told.get("ome")
     return inner if isinstance(inner, dict) else told
 
 
-def _multiscales(path: Path) -> dict[str, Any]:
+def multiscales(path: Path) -> dict[str, Any]:
     """The first image's description; {} in a plain Zarr."""
-    return next(iter(_dicts(_attributes(path).get("multiscales"))), {})
+    return next(iter(dicts(zarr_attributes(path).get("multiscales"))), {})
 
 
 def _zarr_axes(path: Path, scales: Mapping[str, Any], sizes: tuple[int, ...]) -> str:
@@ -539,21 +539,28 @@ def _zarr_axes(path: Path, scales: Mapping[str, Any], sizes: tuple[int, ...]) ->
     return axes
 
 
+def ome_steps(told: Mapping[str, Any], kind: str, axes: int) -> list[float]:
+    """The "scale" or "translation" along each axis that OME tells of an image; [] if it tells none that fits.
+
+    >>> ome_steps({"coordinateTransformations": [{"type": "scale", "scale": [0.1, 5, 4]}]}, "scale", 3)
+    [0.1, 5.0, 4.0]
+    """
+    for one in dicts(told.get("coordinateTransformations")):
+        steps = one.get(kind)
+        if isinstance(steps, list) and len(steps) == axes and all(isinstance(n, (int, float)) for n in steps):
+            return [float(step) for step in steps]
+    return []
+
+
 def _zarr_calibration(scales: Mapping[str, Any], name: str, axes: str) -> _Calibration:
     """Pixel size and frame interval by the scales of the array and of the whole, in the units of the axes."""
-    own = next((one for one in _dicts(scales.get("datasets")) if one.get("path") == name), {})
+    own = next((one for one in dicts(scales.get("datasets")) if one.get("path") == name), {})
     steps = np.ones(len(axes))
     known = False
     for one in (own, scales):
-        for transformation in _dicts(one.get("coordinateTransformations")):
-            scale = transformation.get("scale")
-            if (
-                isinstance(scale, list)
-                and len(scale) == len(axes)
-                and all(isinstance(s, (int, float)) for s in scale)
-            ):
-                steps, known = steps * np.array(scale, float), True
-    described = _dicts(scales.get("axes"))
+        if scale := ome_steps(one, "scale", len(axes)):
+            steps, known = steps * np.array(scale), True
+    described = dicts(scales.get("axes"))
     units = {str(axis.get("name")).upper(): str(axis.get("unit", "")).lower() for axis in described}
     if not known:
         return _Calibration(None)
@@ -579,7 +586,7 @@ SHORT = {
 
 def _zarr_channels(path: Path, axes: str, sizes: tuple[int, ...]) -> list[str]:
     """Labels of the channels; [] if not each has one."""
-    rendering = _attributes(path).get("omero")
-    channels = _dicts(rendering.get("channels")) if isinstance(rendering, dict) else []
+    rendering = zarr_attributes(path).get("omero")
+    channels = dicts(rendering.get("channels")) if isinstance(rendering, dict) else []
     labels = [str(channel.get("label") or "") for channel in channels]
     return labels if "C" in axes and len(labels) == sizes[axes.index("C")] and all(labels) else []

@@ -24,7 +24,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from denoise.containers import attribute, is_hard_link, library, soft_link
+from denoise.containers import (
+    attribute,
+    dicts,
+    is_hard_link,
+    library,
+    multiscales,
+    ome_steps,
+    soft_link,
+    zarr_attributes,
+)
 from denoise.movies import DATA_FILE, MovieError
 
 if TYPE_CHECKING:
@@ -264,7 +273,8 @@ def _copy_times(h5py: Any, old: Any, new: Any, recording: Recording) -> None:
 class ZarrFolder:
     """Uncompressed chunks of some frames each, written as the frames come; Zarr 2 or 3 as the input's.
 
-    The image has the recording's axes (those of length 1 are left out), one resolution, and the input's channels.
+    The image has the recording's axes (those of length 1 are left out), one resolution, and what the input says of
+    its axes and channels.
     """
 
     def __init__(self, folder: Path, recording: Recording, dtype: np.dtype) -> None:
@@ -341,32 +351,58 @@ class ZarrFolder:
         }  # fmt: skip
 
     def _image(self) -> dict[str, Any]:
-        """OME's description of it."""
-        recording = self.recording
-        y, x = recording.info.pixel_size or (1.0, 1.0)
-        scale = {"Y": y, "X": x, recording.frame_axis: recording.info.frame_interval or 1.0}
-        axes = [_axis(axis, recording) for axis in recording.axes]
-        steps = [scale.get(axis, 1.0) for axis in recording.axes]
-        dataset = {
-            "path": IMAGE,
-            "coordinateTransformations": [{"type": "scale", "scale": steps}],
+        """OME's description of it: the input's, for the axes that are kept."""
+        given, scales = zarr_attributes(self.recording.info.path), multiscales(self.recording.info.path)
+        described = {str(axis.get("name")).upper(): axis for axis in dicts(scales.get("axes"))}
+        entry = next(
+            (one for one in dicts(scales.get("datasets")) if one.get("path") == self.recording.dataset), {}
+        )
+        steps = {
+            "scale": [1.0] * len(self.recording.axes),
+            **_steps(entry, [*described], self.recording.axes),
         }
+        self._begin_later(steps)
         told: dict[str, Any] = {
             "version": "0.4" if self.version == 2 else "0.5",
-            "axes": axes,
-            "datasets": [dataset],
+            "axes": [_axis(axis, described.get(axis, {})) for axis in self.recording.axes],
+            "datasets": [{"path": IMAGE, "coordinateTransformations": _transformations(steps)}],
         }
-        channels = {"omero": {"channels": [{"label": name} for name in recording.channels]}}
+        if whole := _steps(scales, [*described], self.recording.axes):
+            told["coordinateTransformations"] = _transformations(whole)
+        told |= {"name": scales["name"]} if "name" in scales else {}
         version = {} if self.version == 2 else {"version": told.pop("version")}
-        return {**version, "multiscales": [told], **(channels if recording.channels else {})}
+        channels = {"omero": given["omero"]} if isinstance(given.get("omero"), dict) else {}
+        return {**version, "multiscales": [told], **channels}
+
+    def _begin_later(self, steps: dict[str, list[float]]) -> None:
+        """Time of the first frame, where it is not the input's first one."""
+        if self.recording.first:
+            begin = steps.setdefault("translation", [0.0] * len(self.recording.axes))
+            begin[self.place] += self.recording.first * steps["scale"][self.place]
 
 
-def _axis(axis: str, recording: Recording) -> dict[str, str]:
-    """One of OME's axes, with a unit where the size of a step is known."""
+NEUTRAL = {"scale": 1.0, "translation": 0.0}  # of an axis that the input does not have
+
+
+def _steps(told: Mapping[str, Any], names: Sequence[str], axes: str) -> dict[str, list[float]]:
+    """OME's transformations of an image of axes of these names, by kind, for those axes that are kept.
+
+    >>> _steps({"coordinateTransformations": [{"type": "scale", "scale": [0.1, 5, 0.5, 0.4]}]}, "TZYX", "TYX")
+    {'scale': [0.1, 0.5, 0.4]}
+    """
+    along = {kind: dict(zip(names, ome_steps(told, kind, len(names)))) for kind in NEUTRAL}
+    return {kind: [steps.get(axis, NEUTRAL[kind]) for axis in axes] for kind, steps in along.items() if steps}
+
+
+def _transformations(steps: Mapping[str, list[float]]) -> list[dict[str, Any]]:
+    """As OME writes them, the scale first."""
+    return [{"type": kind, kind: steps[kind]} for kind in NEUTRAL if kind in steps]
+
+
+def _axis(axis: str, described: Mapping[str, Any]) -> dict[str, Any]:
+    """One of OME's axes, as the input describes it."""
     kind = {"T": "time", "C": "channel"}.get(axis, "space")
-    known = recording.info.pixel_size if axis in "YX" else axis == "T" and recording.info.frame_interval
-    unit = {"unit": "second" if kind == "time" else "micrometer"} if known else {}
-    return {"name": axis.lower(), "type": kind, **unit}
+    return {"type": kind, **described, "name": axis.lower()}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -186,6 +186,47 @@ def test_tensorstore_reads_the_zarr(
     assert [axis["name"] for axis in image["multiscales"][0]["axes"]] == list("tczyx")
 
 
+@pytest.mark.parametrize(("driver", "metadata"), [("zarr", ".zattrs"), ("zarr3", "zarr.json")])
+def test_a_zarr_keeps_what_ome_says_of_its_axes_and_channels(
+    tmp_path: Path, driver: str, metadata: str
+) -> None:
+    save_ome_zarr(tmp_path / "a.ome.zarr", pixels(10, 2, 3, 7, 9), driver)
+    file = tmp_path / "a.ome.zarr" / metadata
+    text = json.loads(file.read_text())
+    image = text["attributes"]["ome"] if driver == "zarr3" else text
+    image["omero"] = {
+        "channels": [{"label": name, "color": "00FF00"} for name in ("a", "b")],
+        "name": "slice 7",
+    }
+    (scales,) = image["multiscales"]
+    scales["name"] = "mouse 12"
+    shift = {"type": "translation", "translation": [100.0, 0.0, -7.0, 20.0, 30.0]}
+    scales["datasets"][0]["coordinateTransformations"].append(shift)
+    scales["coordinateTransformations"].append(shift)
+    file.write_text(json.dumps(text))
+    for frames, begin in ((ALL, 100.0), ((2, 9), 150.0)):  # in steps of 25, which the whole's scale doubles
+        copy(tmp_path / "a.ome.zarr", tmp_path / "b.ome.zarr", "float32", frames)
+        found = json.loads((tmp_path / "b.ome.zarr" / metadata).read_text())
+        found = found["attributes"]["ome"] if driver == "zarr3" else found
+        assert found["omero"] == image["omero"]
+        (told,) = found["multiscales"]
+        scale, moved = told["datasets"][0]["coordinateTransformations"]
+        assert scale == scales["datasets"][0]["coordinateTransformations"][0]
+        assert moved == {**shift, "translation": [begin, *shift["translation"][1:]]}
+        for word in ("name", "axes", "coordinateTransformations"):
+            assert told[word] == scales[word]
+
+
+def test_a_zarr_keeps_the_steps_of_the_axes_that_are_left(tmp_path: Path) -> None:
+    save_ome_zarr(tmp_path / "a.zarr", pixels(10, 2, 1, 7, 9), "zarr")
+    copy(tmp_path / "a.zarr", tmp_path / "b.zarr", "float32")
+    (told,) = json.loads((tmp_path / "b.zarr" / ".zattrs").read_text())["multiscales"]
+    assert [axis["name"] for axis in told["axes"]] == list("tcyx")
+    assert told["datasets"][0]["coordinateTransformations"] == [
+        {"type": "scale", "scale": [25, 1, 0.25, 0.125]}
+    ]
+
+
 def test_a_zarr_appears_complete_or_not_at_all(tmp_path: Path) -> None:
     save_zarr(tmp_path / "a.zarr", pixels(10, 7, 9), "zarr3")
     with (
