@@ -36,6 +36,7 @@ from denoise.movies import (
     MovieInfo,
     Pages,
     believed,
+    believed_length,
     check_frames,
     errors_of,
 )
@@ -254,6 +255,7 @@ class _Calibration(NamedTuple):
     pixel_size: tuple[float, float] | None
     frame_interval: float | None = None
     notes: tuple[str, ...] = ()
+    plane_spacing: float | None = None
 
 
 def _element_size(attributes: Any) -> tuple[float, float] | None:
@@ -553,7 +555,7 @@ def ome_steps(told: Mapping[str, Any], kind: str, axes: int) -> list[float]:
 
 
 def _zarr_calibration(scales: Mapping[str, Any], name: str, axes: str) -> _Calibration:
-    """Pixel size and frame interval by the scales of the array and of the whole, in the units of the axes."""
+    """Pixel size, frame interval and distance of planes, by the scales of array and whole in the units of the axes."""
     own = next((one for one in dicts(scales.get("datasets")) if one.get("path") == name), {})
     steps = np.ones(len(axes))
     known = False
@@ -564,14 +566,17 @@ def _zarr_calibration(scales: Mapping[str, Any], name: str, axes: str) -> _Calib
     units = {str(axis.get("name")).upper(): str(axis.get("unit", "")).lower() for axis in described}
     if not known:
         return _Calibration(None)
-    lengths = [
+    z, y, x = (
         float(steps[axes.index(axis)]) * MICROMETRES.get(SHORT.get(units.get(axis, ""), ""), math.nan)
-        for axis in "YX"
-    ]
+        if axis in axes
+        else math.nan
+        for axis in "ZYX"
+    )
     time = (
         float(steps[axes.index("T")]) * SECONDS.get(units.get("T", ""), math.nan) if "T" in axes else math.nan
     )
-    return _Calibration(believed((lengths[0], lengths[1])), time if 0 < time < math.inf else None)
+    interval = time if 0 < time < math.inf else None
+    return _Calibration(believed((y, x)), interval, plane_spacing=believed_length(z))
 
 
 SHORT = {

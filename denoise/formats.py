@@ -25,6 +25,7 @@ from denoise.atomic import PartFolder
 from denoise.movies import (
     CLASSIC_BYTES,
     FRAME_AXES,
+    MICROMETRES,
     PAGE_BYTES,
     TIFF_SUFFIXES,
     Movie,
@@ -390,9 +391,11 @@ class PartsWriter(MovieWriter):
         order = "".join(axis for axis in IMAGEJ_AXES if axis in recording.axes)
         size = math.prod(recording.sizes) * self._dtype.itemsize + self._shape[0] * PAGE_BYTES
         fits = recording.axes == f"{order}YX" and self._dtype.name in IMAGEJ_TYPES and size <= CLASSIC_BYTES
-        return self._ome() if recording.channels or not fits else self._imagej()
+        one_unit = self._pixel_size or not recording.info.plane_spacing  # as ImageJ has for all lengths
+        return self._imagej() if fits and one_unit and not recording.channels else self._ome()
 
     def _imagej(self) -> str:
+        spacing = self.recording.info.plane_spacing
         sizes = dict(zip(self.recording.axes, self.recording.sizes))
         lines = {
             "ImageJ": "1.11a",
@@ -403,6 +406,7 @@ class PartsWriter(MovieWriter):
             "hyperstack": "true",
             "mode": "grayscale",
             "unit": "cm" if self._pixel_size else "pixel",  # of the resolution, as it is written
+            **({"spacing": spacing / MICROMETRES["cm"]} if spacing else {}),
             **({"finterval": self._interval, "tunit": "s"} if self._interval else {}),
         }
         return "".join(f"{name}={value}\n" for name, value in lines.items())
@@ -412,6 +416,8 @@ class PartsWriter(MovieWriter):
         if self._pixel_size:
             y, x = self._pixel_size
             told |= {"PhysicalSizeY": y, "PhysicalSizeX": x}
+        if self.recording.info.plane_spacing:
+            told["PhysicalSizeZ"] = self.recording.info.plane_spacing
         if self._interval:
             told |= {"TimeIncrement": self._interval, "TimeIncrementUnit": "s"}
         if self.recording.channels:

@@ -82,6 +82,7 @@ class MovieInfo:
     pixel_size: (y, x) in micrometres, None if the file does not say or says something absurd.
     frame_interval: seconds, None likewise.
     notes: what a user should know of it.
+    plane_spacing: micrometres from plane to plane, None likewise.
     """
 
     path: Path
@@ -91,6 +92,7 @@ class MovieInfo:
     pixel_size: tuple[float, float] | None
     frame_interval: float | None
     notes: tuple[str, ...] = ()
+    plane_spacing: float | None = None
 
 
 class Source(Protocol):
@@ -287,8 +289,13 @@ def check_frames(path: Path, shape: Shape, dtype: np.dtype | None) -> np.dtype:
 
 def believed(size: tuple[float, float]) -> tuple[float, float] | None:
     """A pixel size, if both of its micrometres make sense; NaN does not."""
+    return size if all(believed_length(length) for length in size) else None
+
+
+def believed_length(length: float) -> float | None:
+    """Micrometres that make sense, else None."""
     low, high = PIXEL_SIZES
-    return size if all(low <= length <= high for length in size) else None
+    return length if low <= length <= high else None
 
 
 def _interval(seconds: float) -> float | None:
@@ -493,7 +500,7 @@ def _open_tiff(path: Path, shape_of: ShapeOf = _tiff_shape, of_series: bool = Fa
         dtype = check_frames(path, shape, series.dtype)
         _check_storage(path, tif, series, shape, pages)
         axes, notes = (THIN_AXES, _thin_notes(series)) if _is_thin(tif, series) else (series.axes, ())
-        info = MovieInfo(path, shape, dtype, axes, *_tiff_calibration(tif), notes)
+        info = MovieInfo(path, shape, dtype, axes, *_tiff_calibration(tif), notes, _tiff_plane_spacing(tif))
         source = _tiff_source(path, tif, series, shape)
         if isinstance(source, _TiffPages):
             stack.pop_all()  # source keeps tif open
@@ -682,9 +689,22 @@ class _TiffWhole(_TiffPages):
 
 def _tiff_calibration(tif: tifffile.TiffFile) -> tuple[tuple[float, float] | None, float | None]:
     """(pixel size, frame interval) as OME, ImageJ or tifffile's JSON tell, else the resolution tags."""
-    told: Mapping[str, Any] = _ome_pixels(tif) or tif.imagej_metadata or _shaped_metadata(tif)
+    told = _tiff_told(tif)
     interval = _tiff_interval(told) or _scanimage_interval(_scanimage(tif))
     return _tiff_pixel_size(tif.pages.first, told), interval
+
+
+def _tiff_told(tif: tifffile.TiffFile) -> Mapping[str, Any]:
+    """What a description says, by the names that OME or ImageJ has for it."""
+    return _ome_pixels(tif) or tif.imagej_metadata or _shaped_metadata(tif)
+
+
+def _tiff_plane_spacing(tif: tifffile.TiffFile) -> float | None:
+    """PhysicalSizeZ (OME), else spacing in the unit of the pixels (ImageJ)."""
+    told, unit = _tiff_told(tif), RESOLUTION_UNITS.get(tif.pages.first.resolutionunit, "")
+    if "PhysicalSizeZ" in told:
+        return believed_length(_measure(told, "PhysicalSizeZ", MICROMETRES, "um"))
+    return believed_length(_measure(told, "spacing", MICROMETRES, unit, "unit"))
 
 
 def _ome_images(tif: tifffile.TiffFile) -> float:

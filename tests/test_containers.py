@@ -279,6 +279,7 @@ def test_ome_zarr_by_tensorstore(tmp_path: Path, driver: str) -> None:
     with open_recording(tmp_path / "a.ome.zarr", (1, 9)) as recording:
         assert (recording.axes, recording.sizes, recording.dataset) == ("TCZYX", (8, 2, 3, 7, 9), "0")
         assert recording.info.pixel_size == (0.5, 0.25)
+        assert recording.info.plane_spacing == 8
         assert recording.info.frame_interval == pytest.approx(0.05)
         assert recording.channels == ["GCaMP", "tdTomato"]
         assert recording.parts[4].name == "channel 2 (tdTomato), plane 2"

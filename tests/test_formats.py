@@ -120,6 +120,40 @@ def test_several_parts_claim_no_pixel_size_that_nobody_told(tmp_path: Path, name
         assert (tif.pages.first.resolution, tif.pages.first.resolutionunit) == ((1, 1), 1)  # no absolute unit
 
 
+@pytest.mark.parametrize(
+    ("described", "told", "expected"),
+    [
+        ("imagej", "unit=um\nspacing=2.5\n", 2.5),
+        ("imagej", "unit=mm\nspacing=0.004\n", 4.0),
+        ("imagej", "unit=um\nspacing=-1\n", None),
+        ("imagej", "unit=pixel\nspacing=3\n", None),  # of unknown length
+        ("ome", 'PhysicalSizeZ="2.5" ', 2.5),
+        ("ome", 'PhysicalSizeZ="4000" PhysicalSizeZUnit="nm" ', 4.0),
+        ("ome", 'PhysicalSizeZ="2.5" PhysicalSizeZUnit="reference frame" ', None),
+        ("z alone", 'PhysicalSizeZ="2.5" ', 2.5),
+        ("ome", "", None),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "int16"])  # an ImageJ hyperstack, an OME-TIFF
+def test_the_distance_of_planes_is_kept(
+    tmp_path: Path, described: str, told: str, expected: float | None, dtype: str
+) -> None:
+    note = imagej(1, 3, 4) + told
+    if described != "imagej":
+        note = ome("CZT", [], C=1, Z=3, T=4).replace("TimeIncrement", f"{told}TimeIncrement")
+    if described == "z alone":
+        note = note.replace('PhysicalSizeX="0.5" PhysicalSizeY="0.25"', "")
+    save_by_pillow(tmp_path / "in.tif", pixels(12), note)
+    copy(tmp_path / "in.tif", tmp_path / "out.tif", dtype)
+    with open_recording(tmp_path / "in.tif") as given, open_recording(tmp_path / "out.tif") as found:
+        assert given.info.plane_spacing == found.info.plane_spacing == (expected and pytest.approx(expected))
+        assert given.info.pixel_size == found.info.pixel_size
+    if expected and given.info.pixel_size and dtype == "float32":
+        with tifffile.TiffFile(tmp_path / "out.tif") as tif:
+            metadata = tif.imagej_metadata or {}
+            assert (metadata["unit"], metadata["spacing"]) == ("cm", pytest.approx(expected / 1e4))
+
+
 def save_as_scanimage(path: Path, pages: np.ndarray, header: str) -> None:
     """A BigTIFF as ScanImage 2016 and later write it, byte by byte: the settings stand before the first page."""
     settings = header.encode() + b"\0"
