@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from denoise.smoothing import NO_MEMORY, Memory
+
 NOISE_SMOOTHING = (
     5  # pixels; the noise map follows the mean of this neighbourhood, not each pixel's own noise
 )
@@ -38,7 +40,7 @@ class Context:
     mean (..., Y, X): temporal mean, in the movie's units. noise (..., Y, X): standard deviation of the noise of one
     voxel, same units, 0 where nothing varies: that comes out as it is. images (..., K, Y, X): mean, activity, covariance
     along x, covariance along y, standard error, in units of their own noise. standard_error (..., 1, Y, X): of the
-    mean, in units of the noise. gain, read_variance (...): the noise model.
+    mean, in units of the noise. gain, read_variance (...): the noise model. memory: by which frames share noise.
     """
 
     mean: Tensor
@@ -47,6 +49,7 @@ class Context:
     standard_error: Tensor
     gain: Tensor
     read_variance: Tensor
+    memory: Memory = NO_MEMORY
 
     def whiten(self, frames: Tensor) -> Tensor:
         """Frames (..., T, Y, X) -> (frames - mean) / noise; 0 where a voxel is not finite."""
@@ -111,19 +114,19 @@ class ContextSums:
         for name in ("count", "sum", "square", "along_x", "along_y", "steps", "difference"):
             getattr(self, name).add_(getattr(other, name))
 
-    def context(self) -> Context:
+    def context(self, memory: Memory = NO_MEMORY) -> Context:
         """The context of all frames seen."""
         seen = self.count > 0
         frames = inpainted(self.count.where(seen, torch.nan)).clamp(min=1)
         shift = self.sum / frames  # (..., Y, X), the mean relative to the reference
         mean = (self.reference + shift).float()
-        gain, read_variance = self._noise_model(mean)
+        gain, read_variance = self._noise_model(mean, memory.variance * memory.slow)
         varies = seen & ~unrecorded((self.difference == 0) & (self.steps >= STILL))
         light = inpainted(mean.where(varies, torch.nan))
         noise = noise_map(light, gain, read_variance)
         root = frames.sqrt()
         variance = self.square / frames - shift.square()
-        activity = variance - self.difference / (2 * self.steps.clamp(min=1))
+        activity = variance - memory.variance * self.difference / (2 * self.steps.clamp(min=1))
         along_x = covariance(self.along_x / frames, shift, -1)
         along_y = covariance(self.along_y / frames, shift, -2)
         per_noise = inverse(noise)
@@ -133,11 +136,16 @@ class ContextSums:
         ]
         images = torch.stack([signal_image(light, noise, root), *squares, 1 / root], -3)
         noise = noise.where(varies | ~seen, 0)
-        return Context(mean, noise, images.float(), (1 / root).float().unsqueeze(-3), gain, read_variance)
+        error = (1 / root).float().unsqueeze(-3)
+        return Context(mean, noise, images.float(), error, gain, read_variance, memory)
 
-    def _noise_model(self, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Gain and read variance (...), from differences in time, or in space where there is one frame only."""
-        gain, read_variance = photon_transfer(mean, (self.difference / (2 * self.steps.clamp(min=1))).float())
+    def _noise_model(self, mean: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+        """Gain and read variance (...), from differences in time, or in space where there is one frame only.
+
+        factor: of the noise's variance over that of the differences' half.
+        """
+        variance = factor * self.difference / (2 * self.steps.clamp(min=1))
+        gain, read_variance = photon_transfer(mean, variance.float())
         in_time = self.steps.amax((-2, -1)) > 0
         return torch.where(in_time, gain, 0), torch.where(
             in_time, read_variance, spatial_noise_variance(mean)

@@ -31,7 +31,7 @@ from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
 from denoise.ranks import ALONE, Team
 from denoise.readout import Readout
-from denoise.smoothing import Gauge, redo, undo, variance_left
+from denoise.smoothing import NO_MEMORY, Gauge, memory_of, redo, undo, variance_left
 from denoise.tiling import tile_axis
 from model import UNet3D
 
@@ -163,7 +163,7 @@ def adapted(
 
     In a team rank 0 learns.
     """
-    if not minutes:
+    if not minutes or survey.context.memory != NO_MEMORY:  # what frames share would betray what is hidden
         return model, None
     if team.rank:
         learned: tuple[dict[str, Tensor], Adaptation | None] = team.of(0, None)
@@ -228,8 +228,9 @@ class Surveyor:
         values, _ = without_missing(self.provisional.normalize(self.first))
         self.gauge = Gauge(values)
         self.smoothing = torch.zeros(movie.info.shape[0], 2)
-        sharp = [undo(*part) for part in with_smoothing(values, self.gauge.weights(values))]
-        self.reference = inpainted(torch.cat(sharp).nanmean(0))
+        sharp = torch.cat([undo(*part) for part in with_smoothing(values, self.gauge.weights(values))])
+        self.memory = memory_of(sharp)
+        self.reference = inpainted(sharp.nanmean(0))
         self.last: Tensor | None = None  # of the section before, as ContextSums keeps it
 
     def section(self, index: int, tell: Callable[[int], None]) -> ContextSums:
@@ -273,7 +274,7 @@ class Surveyor:
         for found in others:
             self.found.add(found)
         n = self.found.result(self.percentiles)
-        context = sums.context().rescaled(
+        context = sums.context(self.memory).rescaled(
             self.provisional.scale / n.scale, (self.provisional.low - n.low) / n.scale
         )
         smoothing = torch.stack(team.all(self.smoothing)).sum(0)  # each has its own frames
@@ -449,7 +450,7 @@ def device_of(model: UNet3D) -> torch.device:
 
 def result_of(survey: Survey, network: Network) -> Result:
     """Figures in the input's units, and a warning for everything that was missing."""
-    n, left = survey.normalization, variance_left(survey.smoothing)
+    n, left = survey.normalization, variance_left(survey.smoothing) / survey.context.memory.slow
     gain, read_variance = (
         left * float(survey.context.gain) * n.scale,
         left * float(survey.context.read_variance) * n.scale**2,
@@ -474,6 +475,12 @@ def result_of(survey: Survey, network: Network) -> Result:
     if still.any() and not still.all():
         warnings.append(
             f"{int(still.sum())} pixels never change (a border that registration left, or a mask); they stay as they are"
+        )
+    if survey.context.memory != NO_MEMORY:
+        shared = 1 - 1 / survey.context.memory.variance
+        warnings.append(
+            f"neighbouring frames share {shared:.0%} of their noise (repeated, averaged or interpolated frames): better "
+            "denoise the recording as it was before that"
         )
     along_y, along_x = survey.smoothing.mean(0).tolist()
     return Result((n.low, n.low + n.scale), network.tiles, noise, (along_y, along_x), warnings)

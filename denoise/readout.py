@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from denoise.context import Context, inpainted, inverse
-from denoise.smoothing import neighbour_correlations
+from denoise.smoothing import NO_MEMORY, Memory, neighbour_correlations
 from denoise.tiling import tile_axis, tile_grid
 
 # Waves seen and expected of all windows (K, N, n) -> those that are left, and the windows' weights (K, 1, n)
@@ -84,7 +84,7 @@ class Readout:
     """
 
     def __init__(self, context: Context, static: Tensor, cleaner: Cleaner) -> None:
-        self.cleaner = cleaner
+        self.cleaner, self.memory = cleaner, context.memory
         self.error = context.standard_error[0]  # (Y, X), of the mean
         per_noise = inverse(context.noise)
         image = (context.mean - context.mean.mean()) * per_noise
@@ -104,7 +104,7 @@ class Readout:
         recording = torch.where(residual == 0, prediction, residual, out=residual)
         mean = static + self.drift(recording.mean(0), prediction.mean(0), len(recording))
         frames = significant(prediction, recording, noise, self.cleaner).add_(mean)
-        return give_back(frames, recording, gain, known)
+        return give_back(frames, recording, gain, known, self.memory)
 
     def drift(self, seen: Tensor, said: Tensor, frames: int) -> Tensor:
         """How the mean image of so many frames, seen and said (Y, X), differs from that of the whole movie."""
@@ -358,15 +358,20 @@ def cosines(size: int) -> Tensor:
 # ---- where the network errs by more than the noise
 
 
-def give_back(frames: Tensor, recording: Tensor, gain: Tensor, known: Tensor) -> Tensor:
+def give_back(
+    frames: Tensor, recording: Tensor, gain: Tensor, known: Tensor, memory: Memory = NO_MEMORY
+) -> Tensor:
     """Frames (n, Y, X), moved towards the recording (n, Y, X) where they miss it by more than its noise.
 
     gain (Y, X): the noise's variance is 1 + gain * brightness above the mean. known (Y, X): share of the first frames in
-    which a pixel was recorded; where not, the recording is what was predicted. A cell of voxels in which the residual's
-    variance is m times the noise's errs by m - 1 of it; inverse variances then give the recording a share of 1 - 1 / m.
+    which a pixel was recorded; where not, the recording is what was predicted. memory: by which frames share noise.
+
+    A cell of voxels in which the residual's variance is m times the noise's errs by m - 1 of it; inverse variances then
+    give the recording a share of 1 - 1 / m.
     """
     start = slice(0, 4 * CELL)
     white = white_variance(recording[start], expected_variance(frames[start], gain), known)
+    white = min(1.0, white * memory.variance)
     for cell in (FRAME, CUBE):  # what whole frames have got back is no excess of the cubes any more
         share = 1 - 1 / excess(frames, recording, gain, white, cell).clamp(min=1)  # (t, y, x) of cells
         if not bool(share.any()):

@@ -6,11 +6,16 @@ one that has been filtered by (w, 1 - 2w, w) along its rows and columns. How nei
 weights w, and the filter is undone: what comes is a sharper movie in white noise, for which everything else is made.
 What is made of that goes through the filters again: the output is as sharp as the recording.
 
+Neighbouring frames share noise too, where some are repeated, or a program averages or interpolates over time. That is
+not undone, but known: such noise is stronger in slow changes than it looks from frame to frame.
+
 Sources: the inverse of such a filter is a two-sided exponential (Unser, Aldroubi and Eden, IEEE Trans. Signal Process.
 1993); interpolation correlates noise (Rohde et al., NeuroImage 2005).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,12 +27,19 @@ STRONGEST = 0.46  # that is undone, which amplifies the finest waves by three
 LAGS = 4  # pixels: no smoothing makes voxels share noise over LAGS - 1, but a signal does
 SIGNAL = 2.5  # times what it shares at a distance of two, is shared by signal at a distance of one
 CELL = 16  # pixels a side of cells in which correlations are measured
+CELLS = 4  # of which at least a median is taken
 QUIET = 0.25  # quantile of the cells: in others fast signals add to it
 MEASURED = 256  # pixels a side are enough
 FEWEST = 3  # frames from whose mean one of them can be told
 CHANCE = 8.0  # over the voxels: variance of a measured correlation by chance
 SURE = 3.0  # deviations by chance that a correlation has to exceed
 AROUND = 5  # pixels a side, from which a missing voxel is filled
+SHARED = 0.04  # correlation of neighbouring frames' noise from which it counts: what seems one by chance is below 0.03
+LOUDER = (
+    1.5  # times its power, noise passes for that frames share, since the networks were made for white noise
+)
+FARTHEST = 10.0  # times the median of differences, seven deviations of noise
+MEMORY = 6  # frames that are so far apart share no noise
 REACH = 12  # pixels to each side of an inverse filter: beyond, the strongest one is below 3e-7
 
 
@@ -116,6 +128,47 @@ def shared_noise(rest: Tensor, axis: int, pooled: bool) -> Tensor:
     weight = neighbour_weights(first)
     explained = weight.square() / ((1 - 2 * weight).square() + 2 * weight.square())
     return (first - SIGNAL * (second - explained).clamp(min=0)).nanquantile(QUIET, 1).nan_to_num()
+
+
+# ---- how neighbouring frames share noise
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The noise of voxels whose frames share some, against what differences between neighbouring frames tell of it."""
+
+    variance: float = 1.0  # of it, over half the variance of differences
+    slow: float = 1.0  # variance of what is white and as strong in slow changes, over its own
+
+
+NO_MEMORY = Memory()
+
+
+def memory_of(frames: Tensor) -> Memory:
+    """Of frames (n, Y, X) without smoothing along Y and X.
+
+    Noise is rough along Y and X, light is not. So the rough part of differences between frames that are MEMORY apart
+    tells the noise's variance V; differences between neighbours tell (1 - r) V and the signal's changes: r, the
+    correlation of their noise, is at least that by which they fall short. What frames share that are further apart is
+    measured in the rough part alone. All in the median over cells; no voxel counts for more than FARTHEST usual ones.
+    """
+    seen = middle(frames)
+    cells = max(1, (seen.shape[1] - 2) // CELL), max(1, (seen.shape[2] - 2) // CELL)
+    if len(seen) <= MEMORY or cells[0] * cells[1] < CELLS:
+        return NO_MEMORY
+    steps = [torch.nan_to_num(seen[lag:] - seen[:-lag]) for lag in range(1, MEMORY + 1)]
+    most = FARTHEST * float(steps[-1].abs().median())
+    change, *others = (its.clamp_(-most, most) for its in steps)
+    rough = [its.diff(n=2, dim=1).diff(n=2, dim=2) / 6 for its in others]  # white noise keeps its variance
+    images = torch.stack([its.square().mean(0) for its in (change[:, 1:-1, 1:-1], *rough)])
+    nearest, *further, variance = F.adaptive_avg_pool2d(images, cells).flatten(1)
+    known = variance > 0
+    if not bool(known.any()):
+        return NO_MEMORY
+    shared = [float((1 - its / variance)[known].median()) for its in (nearest, *further)]
+    if shared[0] < max(SHARED, SURE * (CHANCE / change.numel()) ** 0.5):
+        return NO_MEMORY
+    return Memory(1 / (1 - shared[0]), LOUDER * (1 + 2 * sum(max(0.0, its) for its in shared)))
 
 
 # ---- the filters

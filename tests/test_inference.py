@@ -1,8 +1,9 @@
 """One movie's way through the network: tiles, slabs, offsets, missing voxels, odd sizes."""
 
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from denoise.precision import precision
 from denoise.readout import Cleaner, Readout
 from evaluation import harm
 from evaluation.metrics import score
-from evaluation.smoothed import SMOOTHINGS, displaced, recorded, unaware
+from evaluation.smoothed import SMOOTHINGS, displaced, mean_of_frames, recorded, repeated, unaware
 from model import MovieNet, Past, UNet3D, UNetConfig, load_model
 from simulation import LEVELS, challenge_scene, noisy
 
@@ -244,6 +245,23 @@ def test_what_was_never_recorded_changes_nothing_beside_it(
         np.isnan(value),
         not np.isnan(value),
     ]
+
+
+@pytest.mark.parametrize(
+    "smoothed", [partial(repeated, 2), partial(mean_of_frames, 3)], ids=["twice", "mean of three"]
+)
+def test_frames_that_share_noise_are_told_and_leave_none(
+    shipped: UNet3D, smoothed: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """Taken for white noise, it would stay in: then the output is hardly better than the recording."""
+    clean = challenge_scene(5000000, 200, 64).clean()
+    frames, truth = smoothed(noisy(clean, *LEVELS[1], np.random.default_rng(0))), smoothed(clean)
+    out, result = run(frames, shipped, Settings(adapt_minutes=0.01))
+    assert "share" in result.warnings[0]
+    assert result.adaptation is None
+    assert score(truth, out)["stsnr"] > score(truth, frames)["stsnr"] + 15
+    noise = result.noise["gain"] * truth.mean() + result.noise["read_variance"]
+    assert noise == pytest.approx(float(np.var(frames - truth)), rel=0.1)
 
 
 @pytest.mark.parametrize("damage", [1e38, -1.7e38, 3e38])

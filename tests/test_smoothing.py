@@ -1,5 +1,7 @@
 """Smoothing that frames have been through is found by their noise, undone exactly, and done again."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -8,16 +10,19 @@ from hypothesis import strategies as st
 from scipy.ndimage import convolve1d, gaussian_filter
 
 from denoise.smoothing import (
+    LOUDER,
+    NO_MEMORY,
     STRONGEST,
     Gauge,
     correlated_axes,
+    memory_of,
     neighbour_correlations,
     neighbour_weights,
     redo,
     undo,
     variance_left,
 )
-from evaluation.smoothed import displaced
+from evaluation.smoothed import displaced, mean_of_frames, repeated
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -109,3 +114,39 @@ def test_row_correlated_noise_is_noticed() -> None:
     assert correlated_axes(rows.transpose(1, 2)) == (True, False)
     assert correlated_axes(white[:1]) == (False, False)
     assert correlated_axes(white[:, :3, :3]) == (False, False)
+
+
+# ---- along the frames
+
+
+@pytest.mark.parametrize(
+    ("smoothed", "variance", "slow"),
+    [
+        (lambda frames: repeated(2, frames), 2, 2),  # half of the neighbours are the same
+        (lambda frames: repeated(10, frames), 10 / 9, 1.2),
+        (lambda frames: mean_of_frames(3, frames), 3, 3),  # correlations 2/3 and 1/3
+    ],
+    ids=["twice", "one in ten", "mean of three"],
+)
+def test_what_frames_share_tells_how_much_louder_slow_noise_is(
+    smoothed: Callable[[np.ndarray], np.ndarray], variance: float, slow: float
+) -> None:
+    still = 50 * np.cumsum(np.ones((80, 96)), 1)
+    memory = memory_of(torch.from_numpy(smoothed(noise(70, 80, 96).numpy()) + still).float())
+    assert memory.variance == pytest.approx(variance, rel=0.05)
+    assert memory.slow == pytest.approx(LOUDER * slow, rel=0.05)
+
+
+def test_light_is_no_memory_of_noise() -> None:
+    """White noise, cells that stay bright for some frames, a movie without any noise, too few frames, one pixel."""
+    movie = noise(64, 64, 64)
+    assert memory_of(movie) == NO_MEMORY
+    light = torch.from_numpy(gaussian_filter(noise(64, 64, 64, seed=1).numpy(), (3, 2, 2)))
+    light *= 10 / light.std()
+    for strength in (0.1, 1, 100):
+        assert memory_of(movie + strength * light) == NO_MEMORY
+    assert memory_of(light) == NO_MEMORY
+    assert memory_of(torch.full((64, 64, 64), 7.0)) == NO_MEMORY
+    assert memory_of(torch.full((64, 64, 64), torch.nan)) == NO_MEMORY
+    assert memory_of(movie[:3].repeat_interleave(2, 0)) == NO_MEMORY
+    assert memory_of(movie[:, :1, :1]) == NO_MEMORY
