@@ -35,9 +35,7 @@ CHANCE = 8.0  # over the voxels: variance of a measured correlation by chance
 SURE = 3.0  # deviations by chance that a correlation has to exceed
 AROUND = 5  # pixels a side, from which a missing voxel is filled
 SHARED = 0.04  # correlation of neighbouring frames' noise from which it counts: what seems one by chance is below 0.03
-LOUDER = (
-    1.5  # times its power, noise passes for that frames share, since the networks were made for white noise
-)
+LOUDER = 1.5  # such noise passes for so many times its power: the networks were made for white noise
 FARTHEST = 10.0  # times the median of differences, seven deviations of noise
 MEMORY = 6  # frames that are so far apart share no noise
 REACH = 12  # pixels to each side of an inverse filter: beyond, the strongest one is below 3e-7
