@@ -456,7 +456,7 @@ def shipped() -> UNet3D:
     return load_model(WEIGHTS, torch.device("cpu"))
 
 
-@pytest.mark.parametrize(("level", "stored"), [(1, 30.10), (2, 24.36), (3, 20.36)])
+@pytest.mark.parametrize(("level", "stored"), [(1, 30.20), (2, 24.36), (3, 20.36)])
 def test_shipped_weights_on_a_small_scene(shipped: UNet3D, level: int, stored: float) -> None:
     """The score that the committed weights reached when they were committed, to a tenth of a dB."""
     clean = challenge_scene(1_000_100, frames=100, size=64).clean()
