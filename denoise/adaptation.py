@@ -3,8 +3,9 @@
     held-out voxels hidden -> steps planned by the time -> learn, look, ... -> the best of the averages looked at
 
 Some voxels are held out: the adaptation never sees their values. The blind-spot error there decides when to stop, and
-an adapted copy is used only where that error is lower by more than chance. Where the noise of neighbours in a row or
-column is correlated, the blind spot covers the run (structured Noise2Void, Broaddus et al., ISBI 2020).
+an adapted copy is used only where that error is lower by more than chance, and by enough to matter. Where the noise of
+neighbours in a row or column is correlated, the blind spot covers the run (structured Noise2Void, Broaddus et al., ISBI
+2020).
 
 The number of steps is planned once, before the first: by the movie's size, or where that takes too long, by the time
 a step took just now, as a power of two. So a machine gives the same result again unless its speed changed a lot.
@@ -36,7 +37,8 @@ FEWEST = 16  # frames: there is nothing to learn from fewer
 PASSES = 32  # over the excerpt at most: what a small movie can teach is learned soon
 LOOKS = 8  # at the held-out error on the way at most
 LOOKING = 0.25  # of the time at most; where looks take longer there are fewer of them
-SURE = 2.0  # standard errors by which an adapted copy has to be better
+SURE = 2.0  # standard errors by which an adapted copy has to be better, and
+WORTH = 5e-3  # of the noise's variance: what is less the read-out finds too, and rather loses by it
 PATIENCE = 4  # looks without a new best, after which it stops: half of them, since most is gained while the rate falls
 UNSTEADY = 1.25  # steps may turn out slower than the one on the clock by this
 
@@ -56,7 +58,7 @@ class Adaptation:
 
     @property
     def kept(self) -> bool:
-        return self.error_before - self.error_after > SURE * self.chance
+        return self.error_before - self.error_after > max(WORTH, SURE * self.chance)
 
 
 @dataclass

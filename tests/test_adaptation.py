@@ -72,6 +72,12 @@ def test_what_may_be_better_by_chance_is_not_kept() -> None:
     assert not dataclasses.replace(better, error_after=0.9).kept
 
 
+def test_what_is_better_by_too_little_to_matter_is_not_kept() -> None:
+    better = adaptation.Adaptation(8, 8, "", 1.0, 1.0, 1 - 1.1 * adaptation.WORTH, 1e-6, (False, False))
+    assert better.kept
+    assert not dataclasses.replace(better, error_after=1 - 0.9 * adaptation.WORTH).kept
+
+
 def test_the_standard_error_is_that_of_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([torch.tensor([1.0, 2.0, 3.0]), *[torch.tensor([0.9, 1.7, 2.8])] * 99])
     monkeypatch.setattr(adaptation.Lesson, "errors", lambda self, network: next(answers))

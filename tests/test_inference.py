@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from denoise import inference, network
+from denoise.adaptation import SURE, WORTH
 from denoise.blindspot import context_of
 from denoise.context import Context
 from denoise.inference import SLAB, SLAB_BYTES, SLAB_SHARE, Result, Settings, denoise_movie, slabs_of
@@ -300,8 +301,10 @@ def test_adaptation_is_told_and_read_from_the_movie() -> None:
     frames = example((40, 32, 32))
     _, result = run(frames, settings=Settings(adapt_minutes=0.01))
     assert result.adaptation is not None
-    before, after = (float(str(result.adaptation[f"error_{when}"])) for when in ("before", "after"))
-    assert result.adaptation["kept"] == (after < before)
+    before, after, chance = (
+        float(str(result.adaptation[name])) for name in ("error_before", "error_after", "chance")
+    )
+    assert result.adaptation["kept"] == (before - after > max(WORTH, SURE * chance))
 
 
 @pytest.mark.parametrize(("failures", "chunk", "tiles"), [(1, 32, 1), (2, 16, 1), (3, 16, 4)])
