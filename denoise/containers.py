@@ -524,6 +524,11 @@ def multiscales(path: Path) -> dict[str, Any]:
     return next(iter(dicts(zarr_attributes(path).get("multiscales"))), {})
 
 
+def dataset_of(scales: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What an image's description says of one of its arrays; {} if nothing."""
+    return next((one for one in dicts(scales.get("datasets")) if one.get("path") == name), {})
+
+
 def _zarr_axes(path: Path, scales: Mapping[str, Any], sizes: tuple[int, ...]) -> str:
     """Axes in capitals; OME-Zarr before 0.3 has always five, a plain array of three axes is a movie."""
     told = scales.get("axes")
@@ -556,7 +561,7 @@ def ome_steps(told: Mapping[str, Any], kind: str, axes: int) -> list[float]:
 
 def _zarr_calibration(scales: Mapping[str, Any], name: str, axes: str) -> _Calibration:
     """Pixel size, frame interval and distance of planes, by the scales of array and whole in the units of the axes."""
-    own = next((one for one in dicts(scales.get("datasets")) if one.get("path") == name), {})
+    own = dataset_of(scales, name)
     steps = np.ones(len(axes))
     known = False
     for one in (own, scales):

@@ -26,6 +26,7 @@ import numpy as np
 
 from denoise.containers import (
     attribute,
+    dataset_of,
     dicts,
     is_hard_link,
     library,
@@ -354,9 +355,7 @@ class ZarrFolder:
         """OME's description of it: the input's, for the axes that are kept."""
         given, scales = zarr_attributes(self.recording.info.path), multiscales(self.recording.info.path)
         described = {str(axis.get("name")).upper(): axis for axis in dicts(scales.get("axes"))}
-        entry = next(
-            (one for one in dicts(scales.get("datasets")) if one.get("path") == self.recording.dataset), {}
-        )
+        entry = dataset_of(scales, self.recording.dataset)
         steps = {
             "scale": [1.0] * len(self.recording.axes),
             **_steps(entry, [*described], self.recording.axes),
