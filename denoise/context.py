@@ -52,9 +52,9 @@ class Context:
     memory: Memory = NO_MEMORY
 
     def whiten(self, frames: Tensor) -> Tensor:
-        """Frames (..., T, Y, X) -> (frames - mean) / noise; 0 where a voxel is not finite."""
+        """Frames (..., T, Y, X) -> (frames - mean) / noise; 0 where there is no noise or a voxel is not finite."""
         noise = self.noise.unsqueeze(-3)
-        residual = (frames - self.mean.unsqueeze(-3)) / torch.where(noise > 0, noise, 1)
+        residual = (frames - self.mean.unsqueeze(-3)) / torch.where(noise > 0, noise, torch.inf)
         return torch.nan_to_num(residual, nan=0.0, posinf=0.0, neginf=0.0)
 
     def restore(self, prediction: Tensor) -> Tensor:
@@ -114,21 +114,22 @@ class ContextSums:
         for name in ("count", "sum", "square", "along_x", "along_y", "steps", "difference"):
             getattr(self, name).add_(getattr(other, name))
 
-    def context(self, memory: Memory = NO_MEMORY) -> Context:
-        """The context of all frames seen."""
+    def context(self, memory: Memory = NO_MEMORY, shared: tuple[float, float] = (0.0, 0.0)) -> Context:
+        """The context of all frames seen, as it is without line noise: that of rows and of columns, variances."""
         seen = self.count > 0
         frames = inpainted(self.count.where(seen, torch.nan)).clamp(min=1)
         shift = self.sum / frames  # (..., Y, X), the mean relative to the reference
         mean = (self.reference + shift).float()
         gain, read_variance = self._noise_model(mean, memory.variance * memory.slow)
+        read_variance = read_variance - sum(shared)
         varies = seen & ~unrecorded((self.difference == 0) & (self.steps >= STILL))
         light = inpainted(mean.where(varies, torch.nan))
         noise = noise_map(light, gain, read_variance)
         root = frames.sqrt()
         variance = self.square / frames - shift.square()
         activity = variance - memory.variance * self.difference / (2 * self.steps.clamp(min=1))
-        along_x = covariance(self.along_x / frames, shift, -1)
-        along_y = covariance(self.along_y / frames, shift, -2)
+        along_x = covariance(self.along_x / frames, shift, -1) - shared[0]
+        along_y = covariance(self.along_y / frames, shift, -2) - shared[1]
         per_noise = inverse(noise)
         squares = [
             compress(inpainted(image.where(varies, torch.nan)) * per_noise.square() * root)

@@ -2,12 +2,12 @@
 
 One pass over the file finds the percentiles and the whole-movie context; a second one goes straight on:
 
-    read -> normalize -> undo smoothing -> whiten -> | network |
+    read -> normalize -> undo smoothing -> take out line noise -> whiten -> | network |
         -> slabs -> read out -> restore -> redo smoothing -> denormalize -> write
 
-Smoothing is what a frame has been through before it came here (`denoise.smoothing`), mostly none. The bars are borders
-between threads (`denoise.ahead`), so that reading, computing and writing overlap. Memory does not grow with the length
-of the movie.
+Smoothing is what a frame has been through before it came here (`denoise.smoothing`), line noise what the voxels of a row
+share (`denoise.lines`): mostly there is none of either. The bars are borders between threads (`denoise.ahead`), so that
+reading, computing and writing overlap. Memory does not grow with the length of the movie.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from denoise.adaptation import Adaptation, adapt
 from denoise.ahead import ahead
 from denoise.context import Context, ContextSums, dropped_rows, inpainted
 from denoise.limits import free_memory
+from denoise.lines import Lines, lines_of
 from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
 from denoise.ranks import ALONE, Team
@@ -99,10 +100,19 @@ class Survey:
 
     normalization: PercentileNormalization
     smoothing: Tensor  # (T, 2), by which each frame has been smoothed, see denoise.smoothing
-    context: Context  # in normalized units, of the movie without its smoothing
+    lines: tuple[Lines, ...]  # of rows and of columns, of the movie without its smoothing
+    offsets: list[Tensor]  # (T, Y) and (T, X), what line noise added to them; (T, 0) where there is none
+    context: Context  # in normalized units, as the offsets, of the movie without its smoothing and line noise
     not_finite: int
     dropped: int  # rows
     saturated: float  # share of the voxels
+
+    def sharpened(self, frames: Tensor, start: int) -> Iterator[Tensor]:
+        """Pieces (n, Y, X) of normalized frames from that one on, without smoothing and line noise."""
+        for part in with_smoothing(frames, self.smoothing[start:]):
+            stop = start + len(part[0])
+            yield without_lines(undo(*part), [its[start:stop] for its in self.offsets])
+            start = stop
 
 
 def denoise_movie(
@@ -175,10 +185,9 @@ def adapted(
     length = min(frames, SLAB, max(64, SLAB_VOXELS // (2 * height * width)))
     start = (frames - length) // 2
     excerpt, _ = without_missing(survey.normalization.normalize(movie.read(start, start + length)))
-    smoothing = survey.smoothing[start : start + length]
-    along_y, along_x = smoothing.any(0).tolist()
+    along_y, along_x = survey.smoothing[start : start + length].any(0).tolist()
     model, adaptation = adapt(
-        torch.cat([undo(*part) for part in with_smoothing(excerpt, smoothing)]),
+        torch.cat(list(survey.sharpened(excerpt, start))),
         (along_y, along_x),
         model,
         60 * minutes,
@@ -229,8 +238,12 @@ class Surveyor:
         self.gauge = Gauge(values)
         self.smoothing = torch.zeros(movie.info.shape[0], 2)
         sharp = torch.cat([undo(*part) for part in with_smoothing(values, self.gauge.weights(values))])
-        self.memory = memory_of(sharp)
         self.reference = inpainted(sharp.nanmean(0))
+        self.lines = tuple(lines_of(sharp, axis) for axis in (1, 2))
+        means = self.line_means(sharp)
+        self.memory = memory_of(without_lines(sharp, [its.offsets(m) for its, m in zip(self.lines, means)]))
+        frames = movie.info.shape[0]
+        self.means = [its.new_zeros(frames, its.shape[1]) for its in means]  # of all lines
         self.last: Tensor | None = None  # of the section before, as ContextSums keeps it
 
     def section(self, index: int, tell: Callable[[int], None]) -> ContextSums:
@@ -245,13 +258,20 @@ class Surveyor:
                 self.not_finite += int(values.isnan().sum()) - lost * block.shape[2]
                 self.dropped += lost
                 smoothing = self.gauge.weights(values)
-                for part in with_smoothing(values, smoothing):
-                    sums.update(undo(*part))
                 self.smoothing[done : done + len(block)] = smoothing
-                done += len(block)
+                for part in with_smoothing(values, smoothing):
+                    sharp = undo(*part)
+                    sums.update(sharp)
+                    for every, its in zip(self.means, self.line_means(sharp)):
+                        every[done : done + len(its)] = its
+                    done += len(sharp)
                 tell(done)
         self.last = sums.last
         return sums
+
+    def line_means(self, frames: Tensor) -> list[Tensor]:
+        """Of rows and of columns of frames (n, Y, X): (n, lines) each, or (n, 0)."""
+        return [its.means(frames, self.reference) for its in self.lines]
 
     def blocks(self, start: int) -> Generator[np.ndarray, None, None]:
         """The frames of the section that starts there."""
@@ -274,13 +294,16 @@ class Surveyor:
         for found in others:
             self.found.add(found)
         n = self.found.result(self.percentiles)
-        context = sums.context(self.memory).rescaled(
+        rows, columns = self.lines
+        context = sums.context(self.memory, (rows.variance, columns.variance)).rescaled(
             self.provisional.scale / n.scale, (self.provisional.low - n.low) / n.scale
         )
-        smoothing = torch.stack(team.all(self.smoothing)).sum(0)  # each has its own frames
+        # each has its own frames
+        smoothing, *means = (torch.stack(its).sum(0) for its in zip(*team.all((self.smoothing, *self.means))))
+        offsets = [its.offsets(m) * (self.provisional.scale / n.scale) for its, m in zip(self.lines, means)]
         missing = team.all((self.not_finite, self.dropped))
         not_finite, dropped = (sum(numbers) for numbers in zip(*missing))
-        return Survey(n, smoothing, context, not_finite, dropped, self.found.saturated())
+        return Survey(n, smoothing, self.lines, offsets, context, not_finite, dropped, self.found.saturated())
 
 
 def blocks(movie: Readable, start: int = 0, stop: int | None = None) -> Generator[np.ndarray, None, None]:
@@ -315,6 +338,14 @@ def without_missing(frames: np.ndarray) -> tuple[Tensor, int]:
     for place in lone_voxels(values):
         values[place] = torch.nan
     return values, int(rows.sum())
+
+
+def without_lines(frames: Tensor, offsets: Sequence[Tensor]) -> Tensor:
+    """Frames (n, Y, X) without what was added to their rows (n, Y) and columns (n, X), where there is any."""
+    rows, columns = offsets
+    if rows.numel():
+        frames = frames - rows[:, :, None]
+    return frames - columns[:, None, :] if columns.numel() else frames
 
 
 def lone_voxels(values: Tensor) -> list[tuple[int, ...]]:
@@ -358,8 +389,7 @@ def whitened(movie: Readable, survey: Survey, start: int) -> Generator[Tensor, N
     """The residual of a movie's blocks of frames, (n, Y, X)."""
     for block in blocks(movie, start):
         values, _ = without_missing(survey.normalization.normalize(block))
-        sharp = (undo(*part) for part in with_smoothing(values, survey.smoothing[start:]))
-        yield torch.cat([survey.context.whiten(piece) for piece in sharp])
+        yield torch.cat([survey.context.whiten(piece) for piece in survey.sharpened(values, start)])
         start += len(block)
 
 
@@ -470,6 +500,12 @@ def result_of(survey: Survey, network: Network) -> Result:
             f"{survey.dropped} rows hold one single value in some frames (dropped by the microscope, or a border that "
             "registration left); they were filled"
         )
+    for which, its in zip(("row", "column"), survey.lines):
+        if its.variance:
+            warnings.append(
+                f"the voxels of a {which} share {its.share:.1%} of the variance of their noise in each frame "
+                "(line noise): that was taken out"
+            )
     noise = {"gain": gain, "read_variance": read_variance - gain * n.low}
     still = survey.context.noise == 0
     if still.any() and not still.all():

@@ -494,6 +494,32 @@ def test_smoothing_is_undone_and_told(shipped: UNet3D, name: str) -> None:
         assert score(clean, out)["stsnr"] > score(clean, without)["stsnr"] + 3
 
 
+@pytest.mark.parametrize("gain", [1, 40])
+def test_line_noise_is_taken_out_and_told(shipped: UNet3D, gain: float) -> None:
+    """Of rows or columns, in any units; nothing else is: a row may be dropped, a border unrecorded."""
+    movie, clean = (
+        gain * x.astype(np.float32) - 100
+        for x in recorded("challenge", SMOOTHINGS["line noise, as strong"], 2, 200, 64)
+    )
+    movie[30, 20] = movie.min()
+    movie[:, :, :3] = 0
+    out, result = run(movie, shipped)
+    turned, told = run(movie.swapaxes(1, 2).copy(), shipped)
+    for its, word in ((result, "row"), (told, "column")):
+        assert any(f"voxels of a {word} share" in warning for warning in its.warnings)
+    np.testing.assert_allclose(out[..., :3], 0, rtol=0, atol=1e-4 * gain)
+    scores = {
+        name: score(clean[..., 3:], its[..., 3:])["stsnr"]
+        for name, its in (
+            ("rows", out),
+            ("columns", turned.swapaxes(1, 2)),
+            ("unaware", unaware(movie, shipped)),
+        )
+    }
+    assert scores["rows"] > scores["unaware"] + 10
+    assert scores["columns"] == pytest.approx(scores["rows"], abs=1.0)
+
+
 @pytest.mark.parametrize("kind", ["flash", "step"])
 @pytest.mark.parametrize("target", [-10, 20, 35])
 def test_a_jump_of_the_whole_field_does_no_harm(shipped: UNet3D, kind: str, target: int) -> None:

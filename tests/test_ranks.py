@@ -25,17 +25,19 @@ FRAMES = 1100  # three slabs, five sections
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a tiny network and a registered movie with a missing voxel and dropped rows."""
+    """Weights of a tiny network and a registered movie with line noise, a missing voxel and dropped rows."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.manual_seed(0)
     model = UNet3D(UNetConfig(channels=(4, 6, 8), context_channels=(4, 6, 8), bottom_blocks=1))
     torch.nn.init.normal_(model.movie.head.weight, std=0.3)
     save_model(folder / "tiny.pth", model, {})
-    frames = displaced(1, -1, np.random.default_rng(0).poisson(50, (FRAMES, 24, 16)).astype(np.float32))
+    rng = np.random.default_rng(0)
+    frames = displaced(1, -1, rng.poisson(50, (FRAMES, 24, 48)).astype(np.float32))
+    frames += rng.normal(0, 3, (FRAMES, 24, 1)).astype(np.float32)
     frames[[100, 700], 5] = 0
     frames[800, 3, 4] = np.nan
     (folder / "in").mkdir()
-    with MovieWriter(folder / "in" / "a.tif", (FRAMES, 24, 16), "float32") as writer:
+    with MovieWriter(folder / "in" / "a.tif", (FRAMES, 24, 48), "float32") as writer:
         writer.append(frames)
     return folder
 
