@@ -99,7 +99,7 @@ class Readout:
         """
         static, gain = self.static.to(prediction.device), self.gain.to(prediction.device)
         noise = smooth_noise(residual)
-        known = (residual[: 4 * CELL] != 0).float().mean(0)
+        known = [(residual[part] != 0).float().mean(0) for part in stretches(len(residual))]
         # 0 stands for a missing voxel
         recording = torch.where(residual == 0, prediction, residual, out=residual)
         mean = static + self.drift(recording.mean(0), prediction.mean(0), len(recording))
@@ -358,20 +358,31 @@ def cosines(size: int) -> Tensor:
 # ---- where the network errs by more than the noise
 
 
+def stretches(frames: int) -> list[slice]:
+    """Parts of so many frames, spread over them, that tell how loud noise is."""
+    length = 4 * CELL if frames <= 4 * CELL else CELL
+    starts = np.linspace(0, max(0, frames - length), 4 * CELL // length).astype(int)
+    return [slice(start, start + length) for start in starts]
+
+
 def give_back(
-    frames: Tensor, recording: Tensor, gain: Tensor, known: Tensor, memory: Memory = NO_MEMORY
+    frames: Tensor, recording: Tensor, gain: Tensor, known: Sequence[Tensor], memory: Memory = NO_MEMORY
 ) -> Tensor:
     """Frames (n, Y, X), moved towards the recording (n, Y, X) where they miss it by more than its noise.
 
-    gain (Y, X): the noise's variance is 1 + gain * brightness above the mean. known (Y, X): share of the first frames in
-    which a pixel was recorded; where not, the recording is what was predicted. memory: by which frames share noise.
+    gain (Y, X): the noise's variance is 1 + gain * brightness above the mean. known (Y, X), for each of `stretches`:
+    share of its frames in which a pixel was recorded; where not, the recording is what was predicted. memory: by which
+    frames share noise.
 
     A cell of voxels in which the residual's variance is m times the noise's errs by m - 1 of it; inverse variances then
     give the recording a share of 1 - 1 / m.
     """
-    start = slice(0, 4 * CELL)
-    white = white_variance(recording[start], expected_variance(frames[start], gain), known)
-    white = min(1.0, white * memory.variance)
+    told = [
+        white_variance(recording[part], expected_variance(frames[part], gain), its)
+        for part, its in zip(stretches(len(frames)), known)
+    ]
+    told = sorted(its for its in told if its) or [1.0]  # nothing changes while a shutter is closed
+    white = min(1.0, told[len(told) // 2] * memory.variance)
     for cell in (FRAME, CUBE):  # what whole frames have got back is no excess of the cubes any more
         share = 1 - 1 / excess(frames, recording, gain, white, cell).clamp(min=1)  # (t, y, x) of cells
         if not bool(share.any()):
@@ -390,17 +401,27 @@ def excess(
     """Residual variance over what noise explains, and its tolerance, in cells (t, y, x) of (frames, pixels a side).
 
     By the mean absolute residual, so that odd voxels hardly count. white: variance of the noise at the mean brightness.
+    Noise may be louder than its model says, here or now: where light was uneven and the recording was corrected for it,
+    where an offset drifts. An error of the network is as smooth as light is, noise is rough: what is rough is noise.
     """
     length, side = cell
-    height, width = (max(1, size // side) for size in frames.shape[1:])
-    cells = []
+    cells = max(1, frames.shape[1] // side), max(1, frames.shape[2] // side)
+    found = []
     for part, seen in zip(frames.split(length), recording.split(length)):
-        deviation = (white * expected_variance(part, gain)).sqrt()
-        errors = ((seen - part).abs() / deviation).clamp(max=HIGHEST).mean(0)
-        found = F.adaptive_avg_pool2d(errors[None], (height, width))[0].square() * math.pi / 2
-        voxels = part.numel() / (height * width)
-        cells.append(found / (1 + max(TOLERANCE, CHANCE / voxels**0.5)))
-    return torch.stack(cells)
+        errors = (seen - part) / (white * expected_variance(part, gain)).sqrt()
+        tolerance = 1 + max(TOLERANCE, CHANCE / (part.numel() / math.prod(cells)) ** 0.5)
+        variance = robust_variance(errors, cells) / tolerance
+        if bool((variance > 1).any()) and min(part.shape[1:]) > 2:
+            rough = errors.diff(n=2, dim=1).diff(n=2, dim=2) / 6  # white noise keeps its variance
+            variance = variance / robust_variance(rough, cells).clamp(min=1)
+        found.append(variance)
+    return torch.stack(found)
+
+
+def robust_variance(errors: Tensor, cells: tuple[int, int]) -> Tensor:
+    """Of errors (n, Y, X), in (y, x) cells, by their mean size: so much for noise."""
+    mean = F.adaptive_avg_pool2d(errors.abs().clamp(max=HIGHEST).mean(0)[None], cells)[0]
+    return mean.square() * math.pi / 2
 
 
 def expected_variance(frames: Tensor, gain: Tensor) -> Tensor:
@@ -411,7 +432,7 @@ def expected_variance(frames: Tensor, gain: Tensor) -> Tensor:
 def white_variance(recording: Tensor, expected: Tensor, known: Tensor) -> float:
     """Variance of the noise in a whitened movie (T, Y, X), over what is expected of it (T, Y, X): 1, or less.
 
-    By the cells of which most was recorded; known (Y, X), see `give_back`.
+    By the cells of which most was recorded; known (Y, X), see `give_back`. 0 where nothing changes.
 
     The noise model takes for noise whatever changes from frame to frame. In a movie with hardly any noise that is
     signal, which is smooth along Y and X, in some places more than in others, while noise is rough, or as smooth
