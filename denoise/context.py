@@ -27,10 +27,8 @@ NOISE_SMOOTHING = (
 )
 BINS = 32  # of equal pixel counts, for the photon transfer fit
 DARKEST = 0.03  # quantile of the mean image taken as black
-CERTAIN_DROP = 1e-6  # a constant row less probable than this by chance was dropped
 STILL = 8  # steps from frame to frame in which a pixel does not change, and
 LINE = 16  # pixels in a line that do not: they were not recorded
-COMMON = 0.05  # share of a value among the voxels of rows that vary, from which it is the background's
 
 
 @dataclass
@@ -270,24 +268,3 @@ def spatial_noise_variance(image: Tensor) -> Tensor:
     flat = F.pad(image.reshape(-1, 1, *image.shape[-2:]), (1, 1, 1, 1), mode="replicate")
     residual = F.conv2d(flat, kernel).abs().mean((1, 2, 3)).reshape(image.shape[:-2])
     return (residual * math.sqrt(math.pi / 2) / 6).square()
-
-
-def dropped_rows(frames: Tensor) -> Tensor:
-    """Rows that the microscope lost: (T, Y, X) -> bool (T, Y), True where a whole row of a frame is one value.
-
-    Not a row that is constant in every frame (a border), nor one of a value that rows that vary hold often: where the
-    background was subtracted or cut off, a row is 0 as long as its cells are silent. Nor one that chance explains: with
-    a share p of voxels at that value among the rows that vary, a row of X such voxels has probability p^X.
-    """
-    constant = frames.amax(-1) == frames.amin(-1)  # (T, Y)
-    vary = ~constant
-    constant &= vary.any(-2, keepdim=True)
-    if not bool(constant.any()):
-        return constant
-    others = frames[vary]  # (N, X)
-    for value in frames[..., 0][constant].unique():
-        rows = constant & (frames[..., 0] == value)
-        share = float((others == value).float().mean()) if len(others) else 1.0
-        if share > COMMON or share ** frames.shape[-1] > CERTAIN_DROP:
-            constant &= ~rows
-    return constant

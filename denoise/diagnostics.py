@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from denoise.context import dropped_rows
+from denoise.missing import dropped_rows
 
 LAGS = 10  # frames, of the autocorrelation in time
 REACH = 6  # pixels, of the autocorrelation in space

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from denoise.adaptation import Adaptation, adapt
 from denoise.ahead import ahead
-from denoise.context import Context, ContextSums, dropped_rows, inpainted
+from denoise.context import Context, ContextSums, inpainted
 from denoise.limits import free_memory
 from denoise.lines import Lines, lines_of
+from denoise.missing import FILLED, PIECE_VOXELS, as_recorded, without_missing
 from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
 from denoise.ranks import ALONE, Team
@@ -37,7 +38,6 @@ from denoise.tiling import tile_axis
 from model import UNet3D
 
 BLOCK_VOXELS = 1 << 23  # read at once
-PIECE_VOXELS = 1 << 20  # of elementwise work at once: stays in the processor's cache
 SHORTEST_BLOCK = 16  # frames: in fewer a dropped row cannot be told from a dark one
 SLAB_VOXELS = 1 << 27  # of one slab of frames; float32, twice
 SLAB_SHARE = 4  # the part of the free memory that a slab may take: one in so many
@@ -45,10 +45,7 @@ SLAB_BYTES = 16  # of a voxel in it: residual, prediction, and what is computed 
 SLAB = 512  # frames, where the memory allows
 SHARED_FRAMES = 32  # that neighbouring slabs share: their patterns fade into each other
 SECTION = 256  # frames that are surveyed together, a multiple of LONGEST_BLOCK
-ABSURD = 1e15  # times the movie's own scale: damage, no intensity; its square would not fit into float32
-FAR = 1e3  # times the movie's own scale, from which a voxel is looked at
 SATURATED = 1e-3  # share of voxels from which it is told
-RARE = 1e-4  # of the voxels at most are errors
 
 
 class HasShape(Protocol):
@@ -105,7 +102,10 @@ class Survey:
     context: Context  # in normalized units, as the offsets, of the movie without its smoothing and line noise
     not_finite: int
     dropped: int  # rows
+    flashes: int  # frames
+    kept: Tensor  # (T,) bool: frames that come out as recorded, see denoise.missing
     saturated: float  # share of the voxels
+    recorded: dict[int, np.ndarray] = field(default_factory=dict)  # (Y, X), of kept frames on their way
 
     def sharpened(self, frames: Tensor, start: int) -> Iterator[Tensor]:
         """Pieces (n, Y, X) of normalized frames from that one on, without smoothing and line noise."""
@@ -113,6 +113,17 @@ class Survey:
             stop = start + len(part[0])
             yield without_lines(undo(*part), [its[start:stop] for its in self.offsets])
             start = stop
+
+    def remember(self, frames: np.ndarray, start: int) -> None:
+        """Hold on to those of the frames (n, Y, X) as recorded, from that one on, that are to come out so."""
+        for t in self.kept[start : start + len(frames)].nonzero()[:, 0].tolist():
+            self.recorded[start + t] = frames[t].copy()
+
+    def put_back(self, frames: np.ndarray, start: int) -> None:
+        """Replace them in denoised frames (n, Y, X), in place, but for what is not finite."""
+        for t in self.kept[start : start + len(frames)].nonzero()[:, 0].tolist():
+            recorded = self.recorded.pop(start + t)
+            np.copyto(frames[t], recorded, casting="unsafe", where=np.isfinite(recorded))
 
 
 def denoise_movie(
@@ -147,12 +158,16 @@ def denoise_movie(
             passing = telling(pairs, lambda done: progress("denoising", min(frames, first + done), frames))
             readout = Readout(survey.context, network.static, network)
             read = (readout.frames(residual, said) for residual, said in filled(passing, mine))
-            for number, whole in blended(read, mine):
-                if number < first:  # the end of the slab before: another rank writes the rest of it
+            for start, whole in blended(read, mine):
+                if start < first:  # the end of the slab before: another rank writes the rest of it
                     continue
-                for part, smoothing in with_smoothing(whole, survey.smoothing[number:]):
-                    restored = redo(survey.context.restore(part.cpu()), smoothing)
-                    write(survey.normalization.denormalize(restored.numpy(), result_type(movie.info.dtype)))
+                done = start
+                for part, smoothing in with_smoothing(whole, survey.smoothing[start:]):
+                    restored = redo(survey.context.restore(part.cpu()), smoothing).numpy()
+                    result = survey.normalization.denormalize(restored, result_type(movie.info.dtype))
+                    survey.put_back(result, done)
+                    done += len(result)
+                    write(result)
     told = asdict(adaptation) | {"kept": adaptation.kept} if adaptation else None
     return replace(result_of(survey, network), adaptation=told, model=model)
 
@@ -228,6 +243,7 @@ class Surveyor:
         self.movie, self.percentiles = movie, percentiles
         self.found = Percentiles(movie.info.dtype, math.prod(movie.info.shape))
         self.not_finite = self.dropped = 0
+        self.blank, self.flashes = torch.zeros(2, movie.info.shape[0], dtype=torch.bool)
         if not movie.info.shape[0]:
             raise ValueError("a movie must have at least one frame")
         self.first = next(blocks(movie))
@@ -255,8 +271,10 @@ class Surveyor:
             for block in read:
                 self.found.update(block)
                 values, lost = without_missing(self.provisional.normalize(block))
-                self.not_finite += int(values.isnan().sum()) - lost * block.shape[2]
-                self.dropped += lost
+                self.not_finite += lost.voxels
+                self.dropped += lost.rows
+                self.blank[done : done + len(block)] = lost.blank
+                self.flashes[done : done + len(block)] = lost.flashes
                 smoothing = self.gauge.weights(values)
                 self.smoothing[done : done + len(block)] = smoothing
                 for part in with_smoothing(values, smoothing):
@@ -300,10 +318,23 @@ class Surveyor:
         )
         # each has its own frames
         smoothing, *means = (torch.stack(its).sum(0) for its in zip(*team.all((self.smoothing, *self.means))))
-        offsets = [its.offsets(m) * (self.provisional.scale / n.scale) for its, m in zip(self.lines, means)]
-        missing = team.all((self.not_finite, self.dropped))
-        not_finite, dropped = (sum(numbers) for numbers in zip(*missing))
-        return Survey(n, smoothing, self.lines, offsets, context, not_finite, dropped, self.found.saturated())
+        blank, flashes = (torch.stack(its).any(0) for its in zip(*team.all((self.blank, self.flashes))))
+        not_finite, dropped = (sum(its) for its in zip(*team.all((self.not_finite, self.dropped))))
+        kept = as_recorded(blank, flashes)
+        return Survey(
+            normalization=n,
+            smoothing=smoothing,
+            lines=self.lines,
+            offsets=[
+                its.offsets(m) * (self.provisional.scale / n.scale) for its, m in zip(self.lines, means)
+            ],
+            context=context,
+            not_finite=not_finite,
+            dropped=dropped + int((blank & ~kept).sum()) * self.movie.info.shape[1],
+            flashes=int(flashes.sum()),
+            kept=kept,
+            saturated=self.found.saturated(),
+        )
 
 
 def blocks(movie: Readable, start: int = 0, stop: int | None = None) -> Generator[np.ndarray, None, None]:
@@ -328,44 +359,12 @@ def with_smoothing(frames: Tensor, smoothing: Tensor) -> Iterator[tuple[Tensor, 
     return zip(parts, smoothing.split(len(parts[0])))
 
 
-def without_missing(frames: np.ndarray) -> tuple[Tensor, int]:
-    """Normalized frames (n, Y, X) with NaN where nothing was recorded, and the number of dropped rows."""
-    values = torch.from_numpy(frames)
-    rows = dropped_rows(values)
-    values[rows] = torch.nan
-    for piece in pieces(values):
-        piece.masked_fill_(~(piece.abs() < ABSURD), torch.nan)
-    for place in lone_voxels(values):
-        values[place] = torch.nan
-    return values, int(rows.sum())
-
-
 def without_lines(frames: Tensor, offsets: Sequence[Tensor]) -> Tensor:
     """Frames (n, Y, X) without what was added to their rows (n, Y) and columns (n, X), where there is any."""
     rows, columns = offsets
     if rows.numel():
         frames = frames - rows[:, :, None]
     return frames - columns[:, None, :] if columns.numel() else frames
-
-
-def lone_voxels(values: Tensor) -> list[tuple[int, ...]]:
-    """Places (t, y, x) of voxels far beyond the range of normalized frames (n, Y, X), alone in space and time.
-
-    An error of storage or a cosmic ray is; light spreads over neighbours, and lasts. Where there are many, they are no
-    errors.
-    """
-    far = (values.abs() > FAR).nonzero().tolist()
-    return (
-        [tuple(place) for place in far if is_lone(values, place)]
-        if len(far) <= 1 + RARE * values.numel()
-        else []
-    )
-
-
-def is_lone(values: Tensor, place: Sequence[int]) -> bool:
-    """Whether no neighbour of a voxel has a hundredth of its value."""
-    around = values[tuple(slice(max(0, n - 1), n + 2) for n in place)].abs()
-    return int((around > 0.01 * values[tuple(place)].abs()).sum()) == 1
 
 
 def residuals(movie: Readable, survey: Survey, start: int, size: int) -> Generator[Tensor, None, None]:
@@ -388,6 +387,7 @@ def residuals(movie: Readable, survey: Survey, start: int, size: int) -> Generat
 def whitened(movie: Readable, survey: Survey, start: int) -> Generator[Tensor, None, None]:
     """The residual of a movie's blocks of frames, (n, Y, X)."""
     for block in blocks(movie, start):
+        survey.remember(block, start)
         values, _ = without_missing(survey.normalization.normalize(block))
         yield torch.cat([survey.context.whiten(piece) for piece in survey.sharpened(values, start)])
         start += len(block)
@@ -479,44 +479,61 @@ def device_of(model: UNet3D) -> torch.device:
 
 
 def result_of(survey: Survey, network: Network) -> Result:
-    """Figures in the input's units, and a warning for everything that was missing."""
+    """Figures in the input's units, and warnings."""
     n, left = survey.normalization, variance_left(survey.smoothing) / survey.context.memory.slow
-    gain, read_variance = (
-        left * float(survey.context.gain) * n.scale,
-        left * float(survey.context.read_variance) * n.scale**2,
-    )
-    warnings = list(network.notes)
-    if n.coincide:
-        warnings.append(f"the percentiles coincide, at {n.low:.5g}: most voxels have this one value")
+    gain = left * float(survey.context.gain) * n.scale
+    read_variance = left * float(survey.context.read_variance) * n.scale**2
+    noise = {"gain": gain, "read_variance": read_variance - gain * n.low}
+    along_y, along_x = survey.smoothing.mean(0).tolist()
+    warnings = [*network.notes, *missing_told(survey), *noise_told(survey)]
+    return Result((n.low, n.low + n.scale), network.tiles, noise, (along_y, along_x), warnings)
+
+
+def missing_told(survey: Survey) -> Iterator[str]:
+    """A warning for each kind of what is no picture of the scene."""
+    if survey.normalization.coincide:
+        yield f"the percentiles coincide, at {survey.normalization.low:.5g}: most voxels have this one value"
     if survey.saturated > SATURATED:
-        warnings.append(f"{survey.saturated:.2%} of the voxels have the largest value of their type: cut off")
+        yield f"{survey.saturated:.2%} of the voxels have the largest value of their type: cut off"
     if survey.not_finite:
-        warnings.append(
+        yield (
             f"{survey.not_finite} voxels were NaN, infinite or alone beyond any scale; "
             "they were filled from their neighbours"
         )
     if survey.dropped:
-        warnings.append(
+        yield (
             f"{survey.dropped} rows hold one single value in some frames (dropped by the microscope, or a border that "
             "registration left); they were filled"
         )
+    if survey.flashes:
+        yield (
+            f"{survey.flashes} frames are brighter or darker throughout than those around them (a flash, a stage that "
+            "flies back); they stay as they were recorded, and the others are denoised without them"
+        )
+    gaps = int(survey.kept.sum()) - survey.flashes
+    if gaps and not survey.kept.all():
+        yield (
+            f"{gaps} frames, more than {FILLED} in a row, hold one single value (a closed shutter, or nothing was "
+            "recorded); they stay as they are"
+        )
+    still = survey.context.noise == 0
+    if still.any() and not still.all():
+        yield (
+            f"{int(still.sum())} pixels never change (a border that registration left, or a mask); they stay as they are"
+        )
+
+
+def noise_told(survey: Survey) -> Iterator[str]:
+    """A warning for each way in which voxels share noise that is not told otherwise."""
     for which, its in zip(("row", "column"), survey.lines):
         if its.variance:
-            warnings.append(
+            yield (
                 f"the voxels of a {which} share {its.share:.1%} of the variance of their noise in each frame "
                 "(line noise): that was taken out"
             )
-    noise = {"gain": gain, "read_variance": read_variance - gain * n.low}
-    still = survey.context.noise == 0
-    if still.any() and not still.all():
-        warnings.append(
-            f"{int(still.sum())} pixels never change (a border that registration left, or a mask); they stay as they are"
-        )
     if survey.context.memory != NO_MEMORY:
         shared = 1 - 1 / survey.context.memory.variance
-        warnings.append(
+        yield (
             f"neighbouring frames share {shared:.0%} of their noise (repeated, averaged or interpolated frames): better "
             "denoise the recording as it was before that"
         )
-    along_y, along_x = survey.smoothing.mean(0).tolist()
-    return Result((n.low, n.low + n.scale), network.tiles, noise, (along_y, along_x), warnings)

@@ -10,7 +10,6 @@ from denoise.blindspot import context_of
 from denoise.context import (
     ContextSums,
     covariance,
-    dropped_rows,
     inpainted,
     noise_map,
     photon_transfer,
@@ -104,26 +103,6 @@ def test_missing_voxels_are_left_out() -> None:
     assert (context.mean == 10).all()
     assert context.standard_error[0, 0, 0] == pytest.approx(3**-0.5)
     assert context.standard_error[0, 0, 1] == pytest.approx(0.5)
-
-
-def test_dropped_rows_but_no_border_and_no_dark_movie() -> None:
-    movie = torch.rand(6, 5, 32) + 1
-    movie[2, 3] = 0
-    movie[4, 1] = 0
-    movie[:, 0] = 0  # a border
-    assert dropped_rows(movie).nonzero().tolist() == [[2, 3], [4, 1]]
-    sparse = (torch.rand(50, 8, 32, generator=torch.Generator().manual_seed(0)) < 0.02).float()
-    assert (sparse.amax(-1) == 0).any()  # rows without a photon, by chance
-    assert not dropped_rows(sparse).any()
-
-
-def test_silent_rows_of_a_background_that_was_cut_off_are_no_dropped_ones() -> None:
-    """A row of cells that fire together in 4 of 40 frames, 0 everywhere else: nothing was lost."""
-    movie = torch.zeros(40, 8, 256)
-    movie[5:9, 3:6, ::2] = 100.0
-    assert not dropped_rows(movie).any()
-    movie[:, 0] = 7.0  # a border tells nothing of the background
-    assert not dropped_rows(movie).any()
 
 
 def test_pixels_that_never_change_say_nothing_of_the_noise() -> None:

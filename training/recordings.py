@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from denoise.inference import without_missing
+from denoise.missing import without_missing
 from denoise.movies import open_movie
 from denoise.normalization import Percentiles
 from denoise.readout import BLOCK, noise_edge, significant_patterns

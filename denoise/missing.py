@@ -1,0 +1,166 @@
+"""What is no picture of the scene: voxels, rows and frames that were lost, and frames in which another light flashed.
+
+It is hidden from all that looks at a movie, and filled by what the network predicts. But of flashes and of longer gaps
+there is nothing to predict: such frames come out as they were recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PIECE_VOXELS = 1 << 20  # of elementwise work at once: stays in the processor's cache
+ABSURD = 1e15  # times the movie's own scale: damage, no intensity; its square would not fit into float32
+FAR = 1e3  # times the movie's own scale, from which a voxel is looked at
+RARE = 1e-4  # of the voxels at most are errors
+CERTAIN_DROP = 1e-6  # a row or frame of one value that is less probable than this by chance was lost
+COMMON = 0.05  # share of a value among the voxels of rows that vary, from which it is the background's
+FEWEST_VOXELS = 64  # of a frame, of which one value tells that it was lost
+FILLED = 8  # frames of one value in a row are filled; longer gaps are no errors
+LOOKED_AT = 4096  # voxels of a frame, or some more, tell how bright it is
+DARK = 0.25  # their quantile that tells it: cells are active in fewer
+AROUND = 8  # frames before and after that tell what is usual
+FLASH = 3.0  # deviations of a voxel's noise by which a flash is brighter or darker than usual, at least
+STRONG = 0.5  # and times the movie's own scale
+UNUSUAL = 15.0  # and times the median of what frames are off by
+SUDDEN = 0.5  # of it comes and goes from one frame to the next: activity fades
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What was found in a block of n frames."""
+
+    voxels: int  # not finite, or alone beyond any scale
+    rows: int  # of one value, in frames that are not blank
+    blank: Tensor  # (n,) bool: frames of one value
+    flashes: Tensor  # (n,) bool
+
+
+def without_missing(frames: np.ndarray) -> tuple[Tensor, Missing]:
+    """Normalized frames (n, Y, X) with NaN in place of what is no picture, and what that was. They are overwritten."""
+    values = torch.from_numpy(frames)
+    rows, blank = dropped_rows(values), blank_frames(values)
+    rows[blank] = False
+    values[rows] = torch.nan
+    values[blank] = torch.nan
+    flashes = flashing_frames(values)
+    values[flashes] = torch.nan
+    for piece in values.split(max(1, PIECE_VOXELS // values[0].numel())):
+        piece.masked_fill_(~(piece.abs() < ABSURD), torch.nan)
+    for place in lone_voxels(values):
+        values[place] = torch.nan
+    others = rows[~(blank | flashes)]  # (n, Y)
+    voxels = int(values[~(blank | flashes)].isnan().sum()) - int(others.sum()) * values.shape[2]
+    return values, Missing(voxels, int(rows.sum()), blank, flashes)
+
+
+def dropped_rows(frames: Tensor) -> Tensor:
+    """Rows that the microscope lost: (T, Y, X) -> bool (T, Y), True where a whole row of a frame is one value.
+
+    Not a row that is constant in every frame (a border), nor one of a value that is the background's or comes by chance.
+    """
+    constant = frames.amax(-1) == frames.amin(-1)  # (T, Y)
+    vary = ~constant
+    constant &= vary.any(-2, keepdim=True)
+    if not bool(constant.any()):
+        return constant
+    others = frames[vary]  # (N, X)
+    for value in frames[..., 0][constant].unique():
+        if not is_loss(value, others, frames.shape[-1]):
+            constant &= frames[..., 0] != value
+    return constant
+
+
+def blank_frames(frames: Tensor) -> Tensor:
+    """Frames (T, Y, X) that are one value throughout, of which neither the background nor chance is the reason: (T,)."""
+    flat = frames.flatten(1)
+    constant = flat.amax(1) == flat.amin(1)
+    if not bool(constant.any()) or flat.shape[1] < FEWEST_VOXELS:
+        return torch.zeros_like(constant)
+    others = flat[~constant]
+    for value in flat[constant, 0].unique():
+        if not is_loss(value, others, flat.shape[1]):
+            constant &= flat[:, 0] != value
+    return constant
+
+
+def is_loss(value: Tensor, others: Tensor, count: int) -> bool:
+    """Whether so many neighbouring voxels of a value were lost, and not dark, by the others of their kind, which vary.
+
+    Where the background was subtracted or cut off, a row is 0 as long as its cells are silent. With a share p of the
+    others' voxels at that value, a row of X such voxels comes by chance with probability p^X.
+    """
+    share = float((others == value).float().mean()) if len(others) else 0.0
+    return share <= COMMON and share**count <= CERTAIN_DROP
+
+
+def flashing_frames(frames: Tensor) -> Tensor:
+    """Frames (n, Y, X) in which all is brighter or darker than before and after, at most AROUND in a row: bool (n,).
+
+    As where a stimulus lights up the field, or a stage flies back. Not where it fades, as activity does, nor where it
+    happens in every other frame.
+    """
+    flat = frames.flatten(1)
+    some = flat[:, :: max(1, flat.shape[1] // LOOKED_AT)]
+    level = some.nanquantile(DARK, 1)  # (n,)
+    around = (level[max(0, t - AROUND) : t + AROUND + 1] for t in range(len(level)))
+    away = level - torch.stack([its.nanmedian() for its in around])
+    steps = (
+        some.diff(dim=0).abs().nanmedian(1).values
+    )  # of noise alone 0.954 deviations; half may be from flashes
+    noise = float(steps.nanquantile(0.25)) / 0.954 if len(steps) else 0.0
+    least = max(FLASH * noise, STRONG, UNUSUAL * float(away.abs().nanmedian()))
+    far = away.abs() > least  # never where nothing is known
+    if not bool(far.any()) or float(far.float().mean()) > 1 / 3:
+        return torch.zeros_like(far)
+    for start, stop in runs(far):
+        sides = [
+            (t, beside) for t, beside in ((start, start - 1), (stop - 1, stop)) if 0 <= beside < len(level)
+        ]
+        least = SUDDEN * float(away[start:stop].abs().max())
+        if any(float((level[t] - level[beside]).abs()) < least for t, beside in sides):
+            far[start:stop] = False
+    return far
+
+
+def runs(wanted: Tensor) -> list[tuple[int, int]]:
+    """(start, stop) of the runs of True in (n,).
+
+    >>> runs(torch.tensor([False, True, True, False, True]))
+    [(1, 3), (4, 5)]
+    """
+    edges = torch.cat([wanted.new_zeros(1), wanted, wanted.new_zeros(1)]).int().diff().nonzero()[:, 0]
+    return [(start, stop) for start, stop in edges.reshape(-1, 2).tolist()]
+
+
+def as_recorded(blank: Tensor, flashes: Tensor) -> Tensor:
+    """Which frames of a movie come out as they were recorded: flashes, longer gaps, and all if there are only blanks."""
+    kept = flashes | blank.all()
+    for start, stop in runs(blank):
+        if stop - start > FILLED:
+            kept[start:stop] = True
+    return kept
+
+
+def lone_voxels(values: Tensor) -> list[tuple[int, ...]]:
+    """Places (t, y, x) of voxels far beyond the range of normalized frames (n, Y, X), alone in space and time.
+
+    An error of storage or a cosmic ray is; light spreads over neighbours, and lasts. Where there are many, they are no
+    errors.
+    """
+    far = (values.abs() > FAR).nonzero().tolist()
+    return (
+        [tuple(place) for place in far if is_lone(values, place)]
+        if len(far) <= 1 + RARE * values.numel()
+        else []
+    )
+
+
+def is_lone(values: Tensor, place: Sequence[int]) -> bool:
+    """Whether no neighbour of a voxel has a hundredth of its value."""
+    around = values[tuple(slice(max(0, n - 1), n + 2) for n in place)].abs()
+    return int((around > 0.01 * values[tuple(place)].abs()).sum()) == 1

@@ -1,0 +1,121 @@
+"""What is no picture of the scene is found: lost rows and frames, flashes; and nothing else is."""
+
+import numpy as np
+import pytest
+import torch
+
+from denoise.missing import (
+    AROUND,
+    FILLED,
+    as_recorded,
+    blank_frames,
+    dropped_rows,
+    flashing_frames,
+    without_missing,
+)
+from simulation import LEVELS, challenge_scene, different_scene, noisy
+
+
+def numbers(found: torch.Tensor) -> list[int]:
+    return found.nonzero()[:, 0].tolist()
+
+
+def test_dropped_rows_but_no_border_and_no_dark_movie() -> None:
+    movie = torch.rand(6, 5, 32) + 1
+    movie[2, 3] = 0
+    movie[4, 1] = 0
+    movie[:, 0] = 0  # a border
+    assert dropped_rows(movie).nonzero().tolist() == [[2, 3], [4, 1]]
+    sparse = (torch.rand(50, 8, 32, generator=torch.Generator().manual_seed(0)) < 0.02).float()
+    assert (sparse.amax(-1) == 0).any()  # rows without a photon, by chance
+    assert not dropped_rows(sparse).any()
+
+
+def test_silent_rows_of_a_background_that_was_cut_off_are_no_dropped_ones() -> None:
+    """A row of cells that fire together in 4 of 40 frames, 0 everywhere else: nothing was lost."""
+    movie = torch.zeros(40, 8, 256)
+    movie[5:9, 3:6, ::2] = 100.0
+    assert not dropped_rows(movie).any()
+    movie[:, 0] = 7.0  # a border tells nothing of the background
+    assert not dropped_rows(movie).any()
+
+
+def test_blank_frames_but_no_silent_or_dark_ones() -> None:
+    movie = torch.rand(20, 8, 32, generator=torch.Generator().manual_seed(0)) + 1
+    movie[[3, 4]] = 0
+    movie[7] = 5
+    assert numbers(blank_frames(movie)) == [3, 4, 7]
+    assert numbers(blank_frames(torch.zeros(5, 8, 32))) == [0, 1, 2, 3, 4]
+    assert not blank_frames(torch.zeros(5, 7, 9)).any()  # too few voxels to tell
+    cells = torch.zeros(20, 8, 32)
+    cells[5:9, 3:6, ::2] = 100.0  # silent in all other frames, the background cut off
+    assert not blank_frames(cells).any()
+    photons = (torch.rand(50, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.02).float()
+    assert (photons.flatten(1).amax(1) == 0).any()  # frames without a photon, by chance
+    assert not blank_frames(photons).any()
+
+
+def test_short_gaps_are_filled_and_longer_ones_stay() -> None:
+    blank, flashes = torch.zeros(2, 40, dtype=torch.bool)
+    blank[3 : 3 + FILLED] = True
+    blank[20 : 20 + FILLED + 1] = True
+    flashes[35] = True
+    assert numbers(as_recorded(blank, flashes)) == [*range(20, 21 + FILLED), 35]
+    assert as_recorded(
+        torch.ones(3, dtype=torch.bool), flashes[:3]
+    ).all()  # there is nothing to fill them with
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("where", [[0], [31], [63], [10, 11, 40], [*range(15, 64, 30)], [*range(3, 64, 4)]])
+def test_flashes_are_found(level: int, where: list[int]) -> None:
+    """As of a stimulus, brighter than the noise of a voxel; or darker ones."""
+    clean = challenge_scene(5_000_020, 64, 64).clean()
+    movie = torch.from_numpy(noisy(clean, *LEVELS[level], np.random.default_rng(0)))
+    scale = float(movie.flatten().quantile(torch.tensor([0.03, 0.97])).diff())
+    for height in (5.0, -5.0, 500.0):
+        lit = movie / scale
+        lit[where] += height
+        assert numbers(flashing_frames(lit)) == where
+
+
+@pytest.mark.parametrize("kind", ["challenge", "axons", "one-photon", "fast-60hz"])
+@pytest.mark.parametrize("noise", [1.0, 1e-3])
+def test_activity_is_no_flash(kind: str, noise: float) -> None:
+    scene = (
+        challenge_scene(5_000_020, 64, 64)
+        if kind == "challenge"
+        else different_scene(kind, 5_000_020, 64, 64)
+    )
+    clean = scene.clean()
+    all_at_once = np.exp(-((np.arange(64) - 30) % 64) / 3).astype(np.float32)  # three frames to fade
+    step = np.where(np.arange(64) < 40, 1.0, 5.0).astype(np.float32)
+    gone = np.where(np.abs(np.arange(64) - 30) <= AROUND, 0.0, 1.0).astype(np.float32)
+    for course in (np.ones(64, np.float32), 1 + 4 * all_at_once, step, gone):
+        gain, read_variance = LEVELS[1]
+        its = noisy(
+            clean * course[:, None, None], noise * gain, noise * read_variance, np.random.default_rng(0)
+        )
+        movie = torch.from_numpy(its)
+        movie /= float(movie.flatten().quantile(torch.tensor([0.03, 0.97])).diff())
+        assert numbers(flashing_frames(movie)) == []
+
+
+def test_what_is_missing_is_counted_once() -> None:
+    frames = np.random.default_rng(0).normal(0, 0.3, (40, 16, 16)).astype(np.float32)
+    frames[3, 4, 5] = np.inf
+    frames[5, 6] = 0.25
+    frames[7] = 0.5
+    frames[20] += 9
+    frames[20, 3, 3] = np.nan
+    values, missing = without_missing(frames.copy())
+    assert (missing.voxels, missing.rows, numbers(missing.blank), numbers(missing.flashes)) == (
+        1,
+        1,
+        [7],
+        [20],
+    )
+    expected = np.zeros(frames.shape, bool)
+    expected[3, 4, 5] = expected[5, 6] = expected[7] = expected[20] = True
+    np.testing.assert_array_equal(values.isnan().numpy(), expected)
+    np.testing.assert_array_equal(values[~expected], frames[~expected])
