@@ -231,7 +231,11 @@ def _check_hdf5(path: Path, dataset: Any) -> tuple[int, int, int]:
 
 
 def _check_chunks(path: Path, dataset: Any) -> None:
-    """Each chunk has a place in the file and in the array of its own: libhdf5 may end the program at others."""
+    """Each chunk is there, with a place in the file and in the array of its own.
+
+    libhdf5 may end the program at others. Unlike Zarr it stores each chunk that is written: none is left out for its
+    values, so that an absent one has lost its voxels or never had any.
+    """
     end, places = path.stat().st_size, set()
 
     def look(chunk: Any) -> bool | None:
@@ -246,6 +250,14 @@ def _check_chunks(path: Path, dataset: Any) -> None:
     if dataset.id.chunk_iter(look):
         _fail(
             path, f"expected the chunks of {dataset.name} in the file, found a damaged index; copy it again"
+        )
+    chunks = math.prod(-(-size // step) for size, step in zip(dataset.shape, dataset.chunks))
+    if len(places) < chunks:
+        fill = str(dataset.fillvalue)[:24]
+        _fail(
+            path,
+            f"expected {chunks} chunks of {dataset.name}, found {len(places)}: cut off or never written, the rest "
+            f"would be read as the fill value, {fill}; save what was recorded as a dataset of its own",
         )
 
 

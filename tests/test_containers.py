@@ -91,6 +91,22 @@ def test_a_damaged_index_of_chunks_is_refused(tmp_path: Path, place: int) -> Non
     refused(tmp_path / "a.h5", "damaged index")
 
 
+@pytest.mark.parametrize("compression", [None, "gzip"])
+@pytest.mark.parametrize("written", [0, 20, 39])
+def test_hdf5_that_was_not_written_to_its_end_is_refused(
+    tmp_path: Path, compression: str | None, written: int
+) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        movie = file.create_dataset(
+            "movie", (80, 5, 6), "uint16", chunks=(2, 5, 6), compression=compression, fillvalue=7
+        )
+        movie[: 2 * written] = pixels(2 * written, 5, 6)
+    told = (
+        f"expected 40 chunks of /movie, found {written}: cut off or never written, .* the fill value, 7; save"
+    )
+    refused(tmp_path / "a.h5", told)
+
+
 @pytest.mark.parametrize("kind", ["external link", "external storage", "virtual", "soft link"])
 def test_hdf5_that_points_elsewhere_is_refused(tmp_path: Path, kind: str) -> None:
     (tmp_path / "secret").mkdir()
