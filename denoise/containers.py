@@ -57,6 +57,7 @@ HDF5_FILTERS = {
     32000: "lzf",
 }
 HARD, SOFT = 0, 1  # kinds of links (H5Lpublic.h)
+SOFT_LINKS = 16  # that a path is followed through, as HDF5 does by itself: they may lead in a circle
 HDF5_CACHE = 1 << 27  # bytes of unpacked chunks
 ZARR_2_CODECS = {"blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "delta", "shuffle"}
 ZARR_3_CODECS = {"bytes", "transpose", "blosc", "gzip", "zstd", "crc32c", "sharding_indexed"}
@@ -289,37 +290,55 @@ def _nwb_series(
     name = _choose(path, wanted, shapes, "TwoPhotonSeries")
     if f"{name}/external_file" in inside:
         _fail(path, f"expected {name} in this file, found movies in other files (external_file); give those")
-    interval = _nwb_interval(file, inside, name)
     calibration = _Calibration(
-        _nwb_pixel_size(file, inside, name), interval, _nwb_notes(file[f"{name}/data"])
+        _nwb_pixel_size(file, name), _nwb_interval(file, name), _nwb_notes(file[f"{name}/data"])
     )
     return f"{name}/data", calibration
 
 
-def _nwb_interval(file: Any, inside: Mapping[str, _Kind], name: str) -> float | None:
+def _nwb_interval(file: Any, name: str) -> float | None:
     """Seconds between frames: 1 / rate of starting_time, else the median step of the timestamps."""
-    if f"{name}/starting_time" in inside:
-        rate = attribute(file[f"{name}/starting_time"].attrs, "rate")
+    start, times = nwb_times(file, name)
+    if start is not None:
+        rate = attribute(start.attrs, "rate")
         return 1 / rate if isinstance(rate, (int, float)) and 0 < rate < math.inf else None
-    times = file[f"{name}/timestamps"] if f"{name}/timestamps" in inside else None
-    if times is None or times.ndim != 1 or times.dtype.kind != "f" or not _lies_here(times):
+    if times is None or times.ndim != 1 or times.dtype.kind != "f":
         return None
     steps = np.diff(times[: 1 << 16])
     step = float(np.median(steps)) if len(steps) else 0.0
     return step if 0 < step < math.inf else None
 
 
-def _lies_here(dataset: Any) -> bool:
-    return not dataset.is_virtual and not dataset.id.get_create_plist().get_external_count()
+def nwb_times(file: Any, name: str) -> tuple[Any, Any]:
+    """starting_time and timestamps of a series, None for what it lacks; series may share them by links."""
+    start, times = (_stored(file, f"{name}/{one}") for one in ("starting_time", "timestamps"))
+    return start, times
 
 
-def linked(file: Any, inside: Mapping[str, Any], name: str) -> str | None:
-    """Where a link in the file leads, if that is in the file itself."""
-    if name in inside:
-        return name
-    parent, _, last = name.rpartition("/")
-    target = soft_link(file[parent], last) if parent in inside else None
-    return target.strip("/") if target is not None and target.strip("/") in inside else None
+def _stored(file: Any, path: str) -> Any:
+    """The dataset that a path leads to, if it and all its numbers lie in the file; else None."""
+    place = _linked(file, path)
+    found: Any = None if place is None else file[place]
+    elsewhere = getattr(found, "is_virtual", True)  # what has no such word is no dataset
+    return None if elsewhere or found.id.get_create_plist().get_external_count() else found
+
+
+def _linked(file: Any, path: str) -> str | None:
+    """Where a path leads by links within the file: a path of hard links alone. None if nowhere, or out of the file."""
+    here, ahead, left = "/", path.split("/"), SOFT_LINKS
+    while ahead:
+        name, group = ahead.pop(0), file[here]
+        if name in ("", "."):
+            continue
+        if not isinstance(group, Mapping):
+            return None
+        if is_hard_link(group, name):
+            here = f"{here}{name}/"
+        elif (target := soft_link(group, name)) and left:
+            here, ahead, left = "/" if target[0] == "/" else here, [*target.split("/"), *ahead], left - 1
+        else:
+            return None
+    return here.strip("/")
 
 
 def is_hard_link(group: Any, name: str) -> bool:
@@ -336,20 +355,15 @@ def soft_link(group: Any, name: str) -> str | None:
     return group.id.links.get_val(key).decode("utf-8", "replace")
 
 
-def _nwb_pixel_size(file: Any, inside: Mapping[str, _Kind], name: str) -> tuple[float, float] | None:
+def _nwb_pixel_size(file: Any, name: str) -> tuple[float, float] | None:
     """grid_spacing of the series' imaging plane: along the first and the second axis of its frames."""
-    plane = linked(file, inside, f"{name}/imaging_plane")
-    spacing = f"{plane}/grid_spacing"
-    if (
-        plane is None
-        or inside.get(spacing, _Kind((), "")).shape not in ((2,), (3,))
-        or not _lies_here(file[spacing])
-    ):
+    spacing = _stored(file, f"{name}/imaging_plane/grid_spacing")
+    if spacing is None or spacing.shape not in ((2,), (3,)):
         return None
     unit = {"meters": "m", "micrometers": "um", "microns": "um", "millimeters": "mm"}.get(
-        str(attribute(file[spacing].attrs, "unit") or "meters"), ""
+        str(attribute(spacing.attrs, "unit") or "meters"), ""
     )
-    first, second = (float(length) * MICROMETRES.get(unit, math.nan) for length in file[spacing][:2])
+    first, second = (float(length) * MICROMETRES.get(unit, math.nan) for length in spacing[:2])
     return believed((first, second))
 
 

@@ -31,6 +31,7 @@ from denoise.containers import (
     is_hard_link,
     library,
     multiscales,
+    nwb_times,
     ome_steps,
     soft_link,
     zarr_attributes,
@@ -259,13 +260,18 @@ def _copy_entry(h5py: Any, old: Any, new: Any, name: str) -> None:
 def _copy_times(h5py: Any, old: Any, new: Any, recording: Recording) -> None:
     """Of the frames that were chosen: their start and rate, or the time of each."""
     first, frames = recording.first, recording.info.shape[0]
-    if is_hard_link(old, "starting_time"):
-        begin = float(old["starting_time"][()]) + first * (recording.info.frame_interval or 0.0)
-        new["starting_time"] = begin
-        copy_attributes(h5py, old["starting_time"], new["starting_time"])
-    elif is_hard_link(old, "timestamps"):
-        new["timestamps"] = old["timestamps"][first : first + frames]
-        copy_attributes(h5py, old["timestamps"], new["timestamps"])
+    start, times = nwb_times(old.file, old.name)
+    if start is not None:
+        new["starting_time"] = float(start[()]) + first * (recording.info.frame_interval or 0.0)
+        copy_attributes(h5py, start, new["starting_time"])
+    elif times is not None:
+        new["timestamps"] = times[first : first + frames]
+        copy_attributes(h5py, times, new["timestamps"])
+    else:
+        raise MovieError(
+            f"{recording.info.path}: expected starting_time or timestamps in {old.name}, as NWB demands, found none "
+            f"in this file; {NO_HEADER}"
+        )
 
 
 # ---- Zarr --------------------------------------------------------------------------------------------------

@@ -151,6 +151,34 @@ def test_pynwb_finds_the_nwb_valid(tmp_path: Path, timing: dict[str, Any]) -> No
             assert (series.rate, series.starting_time) == (12.5, 0.16)
 
 
+LINKS = {"as pynwb's": "/acquisition/green/timestamps", "chain": "/acquisition/near/timestamps",
+         "circle": "/acquisition/red/timestamps", "nowhere": "/acquisition/blue/timestamps"}  # fmt: skip
+
+
+@pytest.mark.parametrize("link", [*LINKS, "out"])
+def test_times_that_series_share_are_kept_if_they_lie_in_the_file(tmp_path: Path, link: str) -> None:
+    pynwb = pytest.importorskip("pynwb")
+    movies = {"green": pixels(10, 5, 6), "red": pixels(10, 7, 9)}
+    save_nwb(tmp_path / "a.nwb", movies, rate=None, timestamps=np.arange(10) * 0.08 + 1)
+    with h5py.File(tmp_path / "a.nwb", "a") as file:
+        file["acquisition/near"] = h5py.SoftLink("green")
+        del file["acquisition/red/timestamps"]
+        elsewhere = h5py.ExternalLink("b.h5", "/x")
+        file["acquisition/red/timestamps"] = h5py.SoftLink(LINKS[link]) if link in LINKS else elsewhere
+    there = link in ("as pynwb's", "chain")
+    with open_recording(tmp_path / "a.nwb", dataset="red") as recording:
+        assert recording.info.frame_interval == (pytest.approx(0.08) if there else None)
+    if there:
+        copy(tmp_path / "a.nwb", tmp_path / "b.nwb", "float32", (2, 9), "red")
+        with pynwb.NWBHDF5IO(tmp_path / "b.nwb", "r") as new:
+            times = new.read().acquisition["red"].timestamps[:]
+        np.testing.assert_allclose(times, np.arange(2, 9) * 0.08 + 1)
+    else:
+        with pytest.raises(MovieError, match="expected starting_time or timestamps in /acquisition/red"):
+            copy(tmp_path / "a.nwb", tmp_path / "b.nwb", "float32", (2, 9), "red")
+        assert [path.name for path in tmp_path.iterdir()] == ["a.nwb"]
+
+
 def test_a_link_out_of_the_file_is_not_copied(tmp_path: Path) -> None:
     save_nwb(tmp_path / "a.nwb", {"green": pixels(4, 5, 6)})
     with h5py.File(tmp_path / "a.nwb", "a") as file:
