@@ -19,7 +19,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -46,7 +46,11 @@ ZARR_SUFFIXES = (".ome.zarr", ".zarr")  # folders
 SUFFIXES = (*HDF5_SUFFIXES, *ZARR_SUFFIXES)
 EXTRA = "requirements-formats.txt"
 
-SERIES_TYPES = ("TwoPhotonSeries", "OnePhotonSeries")  # of NWB
+IMAGING_TYPES = ("TwoPhotonSeries", "OnePhotonSeries")  # of NWB
+SERIES_TYPES = (
+    *IMAGING_TYPES,
+    "ImageSeries",
+)  # the last one is what registration makes; also a camera's film
 HDF5_FILTERS = {
     1: "gzip",
     2: "shuffle",
@@ -57,6 +61,7 @@ HDF5_FILTERS = {
     32000: "lzf",
 }
 HARD, SOFT = 0, 1  # kinds of links (H5Lpublic.h)
+NUMBERS = 0, 1  # classes of types: integers, floats (H5Tpublic.h)
 SOFT_LINKS = 16  # that a path is followed through, as HDF5 does by itself: they may lead in a circle
 HDF5_CACHE = 1 << 27  # bytes of unpacked chunks
 ZARR_2_CODECS = {"blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "delta", "shuffle"}
@@ -155,13 +160,11 @@ def _open_hdf5(path: Path, wanted: str | None) -> Pages:
     h5py = library("h5py", path)
     with ExitStack() as stack:
         file = stack.enter_context(h5py.File(path, "r", locking=False, rdcc_nbytes=HDF5_CACHE))
-        inside = _hdf5_inside(h5py, file)
-        series = {name: kind for name, kind in inside.items() if kind.neurodata in SERIES_TYPES}
-        if series:
-            name, calibration = _nwb_series(path, file, inside, series, wanted)
+        inside = _hdf5_inside(file)
+        if any(kind.neurodata in SERIES_TYPES for kind in inside.values()):
+            name, calibration = _nwb_series(path, file, inside, wanted)
         else:
-            three = {name: kind.shape for name, kind in inside.items() if len(kind.shape) == 3}
-            name = _choose(path, wanted, three, "dataset of three axes (T, Y, X)")
+            name = _hdf5_dataset(path, file, inside, wanted)
             calibration = _Calibration(_element_size(file[name].attrs))
         dataset = file[name]
         shape = _check_hdf5(path, dataset)
@@ -176,18 +179,35 @@ class _Kind(NamedTuple):
 
     shape: tuple[int, ...]  # () for a group
     neurodata: str  # its type in NWB, "" for none
+    numbers: bool  # whether it is a dataset that holds any
 
 
-def _hdf5_inside(h5py: Any, file: Any) -> dict[str, _Kind]:
+def _hdf5_inside(file: Any) -> dict[str, _Kind]:
     """All that lies in the file itself, by name: visited by hard links only, each object once."""
     found: dict[str, _Kind] = {}
 
     def note(name: str, thing: Any) -> None:
-        shape = (thing.shape or ()) if isinstance(thing, h5py.Dataset) else ()
-        found[name] = _Kind(shape, str(attribute(thing.attrs, "neurodata_type") or ""))
+        found[name] = _kind(thing)
 
     file.visititems(note)
     return found
+
+
+def _kind(thing: Any) -> _Kind:
+    shape, size = (getattr(thing, name, None) for name in ("shape", "size"))
+    numbers = bool(size) and thing.id.get_type().get_class() in NUMBERS
+    return _Kind(shape or (), str(attribute(thing.attrs, "neurodata_type") or ""), numbers)
+
+
+def _hdf5_dataset(path: Path, file: Any, inside: Mapping[str, _Kind], wanted: str | None) -> str:
+    """The name of the dataset asked for, which may be a link's, else of the only one that can be a movie."""
+    three = {name: kind for name, kind in inside.items() if len(kind.shape) == 3}
+    if wanted is None:
+        three = {name: kind for name, kind in three.items() if kind.numbers} or three
+    elif (place := _linked(file, wanted)) and len(_kind(file[place]).shape) == 3:
+        three[wanted.strip("/")] = _kind(file[place])
+    shapes = {name: kind.shape for name, kind in three.items()}
+    return _choose(path, wanted, shapes, "dataset of three axes (T, Y, X)")
 
 
 def attribute(attributes: Any, name: str) -> Any:
@@ -280,14 +300,21 @@ def _element_size(attributes: Any) -> tuple[float, float] | None:
 
 
 def _nwb_series(
-    path: Path, file: Any, inside: Mapping[str, _Kind], series: Iterable[str], wanted: str | None
+    path: Path, file: Any, inside: Mapping[str, _Kind], wanted: str | None
 ) -> tuple[str, _Calibration]:
-    """The dataset of a TwoPhotonSeries, and what NWB says of it. It may be named with or without its folder."""
-    shapes = {name: inside[f"{name}/data"].shape for name in series if f"{name}/data" in inside}
-    if wanted is not None:
+    """The dataset of a series, and what NWB says of it. It may be named with or without its folder, or by a link."""
+    series = [name for name, kind in inside.items() if kind.neurodata in SERIES_TYPES]
+    places = {name: _linked(file, f"{name}/data") for name in series}
+    kinds = {name: _kind(file[place]) for name, place in places.items() if place}
+    if wanted is None:
+        own = [name for name, kind in kinds.items() if kind.numbers and f"{name}/data" in inside]
+        imaging = [name for name in own if inside[name].neurodata in IMAGING_TYPES]
+        kinds = {name: kinds[name] for name in imaging or own or kinds}
+    else:
         wanted = wanted.strip("/").removesuffix("/data")
-        wanted = next((name for name in shapes if name.rsplit("/", 1)[-1] == wanted), wanted)
-    name = _choose(path, wanted, shapes, "TwoPhotonSeries")
+        called = [name for name in kinds if name.rsplit("/", 1)[-1] == wanted]
+        wanted = called[0] if len(called) == 1 else _linked(file, wanted) or wanted
+    name = _choose(path, wanted, {name: kind.shape for name, kind in kinds.items()}, "TwoPhotonSeries")
     if f"{name}/external_file" in inside:
         _fail(path, f"expected {name} in this file, found movies in other files (external_file); give those")
     calibration = _Calibration(

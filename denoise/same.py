@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from denoise.containers import (
+    SERIES_TYPES,
     attribute,
     dataset_of,
     dicts,
@@ -65,6 +66,7 @@ NWB_PLACES = (
     "general",
 )
 NWB_GENERAL = ("devices", "optophysiology", "subject")
+NWB_HOLDERS = (None, "NWBFile", "ProcessingModule")  # types of groups that are valid with one series alone
 NWB_TIMES = ("data", "timestamps", "starting_time", "control", "control_description")
 IMAGE = "0"  # the array in a Zarr folder, OME's usual name for the full resolution
 CHUNK_BYTES = 1 << 23  # of a Zarr chunk, at least one frame
@@ -228,6 +230,13 @@ def copy_attributes(h5py: Any, old: Any, new: Any) -> None:
 
 def _copy_nwb(h5py: Any, old: Any, new: Any, recording: Recording) -> None:
     """What makes a valid file of the series alone: the session, its devices, imaging planes, subject; its times."""
+    group = "/" + recording.dataset.rpartition("/")[0]
+    kind, holder = (attribute(one.attrs, "neurodata_type") for one in (old[group], old[group].parent))
+    if kind not in SERIES_TYPES or holder not in NWB_HOLDERS:
+        raise MovieError(
+            f"{recording.info.path}: expected a series of its own in acquisition or a processing module, "
+            f"found {recording.dataset}, no series or a part of more; {NO_HEADER}"
+        )
     for place in NWB_PLACES:
         new.require_group(place)
     for name in NWB_SESSION:
@@ -238,7 +247,7 @@ def _copy_nwb(h5py: Any, old: Any, new: Any, recording: Recording) -> None:
             _copy_entry(h5py, general, new["general"], name)
     if ".specloc" in old.attrs and "specifications" in new:
         new.attrs[".specloc"] = new["specifications"].ref
-    series, made = (file[recording.dataset.rpartition("/")[0]] for file in (old, new))
+    series, made = old[group], new[group]
     for name in set(series) - set(NWB_TIMES):
         _copy_entry(h5py, series, made, name)
     _copy_times(h5py, series, made, recording)

@@ -69,6 +69,33 @@ def test_hdf5_of_several_movies_asks_for_one(tmp_path: Path) -> None:
         assert recording.sizes == (4, 5, 6)
 
 
+def test_what_holds_no_numbers_is_no_candidate(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["words"] = np.full((2, 2, 2), b"x")
+        file["pairs"] = np.zeros((2, 2, 2), [("a", "i2"), ("b", "i2")])
+        file["masks"] = np.zeros((2, 5, 6), bool)
+        file.create_dataset("empty", (0, 5, 6), "uint16")
+        file["movie"] = pixels(4, 5, 6)
+    with open_recording(tmp_path / "a.h5") as recording:
+        assert recording.dataset == "movie"
+    refused(tmp_path / "a.h5", "expected one of uint8", "words")
+
+
+@pytest.mark.parametrize("name", ["soft", "/folder/movie", "hard", "z/movie"])
+def test_a_link_to_a_dataset_is_a_name_of_it(tmp_path: Path, name: str) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["z/movie"] = pixels(4, 5, 6)
+        file["hard"] = file["z/movie"]
+        file["soft"] = h5py.SoftLink("/z/movie")
+        file["folder"] = h5py.SoftLink("z")
+        file["circle"] = h5py.SoftLink("circle")
+    with open_recording(tmp_path / "a.h5", dataset=name) as recording:
+        assert (recording.dataset, recording.sizes) == (name.strip("/"), (4, 5, 6))
+    with open_recording(tmp_path / "a.h5") as recording:
+        assert recording.sizes == (4, 5, 6)
+    refused(tmp_path / "a.h5", "expected dataset of three axes .* circle, found", "circle")
+
+
 def test_pixel_size_as_imagej_writes_it_into_hdf5(tmp_path: Path) -> None:
     save_by_tables(tmp_path / "a.h5", movie=pixels(4, 5, 6))
     with tables.open_file(tmp_path / "a.h5", "a") as file:
@@ -229,6 +256,46 @@ def test_nwb_of_volumes_or_of_movies_elsewhere_is_refused(tmp_path: Path) -> Non
     outside = {"external_file": ["a.tif"], "format": "external", "starting_frame": [0], "num_samples": 4}
     save_nwb(tmp_path / "b.nwb", {"green": None}, **outside)  # type: ignore[dict-item]
     refused(tmp_path / "b.nwb", "external_file")
+
+
+def add_series(path: Path, name: str, neurodata: str, like: str) -> Any:
+    """By h5py: another series of these data, linked to as pynwb does, with a rate."""
+    with h5py.File(path, "a") as file:
+        series = file.create_group(name)
+        series.attrs["neurodata_type"] = neurodata
+        series["data"] = h5py.SoftLink(like)
+        series.create_dataset("starting_time", data=0.0).attrs["rate"] = 4.0
+
+
+def test_nwb_series_that_cannot_be_meant_are_no_candidates(tmp_path: Path) -> None:
+    """Movies in other files, the same data by a link, a camera's film beside the imaging."""
+    path = tmp_path / "a.nwb"
+    save_nwb(path, {"green": pixels(4, 5, 6)})
+    add_series(path, "acquisition/again", "TwoPhotonSeries", "/acquisition/green/data")
+    with h5py.File(path, "a") as file:
+        for name, neurodata, shape in (
+            ("outside", "TwoPhotonSeries", (0, 0, 0)),
+            ("film", "ImageSeries", (9, 8, 7)),
+        ):
+            file.create_dataset(f"acquisition/{name}/data", shape, "uint8", fillvalue=0)
+            file[f"acquisition/{name}"].attrs["neurodata_type"] = neurodata
+        file["acquisition/film/data"][...] = 1
+        file["acquisition/outside/external_file"] = ["a.tif"]
+    for wanted, name, interval in ((None, "green", 0.08), ("again", "again", 0.25), ("film", "film", None)):
+        with open_recording(path, dataset=wanted) as recording:
+            assert recording.dataset == f"acquisition/{name}/data"
+            assert recording.info.frame_interval == interval
+    refused(path, "external_file", "outside")
+    add_series(path, "processing/ophys/green", "ImageSeries", "/acquisition/green/data")
+    refused(path, "expected TwoPhotonSeries green, found .*acquisition/green", "green")
+
+
+def test_nwb_of_an_image_series_alone_keeps_its_rate(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.nwb", "w") as file:
+        file["raw"] = pixels(4, 5, 6)
+    add_series(tmp_path / "a.nwb", "processing/ophys/corrected", "ImageSeries", "/raw")
+    with open_recording(tmp_path / "a.nwb") as recording:
+        assert recording.info.frame_interval == 0.25
 
 
 # ---- Zarr

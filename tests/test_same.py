@@ -179,6 +179,20 @@ def test_times_that_series_share_are_kept_if_they_lie_in_the_file(tmp_path: Path
         assert [path.name for path in tmp_path.iterdir()] == ["a.nwb"]
 
 
+def test_a_part_of_an_nwb_stack_is_not_written_without_the_rest(tmp_path: Path) -> None:
+    """pynwb opens no CorrectedImageStack without the series of its shifts."""
+    save_nwb(tmp_path / "a.nwb", {"green": pixels(4, 5, 6)})
+    with h5py.File(tmp_path / "a.nwb", "a") as file:
+        stack = file.create_group("processing/ophys/stack")
+        stack.attrs["neurodata_type"] = "CorrectedImageStack"
+        file.move("acquisition/green", "processing/ophys/stack/corrected")
+    copy(tmp_path / "a.nwb", tmp_path / "b.tif", "float32")
+    with pytest.raises(
+        MovieError, match="found processing/ophys/stack/corrected/data, no series or a part of more; write"
+    ):
+        copy(tmp_path / "a.nwb", tmp_path / "b.nwb", "float32")
+
+
 def test_a_link_out_of_the_file_is_not_copied(tmp_path: Path) -> None:
     save_nwb(tmp_path / "a.nwb", {"green": pixels(4, 5, 6)})
     with h5py.File(tmp_path / "a.nwb", "a") as file:
