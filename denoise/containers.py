@@ -21,7 +21,7 @@ import re
 import stat
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -412,22 +412,20 @@ def _open_zarr(path: Path, wanted: str | None) -> Pages:
     files = _zarr_files(path)
     arrays = {str(Path(name).parent): _zarr_array(path, name) for name in files if _is_array(path, name)}
     arrays = {("" if name == "." else name): array for name, array in arrays.items()}
-    scales = multiscales(path)
-    largest = next((str(one.get("path")) for one in dicts(scales.get("datasets"))[:1]), None)
     possible = {name: array.shape for name, array in arrays.items() if len(array.shape) >= 3}
-    if wanted is None and largest in possible:
-        possible = {largest: possible[largest]}
-    elif wanted is None:
-        possible = {name: shape for name, shape in possible.items() if len(shape) == 3}
-    name = _choose(path, wanted, possible, "array of three axes (T, Y, X)")
+    if wanted is None:
+        images = {name: possible[name] for name in _full_resolutions(path, files) if name in possible}
+        possible = images or {name: shape for name, shape in possible.items() if len(shape) == 3}
+    name = _choose(path, wanted, possible, "image or array of three axes (T, Y, X)")
     sizes = _check_zarr(path, name, arrays[name], files)
-    axes = _zarr_axes(path, scales, sizes)
-    told = _zarr_calibration(scales, name, axes)._replace(notes=_zarr_notes(path, name, arrays[name], files))
+    image = ome_image(path, name)
+    axes = _zarr_axes(path, image.scales, sizes)
+    told = _zarr_calibration(image, axes)._replace(notes=_zarr_notes(path, name, arrays[name], files))
     array = library("zarr", path).open_array(store=str(path / name), mode="r")
     dtype = check_frames(path, (1, *sizes[-2:]), np.dtype(array.dtype))  # type: ignore[arg-type]
     shape = (math.prod(sizes[:-2]), *sizes[-2:])
     info = MovieInfo(path, shape, dtype, axes, *told)  # type: ignore[arg-type]
-    return _pages(info, sizes, ArrayPages(array), _zarr_channels(path, axes, sizes), name)
+    return _pages(info, sizes, ArrayPages(array), _zarr_channels(image, axes, sizes), name)
 
 
 class _ZarrArray(NamedTuple):
@@ -565,21 +563,50 @@ def dicts(value: object) -> list[dict[str, Any]]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
-def zarr_attributes(path: Path) -> dict[str, Any]:
-    """What OME-Zarr says about the whole: in .zattrs, or from 0.5 on in zarr.json under "ome"."""
-    told = _json(path / ".zattrs") or _json(path / "zarr.json").get("attributes") or {}
+class OmeImage(NamedTuple):
+    """What OME-Zarr says of the image that an array is a resolution of; all empty for a plain array."""
+
+    attributes: dict[str, Any]  # of the image's group
+    scales: dict[str, Any]  # the first one of its multiscales
+    array: dict[str, Any]  # what these say of the array
+
+
+def ome_image(path: Path, name: str) -> OmeImage:
+    """The image that an array belongs to: the nearest one, of the groups around it."""
+    array = PurePosixPath(name)
+    for group in array.parents or [array]:
+        attributes = _zarr_attributes(path / group)
+        if scales := _multiscales(attributes):
+            told = [
+                one
+                for one in dicts(scales.get("datasets"))
+                if one.get("path") == str(array.relative_to(group))
+            ]
+            return OmeImage(attributes, scales, told[0] if told else {})
+    return OmeImage({}, {}, {})
+
+
+def _full_resolutions(path: Path, files: list[str]) -> list[str]:
+    """The first array of each image; of those in another one, as labels are, of none."""
+    found: dict[PurePosixPath, str] = {}
+    groups = {PurePosixPath(name).parent for name in files if name.endswith((".zattrs", "zarr.json"))}
+    for group in sorted(groups, key=lambda group: (len(group.parts), group)):
+        arrays = dicts(_multiscales(_zarr_attributes(path / group)).get("datasets"))
+        if arrays and not any(group.is_relative_to(image) for image in found):
+            found[group] = str(group / str(arrays[0].get("path")))
+    return list(found.values())
+
+
+def _zarr_attributes(group: Path) -> dict[str, Any]:
+    """What a group says of itself: in .zattrs, or from OME-Zarr 0.5 on in zarr.json under "ome"."""
+    told = _json(group / ".zattrs") or _json(group / "zarr.json").get("attributes") or {}
     inner = told.get("ome")
     return inner if isinstance(inner, dict) else told
 
 
-def multiscales(path: Path) -> dict[str, Any]:
+def _multiscales(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """The first image's description; {} in a plain Zarr."""
-    return next(iter(dicts(zarr_attributes(path).get("multiscales"))), {})
-
-
-def dataset_of(scales: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What an image's description says of one of its arrays; {} if nothing."""
-    return next((one for one in dicts(scales.get("datasets")) if one.get("path") == name), {})
+    return next(iter(dicts(attributes.get("multiscales"))), {})
 
 
 def _zarr_axes(path: Path, scales: Mapping[str, Any], sizes: tuple[int, ...]) -> str:
@@ -612,15 +639,14 @@ def ome_steps(told: Mapping[str, Any], kind: str, axes: int) -> list[float]:
     return []
 
 
-def _zarr_calibration(scales: Mapping[str, Any], name: str, axes: str) -> _Calibration:
+def _zarr_calibration(image: OmeImage, axes: str) -> _Calibration:
     """Pixel size, frame interval and distance of planes, by the scales of array and whole in the units of the axes."""
-    own = dataset_of(scales, name)
     steps = np.ones(len(axes))
     known = False
-    for one in (own, scales):
+    for one in (image.array, image.scales):
         if scale := ome_steps(one, "scale", len(axes)):
             steps, known = steps * np.array(scale), True
-    described = dicts(scales.get("axes"))
+    described = dicts(image.scales.get("axes"))
     units = {str(axis.get("name")).upper(): str(axis.get("unit", "")).lower() for axis in described}
     if not known:
         return _Calibration(None)
@@ -647,9 +673,9 @@ SHORT = {
 }
 
 
-def _zarr_channels(path: Path, axes: str, sizes: tuple[int, ...]) -> list[str]:
+def _zarr_channels(image: OmeImage, axes: str, sizes: tuple[int, ...]) -> list[str]:
     """Labels of the channels; [] if not each has one."""
-    rendering = zarr_attributes(path).get("omero")
+    rendering = image.attributes.get("omero")
     channels = dicts(rendering.get("channels")) if isinstance(rendering, dict) else []
     labels = [str(channel.get("label") or "") for channel in channels]
     return labels if "C" in axes and len(labels) == sizes[axes.index("C")] and all(labels) else []

@@ -27,15 +27,13 @@ import numpy as np
 from denoise.containers import (
     SERIES_TYPES,
     attribute,
-    dataset_of,
     dicts,
     is_hard_link,
     library,
-    multiscales,
     nwb_times,
+    ome_image,
     ome_steps,
     soft_link,
-    zarr_attributes,
 )
 from denoise.movies import DATA_FILE, MovieError
 
@@ -368,9 +366,8 @@ class ZarrFolder:
 
     def _image(self) -> dict[str, Any]:
         """OME's description of it: the input's, for the axes that are kept."""
-        given, scales = zarr_attributes(self.recording.info.path), multiscales(self.recording.info.path)
+        given, scales, entry = ome_image(self.recording.info.path, self.recording.dataset)
         described = {str(axis.get("name")).upper(): axis for axis in dicts(scales.get("axes"))}
-        entry = dataset_of(scales, self.recording.dataset)
         steps = {
             "scale": [1.0] * len(self.recording.axes),
             **_steps(entry, [*described], self.recording.axes),

@@ -371,6 +371,22 @@ def test_ome_zarr_by_tensorstore(tmp_path: Path, driver: str) -> None:
 
 
 @pytest.mark.parametrize("driver", ["zarr", "zarr3"])
+def test_images_in_groups_as_bioformats2raw_writes_them(tmp_path: Path, driver: str) -> None:
+    path, movie = tmp_path / "a.zarr", pixels(10, 2, 3, 7, 9)
+    save_ome_zarr(path / "0", movie, driver)
+    save_ome_zarr(path / "0" / "labels" / "cells", movie, driver)
+    (path / ".zattrs").write_text('{"bioformats2raw.layout": 3}')
+    for name in (None, "0/0"):
+        with open_recording(path, dataset=name) as recording:
+            assert (recording.axes, recording.dataset) == ("TCZYX", "0/0")
+            assert recording.info.pixel_size == (0.5, 0.25)
+            assert recording.channels == ["GCaMP", "tdTomato"]
+            np.testing.assert_array_equal(recording.parts[1].movie.read(0, 10), movie[:, 0, 1])
+    save_ome_zarr(path / "1", movie, driver)
+    refused(path, r"found 0/0 \(10 x 2 x 3 x 7 x 9\), 1/0 \(10 x .*; give one by --dataset")
+
+
+@pytest.mark.parametrize("driver", ["zarr", "zarr3"])
 def test_plain_zarr_of_one_array(tmp_path: Path, driver: str) -> None:
     movie = pixels(10, 7, 9, dtype="float32")
     save_zarr(tmp_path / "a.zarr", movie, driver)

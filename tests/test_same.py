@@ -207,13 +207,14 @@ def test_a_link_out_of_the_file_is_not_copied(tmp_path: Path) -> None:
 # ---- Zarr
 
 
+@pytest.mark.parametrize("group", ["", "0"])  # the latter as bioformats2raw has it
 @pytest.mark.parametrize(("driver", "metadata"), [("zarr", ".zattrs"), ("zarr3", "zarr.json")])
 def test_tensorstore_reads_the_zarr(
-    tmp_path: Path, driver: str, metadata: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, driver: str, metadata: str, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(same, "CHUNK_BYTES", 3 * 7 * 9 * 4)  # of 3 frames: the last chunk is not full
     movie = pixels(10, 2, 3, 7, 9)
-    save_ome_zarr(tmp_path / "a.ome.zarr", movie, driver)
+    save_ome_zarr(tmp_path / "a.ome.zarr" / group, movie, driver)
     copy(tmp_path / "a.ome.zarr", tmp_path / "b.ome.zarr", "float32", (1, 9))
     spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(tmp_path / "b.ome.zarr" / "0")}}
     found = tensorstore.open(spec).result()
