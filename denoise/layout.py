@@ -395,18 +395,19 @@ def _is_plain_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _refuse_outputs_among_inputs(plan: Plan, root: Path, output: Path) -> None:
-    """An input is never overwritten, and no output lies where the next run would read it as a movie.
+    """No output overwrites an input or lies in one, as Zarr is a folder, or where the next run would read it as a movie.
 
     An output folder below the input folder is allowed, as the walk leaves it out.
     """
     inputs = {_file_id(path) for job in plan.jobs for path in (job.source, *job.series)} - {None}
     apart = not os.path.isdir(root) or root in _real(output).parents
     for job in plan.jobs:
-        if _file_id(job.output) in inputs:
+        place = _real(job.output)
+        if inputs & {_file_id(path) for path in (place, *place.parents)}:
             raise LayoutError(
-                f"{job.output}: expected a new file as output, found an input movie; choose another --output"
+                f"{job.output}: expected a new file as output, found an input movie there; choose another --output"
             )
-        if not apart and _real(job.output).is_relative_to(root):
+        if not apart and place.is_relative_to(root):
             raise LayoutError(
                 f"{job.output}: expected outputs apart from the inputs, found both in {root}; "
                 "choose another --output"

@@ -397,6 +397,15 @@ def test_one_file_is_not_its_own_output(source: Path, tmp_path: Path) -> None:
         plan_movies(source / "a.tif", tmp_path / "out")
 
 
+@pytest.mark.parametrize("given", [".", "a.zarr"])
+@pytest.mark.parametrize("below", ["", "0/new"])
+def test_no_output_lies_in_a_movie_that_is_a_folder(source: Path, given: str, below: str) -> None:
+    touch(source, "a.zarr/0/.zarray")
+    with pytest.raises(LayoutError, match=r"a\.tif: expected a new file as output, found an input movie"):
+        plan_movies(source / given, source / "a.zarr" / below)
+    assert len(plan_movies(source / "a.zarr", source).jobs) == 1  # beside it
+
+
 @pytest.mark.parametrize("link", [os.link, os.symlink])
 def test_linked_input_is_not_overwritten(source: Path, output: Path, link: object) -> None:
     touch(source, "a.tif")
