@@ -47,10 +47,7 @@ SUFFIXES = (*HDF5_SUFFIXES, *ZARR_SUFFIXES)
 EXTRA = "requirements-formats.txt"
 
 IMAGING_TYPES = ("TwoPhotonSeries", "OnePhotonSeries")  # of NWB
-SERIES_TYPES = (
-    *IMAGING_TYPES,
-    "ImageSeries",
-)  # the last one is what registration makes; also a camera's film
+SERIES_TYPES = (*IMAGING_TYPES, "ImageSeries")  # which is what registration makes, or a camera's film
 HDF5_FILTERS = {
     1: "gzip",
     2: "shuffle",
@@ -179,7 +176,7 @@ class _Kind(NamedTuple):
 
     shape: tuple[int, ...]  # () for a group
     neurodata: str  # its type in NWB, "" for none
-    numbers: bool  # whether it is a dataset that holds any
+    numbers: bool  # whether it is an array that holds any
 
 
 def _hdf5_inside(file: Any) -> dict[str, _Kind]:
@@ -194,9 +191,9 @@ def _hdf5_inside(file: Any) -> dict[str, _Kind]:
 
 
 def _kind(thing: Any) -> _Kind:
-    shape, size = (getattr(thing, name, None) for name in ("shape", "size"))
-    numbers = bool(size) and thing.id.get_type().get_class() in NUMBERS
-    return _Kind(shape or (), str(attribute(thing.attrs, "neurodata_type") or ""), numbers)
+    shape = getattr(thing, "shape", None) or ()  # a group has none, nor has a dataset without any space
+    numbers = bool(shape) and 0 not in shape and thing.id.get_type().get_class() in NUMBERS
+    return _Kind(shape, str(attribute(thing.attrs, "neurodata_type") or ""), numbers)
 
 
 def _hdf5_dataset(path: Path, file: Any, inside: Mapping[str, _Kind], wanted: str | None) -> str:
@@ -307,9 +304,9 @@ def _nwb_series(
     places = {name: _linked(file, f"{name}/data") for name in series}
     kinds = {name: _kind(file[place]) for name, place in places.items() if place}
     if wanted is None:
-        own = [name for name, kind in kinds.items() if kind.numbers and f"{name}/data" in inside]
-        imaging = [name for name in own if inside[name].neurodata in IMAGING_TYPES]
-        kinds = {name: kinds[name] for name in imaging or own or kinds}
+        likely = [name for name in kinds if inside[name].neurodata in IMAGING_TYPES] or [*kinds]
+        own = [name for name in likely if kinds[name].numbers and f"{name}/data" in inside]
+        kinds = {name: kinds[name] for name in own or likely}
     else:
         wanted = wanted.strip("/").removesuffix("/data")
         called = [name for name in kinds if name.rsplit("/", 1)[-1] == wanted]

@@ -286,8 +286,20 @@ def test_nwb_series_that_cannot_be_meant_are_no_candidates(tmp_path: Path) -> No
             assert recording.dataset == f"acquisition/{name}/data"
             assert recording.info.frame_interval == interval
     refused(path, "external_file", "outside")
+    with h5py.File(path, "a") as file:
+        del file["acquisition/green"]
+    refused(path, "external_file")  # and not the film in its place
+
+
+def test_nwb_series_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "a.nwb"
+    save_nwb(path, {"green": pixels(4, 5, 6)})
     add_series(path, "processing/ophys/green", "ImageSeries", "/acquisition/green/data")
-    refused(path, "expected TwoPhotonSeries green, found .*acquisition/green", "green")
+    refused(
+        path, "expected TwoPhotonSeries green, found acquisition/green .*, processing/ophys/green", "green"
+    )
+    with open_recording(path, dataset="processing/ophys/green") as recording:
+        assert recording.info.frame_interval == 0.25
 
 
 def test_nwb_of_an_image_series_alone_keeps_its_rate(tmp_path: Path) -> None:
