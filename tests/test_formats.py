@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,70 @@ def test_scanimage_interleaves_channels_and_planes(
 def test_scanimage_of_half_a_volume_is_an_error(tmp_path: Path) -> None:
     save_as_scanimage(tmp_path / "in.tif", pixels(23), SCANIMAGE.format(fast="true", slow="false", frames=1))
     with pytest.raises(MovieError, match=r"expected 2 channel\(s\) of 3 plane\(s\).*found 23 pages"):
+        open_recording(tmp_path / "in.tif")
+
+
+SCANIMAGE_2022 = (
+    "SI.VERSION_MAJOR = 2022\nSI.hChannels.channelSave = 1\nSI.hStackManager.enable = {enable}\n"
+    "SI.hFastZ.enable = false\nSI.hStackManager.stackMode = '{mode}'\nSI.hStackManager.numSlices = 1\n"
+    "SI.hStackManager.actualNumSlices = {slices}\nSI.hStackManager.framesPerSlice = {each}\n"
+    "SI.hStackManager.numFramesPerVolume = {acquired}\nSI.hScan2D.logAverageFactor = {average}\n"
+    "SI.hStackManager.numFramesPerVolumeWithFlyback = {flyback}\n"
+    "SI.hRoiManager.scanFrameRate = 30\nSI.hRoiManager.scanVolumeRate = 7.5\n"
+)
+
+
+SETTINGS = ("mode", "slices", "each", "acquired", "flyback", "average", "enable")
+
+
+def scanimage_2022(*settings: str | int) -> str:
+    """Settings since 2020; numSlices is left from an earlier stack."""
+    return SCANIMAGE_2022.format(**{"enable": "true", **dict(zip(SETTINGS, settings))})
+
+
+@pytest.mark.parametrize(
+    ("settings", "axes", "sizes", "interval"),
+    [
+        (("fast", 3, 1, 3, 4, 1), "TZYX", (6, 4), 1 / 7.5),  # the flyback is a plane
+        (("fast", 4, 1, 4, 4, 2), "TZYX", (12, 2), 1 / 7.5),  # two planes in one image
+        (("slow", 3, 8, 24, 24, 1), "ZTYX", (3, 8), 1 / 30),
+        (("slow", 3, 16, 48, 48, 2), "ZTYX", (3, 8), 2 / 30),
+        (("slow", 3, 2, 6, 6, 2), "TZYX", (8, 3), None),  # one image of a plane in each volume
+        (("slow", 1, 7, 1, 1, 2, "false"), "TYX", (24,), 2 / 30),  # no stack
+    ],
+)
+def test_scanimage_since_2020(
+    tmp_path: Path, settings: tuple[Any, ...], axes: str, sizes: tuple[int, ...], interval: float | None
+) -> None:
+    voxels = pixels(24)
+    save_as_scanimage(tmp_path / "in.tif", voxels, scanimage_2022(*settings))
+    with open_recording(tmp_path / "in.tif") as recording:
+        assert (recording.axes, recording.sizes) == (axes, (*sizes, 7, 9))
+        assert recording.info.frame_interval == (interval and pytest.approx(interval))
+        last = np.moveaxis(voxels.reshape(*sizes, 7, 9), axes.index("T"), 0)
+        last = last.reshape(len(last), -1, 7, 9)[:, -1]  # of the last plane
+        np.testing.assert_array_equal(recording.parts[-1].movie.read(0, len(last)), last)
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        (("slow", 3, 2, 6, 6, 1), "found 4 volumes with 2 frames of each in turn"),
+        (("slow", 5, 2, 10, 10, 1), "of 5 plane(s) of 2 frames, as ScanImage's header says, found 24 pages"),
+        (("slow", 3, 2, 12, 12, 1), "actualNumSlices 3, framesPerSlice 2, numFramesPerVolume 12"),
+        (("fast", 3, 2, 6, 6, 1), "found stackMode fast, actualNumSlices 3, framesPerSlice 2"),
+        (
+            ("fast", 3, 1, 3, 4, 3),
+            "logAverageFactor 3; save each plane as a movie of its own",
+        ),  # of two volumes
+        (("slow", 3, 3, 9, 9, 2), "logAverageFactor 2"),  # of two planes
+    ],
+)
+def test_scanimage_of_settings_that_do_not_fit_is_an_error(
+    tmp_path: Path, settings: tuple[Any, ...], found: str
+) -> None:
+    save_as_scanimage(tmp_path / "in.tif", pixels(24), scanimage_2022(*settings))
+    with pytest.raises(MovieError, match=re.escape(found)):
         open_recording(tmp_path / "in.tif")
 
 
