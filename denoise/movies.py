@@ -20,9 +20,10 @@ import stat
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn, Protocol
 from xml.etree import ElementTree
@@ -849,7 +850,8 @@ NIFTI_SCALING = {
     348: (112, "ff"),
     540: (176, "dd"),
 }  # by bytes of the header: where slope and intercept stand
-
+NIFTI_LENGTHS = {1: 1e3, 3: 1e-3}  # millimetres in metres and micrometres, by xyzt_units
+NIFTI_TIMES = {0: 1.0, 8: 1.0, 16: 1e-3, 24: 1e-6}  # seconds in seconds, ms, us
 
 Order = Literal["<", ">", "="]  # of the bytes of a number
 
@@ -871,6 +873,8 @@ def _open_itk(path: Path) -> Movie:
     reader.SetImageIO(f"{kind}ImageIO")  # left to itself it does not know .MHA
     with _silence():
         reader.ReadImageInformation()
+    fields = _nrrd_fields(path) if kind == "Nrrd" else {}
+    _check_kinds(path, fields.get("kinds", ""))
     sizes = reader.GetSize()[::-1]  # (..., Y, X)
     axes = "QTZYX"[-len(sizes) :]
     if reader.GetNumberOfComponents() > 1:
@@ -878,7 +882,7 @@ def _open_itk(path: Path) -> Movie:
     shape = _movie_shape(path, axes, sizes, one_frame=len(sizes) > 2)
     dtype = check_frames(path, shape, _itk_dtype(reader.GetPixelID()))
     _check_itk_size(path, voxels, reader)
-    info = MovieInfo(path, shape, dtype, axes, *_itk_calibration(reader))
+    info = MovieInfo(path, shape, dtype, axes, *_itk_calibration(reader, _nrrd_units(fields)))
     return Movie(info, _itk_source(kind, voxels, reader, info))
 
 
@@ -1018,12 +1022,47 @@ def _itk_dtype(pixel: int) -> np.dtype:
     return np.dtype(names.get(pixel, "void"))
 
 
-def _itk_calibration(reader: sitk.ImageFileReader) -> tuple[tuple[float, float] | None, float | None]:
-    """Spacing is millimetres along X and Y and seconds along the frames; 1 in files that know neither."""
+def _nrrd_fields(path: Path) -> dict[str, str]:
+    """What an NRRD header says, by the fields' names in lower case."""
+    with path.open("rb") as file:
+        header = re.split(rb"\r?\n\r?\n", file.read(2**16), maxsplit=1)[0]
+    pairs = [line.partition(":") for line in header.decode("latin-1").splitlines()]
+    return {name.lower(): value.strip() for name, _, value in pairs if not value.startswith("=")}
+
+
+def _check_kinds(path: Path, kinds: str) -> None:
+    """Of an NRRD's axes, the fastest first: time may not be x or y, and SimpleITK takes a list for colours."""
+    found = kinds.lower().split()
+    if "time" in found[:2] or "list" in found:
+        expected = "expected kinds domain domain time in its NRRD header"
+        _fail(path, f"{expected}, found {kinds}; save it with time as the last axis, the slowest one")
+
+
+def _nrrd_units(fields: Mapping[str, str]) -> list[str]:
+    """Of each axis, the fastest first: its own, else that of the space around it; "" where none is told."""
+    own, around = (re.findall('"([^"]*)"', fields.get(name, "")) for name in ("units", "space units"))
+    return [(unit or other).lower() for unit, other in zip_longest(own, around, fillvalue="")]
+
+
+def _itk_calibration(
+    reader: sitk.ImageFileReader, told: Sequence[str]
+) -> tuple[tuple[float, float] | None, float | None]:
+    """Spacing in the units told, else millimetres along X and Y and seconds along the frames; 1 is not known."""
     spacing = [float(f"{value:.7g}") for value in reader.GetSpacing()]  # NIfTI's are float32
-    x, y, frames = spacing[0], spacing[1], spacing[_itk_frame_axis(reader)]
-    pixel_size = None if x == y == 1 else believed((y * 1e3, x * 1e3))
-    return pixel_size, None if frames == 1 else _interval(frames)
+    place = _itk_frame_axis(reader)
+    units = [*told, *[""] * len(spacing)]
+    x, y = (length * MICROMETRES.get(unit or "mm", math.nan) for length, unit in zip(spacing, units[:2]))
+    step = spacing[place] * SECONDS.get(units[place] or "s", math.nan) * _nifti_third(reader, place)
+    pixel_size = None if spacing[0] == spacing[1] == 1 and not any(units[:2]) else believed((y, x))
+    return pixel_size, None if step == 1 and not units[place] else _interval(float(f"{step:.7g}"))
+
+
+def _nifti_third(reader: sitk.ImageFileReader, place: int) -> float:
+    """Seconds in what SimpleITK takes for a length where NIfTI's third axis counts the frames; else 1."""
+    if place != 2 or not reader.HasMetaDataKey("xyzt_units"):
+        return 1.0
+    units = int(reader.GetMetaData("xyzt_units"))
+    return NIFTI_TIMES.get(units & 56, math.nan) / NIFTI_LENGTHS.get(units & 7, 1.0)
 
 
 def _itk_frame_axis(reader: sitk.ImageFileReader) -> int:

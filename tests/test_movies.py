@@ -813,6 +813,58 @@ def test_itk_calibration(tmp_path: Path, ending: str) -> None:
     assert calibration(tmp_path / f"a{ending}") == ((0.7, 0.5), 0.033)
 
 
+def nrrd_by_hand(path: Path, fields: str) -> None:
+    header = (
+        f"NRRD0004\ntype: uint16\ndimension: 3\nsizes: 18 20 7\nendian: little\nencoding: raw\n{fields}\n\n"
+    )
+    path.write_bytes(header.encode() + movie_of("uint16").astype("<u2").tobytes())
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ('spacings: 0.5 0.7 0.1\nunits: "microns" "microns" "s"', ((0.7, 0.5), 0.1)),
+        ('spacings: 1 1 1\nunits: "um" "um" "ms"', ((1.0, 1.0), 0.001)),
+        ('spacings: 0.0005 0.0007 0.1\nunits: "" "" ""', ((0.7, 0.5), 0.1)),
+        ("spacings: 0.0005 0.0007 0.1\nkey:=value\n# units: none", ((0.7, 0.5), 0.1)),
+        ('spacings: 0.5 0.7 0.1\nunits: "pixel" "pixel" "frame"', (None, None)),
+        (
+            'space dimension: 3\nspace directions: (0.5,0,0) (0,0.7,0) (0,0,2)\nspace units: "um" "um" "um"',
+            ((0.7, 0.5), None),
+        ),
+    ],
+)
+def test_units_of_nrrd(tmp_path: Path, fields: str, expected: tuple[object, object]) -> None:
+    nrrd_by_hand(tmp_path / "a.nrrd", fields)
+    assert calibration(tmp_path / "a.nrrd") == expected
+
+
+@pytest.mark.parametrize("kinds", ["time domain domain", "domain time domain", "domain domain list"])
+def test_an_nrrd_with_time_in_another_place_is_refused(tmp_path: Path, kinds: str) -> None:
+    nrrd_by_hand(tmp_path / "a.nrrd", f"kinds: {kinds}")
+    assert f"expected kinds domain domain time in its NRRD header, found {kinds};" in error_of(
+        tmp_path / "a.nrrd"
+    )
+    nrrd_by_hand(tmp_path / "a.nrrd", "kinds: domain domain time")
+    assert_reads(tmp_path / "a.nrrd", movie_of("uint16"))
+
+
+@pytest.mark.parametrize(
+    ("units", "step", "interval"),
+    [(3 | 8, 0.1, 0.1), (3 | 16, 100, 0.1), (2 | 24, 100, 0.0001), (0, 0.5, 0.5), (3 | 32, 9, None)],
+)  # um or mm; s, ms, us or Hz
+def test_nifti_of_three_axes_has_time_in_its_own_unit(
+    tmp_path: Path, units: int, step: float, interval: float | None
+) -> None:
+    by_itk(tmp_path / "a.nii", movie_of("int16"))
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[123] = units  # xyzt_units
+    struct.pack_into("<3f", content, 80, 0.5, 0.5, step)  # pixdim
+    (tmp_path / "a.nii").write_bytes(content)
+    length = 0.5 if units & 7 == 3 else 500.0
+    assert calibration(tmp_path / "a.nii") == ((length, length), interval)
+
+
 # ---- writing -----------------------------------------------------------------------------------------------
 
 
