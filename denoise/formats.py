@@ -255,6 +255,7 @@ def open_series(paths: Sequence[Path], frames: Range = (None, None)) -> Recordin
     first = pieces[0]
     for piece in pieces:
         refuse_another(piece, first)
+    refuse_other_axes(paths)
     kept = chosen_frames(first.path, sum(piece.frames for piece in pieces), frames)
     files = SeriesFiles(pieces)
     pages = files.open(0)
@@ -291,6 +292,21 @@ def refuse_another(piece: Piece, first: Piece) -> None:
         raise MovieError(
             f"{piece.path}: expected {told[0]}, as in {first.path.name}, found {told[1]}; "
             "move it away if it is of another recording"
+        )
+
+
+def refuse_other_axes(paths: Sequence[Path]) -> None:
+    """Raise MovieError if by OME the files of a series are not of one channel and plane that they go on in time."""
+    places = movies.ome_places(paths[0])
+    held = {place for path in paths for place in places.get(path.name, places.get("", ()))}
+    numbers = [len(set(column)) for column in zip(*held)]
+    if len(held) > 1:
+        told = ", ".join(
+            f"{number} {name}(s)" for number, name in zip(numbers, ("image", "channel", "plane"))
+        )
+        raise MovieError(
+            f"{paths[0]}: expected files that follow each other in time, as --series takes them, found {told} "
+            "in them by its OME-XML; leave --series out, or save them as one file"
         )
 
 

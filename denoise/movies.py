@@ -567,6 +567,7 @@ def _open_tiff(path: Path, shape_of: ShapeOf = _tiff_shape, of_series: bool = Fa
     pages = _count_pages(path)
     with ExitStack() as stack:
         tif = _tifffile(stack, path, pages)
+        calibrated = (*_tiff_calibration(tif), _tiff_plane_spacing(tif))
         if of_series and tif.is_ome and _ome_images(tif) != pages:
             tif.close()
             tif = stack.enter_context(tifffile.TiffFile(path, is_ome=False))
@@ -575,7 +576,8 @@ def _open_tiff(path: Path, shape_of: ShapeOf = _tiff_shape, of_series: bool = Fa
         dtype = check_frames(path, shape, series.dtype)
         _check_storage(path, tif, series, shape, pages)
         axes, notes = (THIN_AXES, _thin_notes(series)) if _is_thin(tif, series) else (series.axes, ())
-        info = MovieInfo(path, shape, dtype, axes, *_tiff_calibration(tif), notes, _tiff_plane_spacing(tif))
+        pixel_size, interval, spacing = calibrated
+        info = MovieInfo(path, shape, dtype, axes, pixel_size, interval, notes, spacing)
         source = _tiff_source(path, tif, series, shape)
         if isinstance(source, _TiffPages):
             stack.pop_all()  # source keeps tif open
@@ -793,6 +795,38 @@ def _ome_pixels(tif: tifffile.TiffFile) -> Mapping[str, Any]:
         return {}
     pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")  # noqa: S314 (parsed before)
     return {} if pixels is None else pixels.attrib
+
+
+def ome_places(path: Path) -> dict[str, set[tuple[int, int, int]]]:
+    """Which (image, channel, plane) are in each file of a set, as the OME-XML of one of them tells.
+
+    By the files' names, "" where it names none; {} where it speaks of this file alone. Raises MovieError.
+    """
+    pages = _count_pages(path)
+    with errors_of(path, "its OME-XML cannot be read"), tifffile.TiffFile(path, _multifile=False) as tif:
+        if not tif.is_ome or _ome_images(tif) == pages:
+            return {}
+        found: dict[str, set[tuple[int, int, int]]] = {}
+        for number, image in enumerate(ElementTree.fromstring(tif.ome_metadata or "").iterfind("{*}Image")):  # noqa: S314
+            for pixels in image.iterfind("{*}Pixels"):
+                for name, channel, plane in _ome_blocks(pixels):
+                    found.setdefault(name, set()).add((number, channel, plane))
+        return found
+
+
+def _ome_blocks(pixels: ElementTree.Element) -> Iterator[tuple[str, int, int]]:
+    """Of each block of images: the file's name, with a channel and plane; with more than one if it has several."""
+    order = pixels.get("DimensionOrder", "XYZCT")[2:]  # fastest first
+    sizes = {axis: int(pixels.get(f"Size{axis}", 1)) for axis in order}
+    steps = {axis: math.prod(sizes[faster] for faster in order[:place]) for place, axis in enumerate(order)}
+    for block in pixels.iterfind("{*}TiffData"):
+        uuid = block.find("{*}UUID")
+        first = sum(int(block.get(f"First{axis}", 0)) * steps[axis] for axis in order)
+        usual = 1 if "IFD" in block.attrib else math.prod(sizes.values()) - first
+        last = first + int(block.get("PlaneCount", usual)) - 1
+        for image in {first, min(first + 1, last), last}:  # if all are of one channel and plane, so are these
+            channel, plane = (image // steps[axis] % sizes[axis] for axis in "CZ")
+            yield "" if uuid is None else uuid.get("FileName", ""), channel, plane
 
 
 def _tiff_pixel_size(page: tifffile.TiffPage, told: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import re
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +159,57 @@ def test_ome_that_speaks_of_all_files_is_not_one_file_s_shape(tmp_path: Path) ->
     paths = save_pieces(tmp_path, voxels, [1, 2], t1=description)
     with open_series(paths) as series:
         assert series.info.shape == (3, 7, 9)
+        assert (series.info.pixel_size, series.info.frame_interval) == ((0.25, 0.5), 0.1)
         np.testing.assert_array_equal(series.parts[0].movie.read(0, 3), voxels)
+
+
+def blocks(*places: str, count: int) -> str:
+    """OME's words for files x_0.tif, x_1.tif, ... of so many images, that begin at these places."""
+    return "".join(
+        f'<TiffData {place} IFD="0" PlaneCount="{count}"><UUID FileName="x_{number}.tif">urn:uuid:0</UUID></TiffData>'
+        for number, place in enumerate(places)
+    )
+
+
+@pytest.mark.parametrize(
+    ("order", "sizes", "held", "found"),
+    [
+        ("CZT", {"T": 4, "C": 1, "Z": 1}, blocks("", 'FirstT="2"', count=2), None),
+        (
+            "TCZ",
+            {"T": 2, "C": 3, "Z": 1},
+            blocks('FirstC="1"', 'FirstC="1"', count=2),
+            None,
+        ),  # of one channel
+        ("TCZ", {"T": 2, "C": 2, "Z": 1}, blocks("", 'FirstC="1"', count=2), "2 channel(s), 1 plane(s)"),
+        ("TCZ", {"T": 2, "C": 1, "Z": 2}, blocks("", 'FirstZ="1"', count=2), "1 channel(s), 2 plane(s)"),
+        ("CZT", {"T": 2, "C": 2, "Z": 1}, blocks("", 'FirstT="1"', count=2), "2 channel(s)"),  # in each file
+        ("CZT", {"T": 2, "C": 2, "Z": 1}, "<TiffData/>", "2 channel(s)"),  # of which it does not say
+    ],
+)
+def test_files_of_several_channels_or_planes_by_ome_do_not_follow_in_time(
+    tmp_path: Path, order: str, sizes: dict[str, int], held: str, found: str | None
+) -> None:
+    description = OME.format(order=order, channels="", **sizes).replace("<TiffData/>", held)
+    paths = save_pieces(tmp_path, pixels(4), [2], t2=description)
+    if found is None:
+        with open_series(paths) as series:
+            assert series.info.shape == (4, 7, 9)
+        return
+    with pytest.raises(MovieError, match=re.escape(f"found 1 image(s), {found}")):
+        open_series(paths)
+
+
+def test_positions_by_ome_do_not_follow_in_time(tmp_path: Path) -> None:
+    description = OME.format(order="CZT", T=2, C=1, Z=1, channels="")
+    image = description[description.index("<Image") : description.index("</OME>")]
+    images = [
+        image.replace("<TiffData/>", block + "</TiffData>")
+        for block in blocks("", "", count=2).split("</TiffData>")[:2]
+    ]
+    description = description.replace(image, "".join(images)).replace('SizeT="2"', 'SizeT="4"')
+    with pytest.raises(MovieError, match=r"found 2 image\(s\)"):
+        open_series(save_pieces(tmp_path, pixels(4), [2], t2=description))
 
 
 def test_the_odd_file_is_named_with_both_values(tmp_path: Path) -> None:
