@@ -27,9 +27,11 @@ main() {
 
 make_input() {
     echo "=+= Making a stack of $FRAMES x $SIDE x $SIDE in $INPUT"
-    local images=$INPUT/images/stacked-neuron-images-with-noise
+    local made=$INPUT.part # gets its name when it is complete: half of it would be taken for the input ever after
+    local images=$made/images/stacked-neuron-images-with-noise
+    rm -rf "$made"
     mkdir -p "$images"
-    cat >"$INPUT/inputs.json" <<'JSON'
+    cat >"$made/inputs.json" <<'JSON'
 [
   {
     "file": null,
@@ -64,6 +66,7 @@ file = io.BytesIO()
 tifffile.imwrite(file, noisy.clip(-32768, 32767).astype(np.int16), resolution=(300, 300), resolutionunit="INCH")
 sys.stdout.buffer.write(file.getvalue())
 PYTHON
+    mv "$made" "$INPUT"
 }
 
 denoise() {
