@@ -272,7 +272,7 @@ def _plan_challenge(source: Path, root: Path, output: Path) -> Plan:
             f"leave one there, or give a folder without inputs.json and images/{INPUT_SOCKET} to denoise all"
         )
     name = _name(movies[0], root)
-    if place != _socket_folder(root):
+    if not movies[0].is_relative_to(_socket_folder(root)):
         warnings.append(f"images/{INPUT_SOCKET}: expected the movie there, took {name}")
     target = output / "images" / OUTPUT_SOCKET / output_names([movies[0].name])[0]
     return Plan("challenge", [Job(name, movies[0], target)], warnings=warnings)

@@ -322,6 +322,15 @@ def test_an_image_elsewhere_is_taken_with_a_warning(source: Path, output: Path, 
     assert plan.warnings == [f"{SOCKET_FOLDER}: expected the movie there, took {Path(place) / 'a.tif'}"]
 
 
+@pytest.mark.parametrize("relative_path", [SOCKET_FOLDER, f"{SOCKET_FOLDER}/a.tif", "images"])
+def test_an_image_in_its_place_is_no_warning_however_it_is_named(
+    source: Path, output: Path, relative_path: str
+) -> None:
+    touch(source, f"{SOCKET_FOLDER}/a.tif")
+    inputs_json(source, [entry(relative_path)])
+    assert plan_movies(source, output).warnings == []
+
+
 def test_more_than_one_image_is_an_error_that_names_them(source: Path, output: Path) -> None:
     touch(source, f"{SOCKET_FOLDER}/b.tif", f"{SOCKET_FOLDER}/a.mha")
     with pytest.raises(LayoutError, match=r"expected one movie.* found 2: a\.mha, b\.tif; leave one"):
