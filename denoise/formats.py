@@ -259,11 +259,9 @@ def open_series(paths: Sequence[Path], frames: Range = (None, None)) -> Recordin
     kept = chosen_frames(first.path, sum(piece.frames for piece in pieces), frames)
     files = SeriesFiles(pieces)
     pages = files.open(0)
-    notes = (
-        ()
-        if first.axes[first.place] != "Z"
-        else ("the files name planes and no time: planes count as frames",)
-    )
+    notes = pages.movie.info.notes
+    if first.axes[first.place] == "Z":
+        notes += ("the files name planes and no time: planes count as frames",)
     info = replace(pages.movie.info, notes=notes, axes=first.axes)
     sizes = [*first.sizes]
     sizes[first.place] = len(kept)

@@ -539,8 +539,13 @@ def _is_thin(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> bool:
     return unnamed and series.ndim == 3 and series.axes != THIN_AXES and "S" not in series.axes
 
 
-def _thin_notes(series: tifffile.TiffPageSeries) -> tuple[str, ...]:
-    return (f"the file names no axes: {' x '.join(map(str, series.shape))} are taken as time, y, x",)
+def _tiff_notes(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> tuple[str, ...]:
+    notes = []
+    if _is_thin(tif, series):
+        notes.append(f"the file names no axes: {' x '.join(map(str, series.shape))} are taken as time, y, x")
+    if series.keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        notes.append("MinIsWhite: the numbers are kept, and the output shows low ones dark, not bright")
+    return tuple(notes)
 
 
 THIN_AXES = "QYX"  # as tifffile calls them in movies that are wider than a pixel
@@ -575,7 +580,8 @@ def _open_tiff(path: Path, shape_of: ShapeOf = _tiff_shape, of_series: bool = Fa
         shape = shape_of(path, tif, series)
         dtype = check_frames(path, shape, series.dtype)
         _check_storage(path, tif, series, shape, pages)
-        axes, notes = (THIN_AXES, _thin_notes(series)) if _is_thin(tif, series) else (series.axes, ())
+        axes = THIN_AXES if _is_thin(tif, series) else series.axes
+        notes = _tiff_notes(tif, series)
         pixel_size, interval, spacing = calibrated
         info = MovieInfo(path, shape, dtype, axes, pixel_size, interval, notes, spacing)
         source = _tiff_source(path, tif, series, shape)

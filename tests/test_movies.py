@@ -418,6 +418,14 @@ def test_channels_and_planes_are_named(tmp_path: Path, axes: str) -> None:
     assert "CYX of sizes 2 x 20 x 18" in error_of(tmp_path / "d.tif")
 
 
+def test_low_numbers_that_were_shown_bright_are_told(tmp_path: Path) -> None:
+    for ending, shown in (("black", ()), ("white", ("MinIsWhite",))):
+        tifffile.imwrite(tmp_path / f"{ending}.tif", movie_of("uint16"), photometric=f"minis{ending}")
+        assert_reads(tmp_path / f"{ending}.tif", movie_of("uint16"))
+        with open_movie(tmp_path / f"{ending}.tif") as movie:
+            assert tuple(note.split(":")[0] for note in movie.info.notes) == shown
+
+
 def test_planes_of_nifti_are_named(tmp_path: Path) -> None:
     image = sitk.GetImageFromArray(movie_of("int16", (5, 2, 8, 9)), isVector=False)
     sitk.WriteImage(image, str(tmp_path / "a.nii"))

@@ -163,6 +163,13 @@ def test_ome_that_speaks_of_all_files_is_not_one_file_s_shape(tmp_path: Path) ->
         np.testing.assert_array_equal(series.parts[0].movie.read(0, 3), voxels)
 
 
+def test_what_is_told_of_the_first_file_is_told_of_the_series(tmp_path: Path) -> None:
+    for number in range(2):
+        tifffile.imwrite(tmp_path / f"x_{number}.tif", pixels(1)[0], photometric="miniswhite")
+    with open_series([tmp_path / "x_0.tif", tmp_path / "x_1.tif"]) as series:
+        assert [note.split(":")[0] for note in series.info.notes] == ["MinIsWhite"]
+
+
 def blocks(*places: str, count: int) -> str:
     """OME's words for files x_0.tif, x_1.tif, ... of so many images, that begin at these places."""
     return "".join(
