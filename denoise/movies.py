@@ -267,12 +267,13 @@ def _movie_shape(path: Path, axes: str, shape: tuple[int, ...], one_frame: bool)
     if kept == "YX" and one_frame and set(axes[: axes.index("Y")]) & set(FRAME_AXES):
         sizes = [("T", 1), *sizes]
     elif kept == "YX":
-        _fail(
-            path, f"expected a movie (T, Y, X), {found}; give the folder of a recording's images and --series"
-        )
+        advice = "--series makes one movie of the images whose names differ by their last number alone"
+        _fail(path, f"expected a movie (T, Y, X), {found}; {advice}")
     elif "S" in kept:
         _fail(path, f"expected one intensity per voxel, {found}: colours; convert it to grayscale")
-    elif len(kept) != 3 or kept[0] not in FRAME_AXES or kept[1:] != "YX":
+    elif not kept.endswith("YX"):
+        _fail(path, f"expected a movie (T, Y, X), {found}; save it with y and x as the last axes")
+    elif len(kept) != 3 or kept[0] not in FRAME_AXES:
         _fail(path, f"expected a movie (T, Y, X), {found}; save each channel and plane as a movie of its own")
     frames, height, width = (n for _, n in sizes)
     return frames, height, width

@@ -381,7 +381,7 @@ def test_a_movie_that_imagej_describes_is_no_single_frame(tmp_path: Path) -> Non
 def test_a_plain_image_is_no_movie(tmp_path: Path) -> None:
     frame = movie_of("uint16")[0]
     Image.fromarray(frame).save(tmp_path / "a.tif")
-    assert "axes YX of sizes 20 x 18" in error_of(tmp_path / "a.tif")
+    assert "axes YX of sizes 20 x 18; --series makes one movie of" in error_of(tmp_path / "a.tif")
     tifffile.imwrite(tmp_path / "b.tif", frame)
     assert "axes YX" in error_of(tmp_path / "b.tif")
     tifffile.imwrite(tmp_path / "c.tif", frame, imagej=True)
@@ -430,6 +430,15 @@ def test_planes_of_nifti_are_named(tmp_path: Path) -> None:
     image = sitk.GetImageFromArray(movie_of("int16", (5, 2, 8, 9)), isVector=False)
     sitk.WriteImage(image, str(tmp_path / "a.nii"))
     assert "axes TZYX of sizes 5 x 2 x 8 x 9" in error_of(tmp_path / "a.nii")
+
+
+def test_axes_in_another_order_are_named(tmp_path: Path) -> None:
+    tifffile.imwrite(
+        tmp_path / "a.tif", movie_of("uint16"), photometric="minisblack", metadata={"axes": "YXT"}
+    )
+    assert "found axes YXT of sizes 7 x 20 x 18; save it with y and x as the last axes" in error_of(
+        tmp_path / "a.tif"
+    )
 
 
 def test_single_planes_and_channels_are_squeezed(tmp_path: Path) -> None:
