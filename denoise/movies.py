@@ -904,6 +904,7 @@ class _Voxels(NamedTuple):
     start: int  # byte of the first voxel; of the file's first byte for NIfTI
     way: str  # "raw": as they are; "deflated": in zlib or gzip streams from start on; "other", such as text
     order: Order = "="  # of bytes, where it is known before the voxels are read
+    skips: bool = False  # whether something else may stand before the voxels, by a MetaImage's HeaderSize
 
 
 def _open_itk(path: Path) -> Movie:
@@ -998,7 +999,8 @@ def _nrrd_voxels(path: Path, head: bytes) -> _Voxels:
 
 def _voxels_at(path: Path, header: bytes, data: bytes, way: str) -> _Voxels:
     """Voxels right after a header, or in the file of this name beside it."""
-    if SKIPPING.search(header):
+    skips = SKIPPING.search(header) is not None
+    if skips:
         if way == "deflated":
             _fail(
                 path,
@@ -1006,11 +1008,8 @@ def _voxels_at(path: Path, header: bytes, data: bytes, way: str) -> _Voxels:
             )
         way = "other" if way == "raw" and header.startswith(b"NRRD") else way
     order: Order = ">" if BIG_ENDIAN.search(header) else "<"
-    return (
-        _Voxels(path, len(header), way, order)
-        if data == b"LOCAL"
-        else _Voxels(_beside(path, data), 0, way, order)
-    )
+    file, start = (path, len(header)) if data == b"LOCAL" else (_beside(path, data), 0)
+    return _Voxels(file, start, way, order, skips)
 
 
 def _beside(path: Path, data: bytes) -> Path:
@@ -1019,6 +1018,8 @@ def _beside(path: Path, data: bytes) -> Path:
     if name.startswith("LIST") or re.search(r"[/\\%]", name) or name in ("", ".", ".."):
         _fail(path, f"expected voxels in one file beside it, found {name!r}; convert it to one file, as .mha")
     file = path.with_name(name)
+    if not file.exists():
+        _fail(path, f"expected its voxels in {name!r} beside it, found no such file; copy it here")
     if os.path.dirname(os.path.realpath(file)) != os.path.dirname(os.path.realpath(path)):
         _fail(
             path,
@@ -1028,7 +1029,7 @@ def _beside(path: Path, data: bytes) -> Path:
 
 
 def _check_itk_size(path: Path, voxels: _Voxels, reader: sitk.ImageFileReader) -> None:
-    """The file must be large enough for what its header tells, before memory is asked for it."""
+    """The file must hold what its header tells, before memory is asked for it, and not a frame or more beside it."""
     itemsize, header = _itk_dtype(reader.GetPixelID()).itemsize, 0
     if reader.HasMetaDataKey("bitpix"):  # NIfTI, which may store integers to be scaled to floating point
         itemsize, header = (
@@ -1042,6 +1043,10 @@ def _check_itk_size(path: Path, voxels: _Voxels, reader: sitk.ImageFileReader) -
     )  # a voxel of text is a byte or more
     if needed > there * most:
         _fail(path, f"expected {needed} bytes of voxels, found {there}: cut off; copy it again")
+    frames = (there - needed) // max(math.prod(reader.GetSize()[:2]) * itemsize, 1)
+    if voxels.way == "raw" and not voxels.skips and frames:
+        more = f"{frames} frame(s) that its header does not tell of"
+        _fail(path, f"expected {needed} bytes of voxels, found {there}, with {more}; correct its header")
 
 
 def _itk_dtype(pixel: int) -> np.dtype:

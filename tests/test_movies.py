@@ -577,7 +577,30 @@ def test_metaimage_with_its_voxels_cut_off_or_lost(tmp_path: Path) -> None:
         tmp_path / "a.mhd"
     )
     (tmp_path / "a.raw").unlink()
-    assert "No such file" in error_of(tmp_path / "a.mhd")
+    assert "expected its voxels in 'a.raw' beside it, found no such file" in error_of(tmp_path / "a.mhd")
+
+
+@pytest.mark.parametrize(("ending", "rows"), [(".mhd", 20), (".mha", 20), (".nrrd", 50), (".nii", 60)])
+def test_frames_that_the_header_does_not_tell_of_are_refused(tmp_path: Path, ending: str, rows: int) -> None:
+    path = tmp_path / f"a{ending}"
+    by_itk(path, movie_of("uint16"))
+    with path.with_suffix(".raw" if ending == ".mhd" else ending).open("ab") as file:
+        file.write(bytes(2 * 18 * 20 - 1))  # less than a frame may be padding
+        file.flush()
+        assert_reads(path, movie_of("uint16"))
+        file.write(bytes(2 * 18 * (rows - 20) + 1))
+    assert f"with {rows // 20} frame(s) that its header does not tell of" in error_of(path)
+
+
+@pytest.mark.parametrize("skipped", ["-1", "5000"])
+def test_a_metaimage_may_skip_what_stands_before_the_voxels(tmp_path: Path, skipped: str) -> None:
+    by_itk(tmp_path / "a.mhd", movie_of("uint16"))
+    text = (tmp_path / "a.mhd").read_text()
+    (tmp_path / "a.mhd").write_text(
+        text.replace("ElementDataFile", f"HeaderSize = {skipped}\nElementDataFile")
+    )
+    (tmp_path / "a.raw").write_bytes(bytes(5000) + (tmp_path / "a.raw").read_bytes())
+    assert_reads(tmp_path / "a.mhd", movie_of("uint16"))
 
 
 @pytest.mark.parametrize("where", ["../a.raw", "/a.raw", "a%03d.raw 1 3 1", "LIST", ".."])
