@@ -468,7 +468,7 @@ def _scanimage_volume(told: dict[str, Any]) -> _Volume:
 
 
 def _check_volume(path: Path, told: dict[str, Any], volume: _Volume) -> None:
-    """Averages may not mix planes or volumes, and numFramesPerVolume must be what the other settings make it."""
+    """Refuse averages over the end of a volume or of a slow stack's plane, and counts that contradict each other."""
     average, acquired = _scanimage_average(told), _scanimage_number(told, "hStackManager.numFramesPerVolume")
     of_plane = 1 if volume.fast else volume.frames * average
     whole = volume.planes % 1 == 0 and not volume.frames % 1 > 0  # NaN for those without end
