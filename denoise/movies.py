@@ -267,7 +267,7 @@ def _movie_shape(path: Path, axes: str, shape: tuple[int, ...], one_frame: bool)
     if kept == "YX" and one_frame and set(axes[: axes.index("Y")]) & set(FRAME_AXES):
         sizes = [("T", 1), *sizes]
     elif kept == "YX":
-        advice = "--series makes one movie of the images whose names differ by their last number alone"
+        advice = "images whose names differ by their last number alone are one movie with --series"
         _fail(path, f"expected a movie (T, Y, X), {found}; {advice}")
     elif "S" in kept:
         _fail(path, f"expected one intensity per voxel, {found}: colours; convert it to grayscale")
