@@ -27,6 +27,10 @@ NOISE_SMOOTHING = (
 )
 BINS = 32  # of equal pixel counts, for the photon transfer fit
 DARKEST = 0.03  # quantile of the mean image taken as black
+CERTAIN = 64  # steps from frame to frame, from which a pixel may be called hot
+HOT = 2.0  # times the noise variance of those around it, and
+SPREADS = 10.0  # times the median by which pixels differ from those around them
+WHITE = 0.4  # by which variance may differ from half that of its steps, over that, in white noise
 STILL = 8  # steps from frame to frame in which a pixel does not change, and
 LINE = 16  # pixels in a line that do not: they were not recorded
 
@@ -35,7 +39,8 @@ LINE = 16  # pixels in a line that do not: they were not recorded
 class Context:
     """What is known of a movie as a whole; leading axes (...) are a batch or nothing.
 
-    mean (..., Y, X): temporal mean, in the movie's units. noise (..., Y, X): standard deviation of the noise of one
+    mean (..., Y, X): temporal mean, in the movie's units. hot (..., Y, X): pixels far noisier than others, which are
+    taken for missing. noise (..., Y, X): standard deviation of the noise of one
     voxel, same units, 0 where nothing varies: that comes out as it is. images (..., K, Y, X): mean, activity, covariance
     along x, covariance along y, standard error, in units of their own noise. standard_error (..., 1, Y, X): of the
     mean, in units of the noise. gain, read_variance (...): the noise model. memory: by which frames share noise.
@@ -43,6 +48,7 @@ class Context:
 
     mean: Tensor
     noise: Tensor
+    hot: Tensor
     images: Tensor
     standard_error: Tensor
     gain: Tensor
@@ -50,9 +56,9 @@ class Context:
     memory: Memory = NO_MEMORY
 
     def whiten(self, frames: Tensor) -> Tensor:
-        """Frames (..., T, Y, X) -> (frames - mean) / noise; 0 where there is no noise or a voxel is not finite."""
-        noise = self.noise.unsqueeze(-3)
-        residual = (frames - self.mean.unsqueeze(-3)) / torch.where(noise > 0, noise, torch.inf)
+        """Frames (..., T, Y, X) -> (frames - mean) / noise; 0 where there is no noise or a voxel is missing."""
+        noise = torch.where((self.noise > 0) & ~self.hot, self.noise, torch.inf)
+        residual = (frames - self.mean.unsqueeze(-3)) / noise.unsqueeze(-3)
         return torch.nan_to_num(residual, nan=0.0, posinf=0.0, neginf=0.0)
 
     def restore(self, prediction: Tensor) -> Tensor:
@@ -118,32 +124,50 @@ class ContextSums:
         frames = inpainted(self.count.where(seen, torch.nan)).clamp(min=1)
         shift = self.sum / frames  # (..., Y, X), the mean relative to the reference
         mean = (self.reference + shift).float()
-        gain, read_variance = self._noise_model(mean, memory.variance * memory.slow)
+        variance = self.square / frames - shift.square()
+        gain, read_variance = self._noise_model(mean)
+        hot = self._hot(variance, gain[..., None, None] * mean + read_variance[..., None, None])
+        gain, read_variance = self._noise_model(mean, hot, memory.variance * memory.slow)
         read_variance = read_variance - sum(shared)
         varies = seen & ~unrecorded((self.difference == 0) & (self.steps >= STILL))
-        light = inpainted(mean.where(varies, torch.nan))
+        usual = varies & ~hot
+        light = inpainted(mean.where(usual, torch.nan))
         noise = noise_map(light, gain, read_variance)
         root = frames.sqrt()
-        variance = self.square / frames - shift.square()
         activity = variance - memory.variance * self.difference / (2 * self.steps.clamp(min=1))
         along_x = covariance(self.along_x / frames, shift, -1) - shared[0]
         along_y = covariance(self.along_y / frames, shift, -2) - shared[1]
         per_noise = inverse(noise)
         squares = [
-            compress(inpainted(image.where(varies, torch.nan)) * per_noise.square() * root)
+            compress(inpainted(image.where(usual, torch.nan)) * per_noise.square() * root)
             for image in (activity, along_x, along_y)
         ]
         images = torch.stack([signal_image(light, noise, root), *squares, 1 / root], -3)
         noise = noise.where(varies | ~seen, 0)
         error = (1 / root).float().unsqueeze(-3)
-        return Context(mean, noise, images.float(), error, gain, read_variance, memory)
+        return Context(mean, noise, hot, images.float(), error, gain, read_variance, memory)
 
-    def _noise_model(self, mean: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    def _hot(self, variance: Tensor, expected: Tensor) -> Tensor:
+        """Single pixels far noisier than those around them and than expected of them; all (..., Y, X).
+
+        variance: over time; that of fast activity is not half the variance of its steps, as that of white noise is.
+        """
+        half = self.difference / (2 * self.steps.clamp(min=1))
+        ratio = half / torch.maximum(mean_beside(half), expected).clamp(min=torch.finfo(half.dtype).tiny)
+        typical = medians(ratio)
+        surprising = ratio > typical + (SPREADS * medians((ratio - typical).abs())).clamp(min=HOT)
+        return surprising & (self.steps >= CERTAIN) & ((variance / half - 1).abs() < WHITE)
+
+    def _noise_model(
+        self, mean: Tensor, hot: Tensor | None = None, factor: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """Gain and read variance (...), from differences in time, or in space where there is one frame only.
 
-        factor: of the noise's variance over that of the differences' half.
+        hot: pixels that tell nothing of it. factor: of the noise's variance over that of the differences' half.
         """
         variance = factor * self.difference / (2 * self.steps.clamp(min=1))
+        if hot is not None:
+            variance = variance.where(~hot, 0)
         gain, read_variance = photon_transfer(mean, variance.float())
         in_time = self.steps.amax((-2, -1)) > 0
         return torch.where(in_time, gain, 0), torch.where(
@@ -165,6 +189,18 @@ def unrecorded(still: Tensor) -> Tensor:
     while not torch.equal(found, grown := F.max_pool2d(found, 3, 1, 1) * images):
         found = grown
     return found.reshape(still.shape) > 0
+
+
+def medians(image: Tensor) -> Tensor:
+    """Of images (..., Y, X), each one's in all of its pixels: (..., 1, 1)."""
+    return image.flatten(-2).median(-1).values[..., None, None]
+
+
+def mean_beside(image: Tensor) -> Tensor:
+    """Of the eight pixels around each one of an image (..., Y, X)."""
+    mode = "reflect" if min(image.shape[-2:]) > 1 else "replicate"
+    flat = F.pad(image.reshape(-1, 1, *image.shape[-2:]), (1, 1, 1, 1), mode)
+    return (9 * F.avg_pool2d(flat, 3, 1).reshape(image.shape) - image) / 8
 
 
 def inpainted(image: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from denoise.ahead import ahead
 from denoise.context import Context, ContextSums, inpainted
 from denoise.limits import free_memory
 from denoise.lines import Lines, lines_of
-from denoise.missing import FILLED, PIECE_VOXELS, as_recorded, without_missing
+from denoise.missing import FILLED, PIECE_VOXELS, as_recorded, period_of, without_missing
 from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
 from denoise.ranks import ALONE, Team
@@ -105,6 +105,8 @@ class Survey:
     flashes: int  # frames
     kept: Tensor  # (T,) bool: frames that come out as recorded, see denoise.missing
     saturated: float  # share of the voxels
+    wrapped: float  # the same
+    period: int  # of frames that are alike, where neighbours are not; 0 for none
     recorded: dict[int, np.ndarray] = field(default_factory=dict)  # (Y, X), of kept frames on their way
 
     def sharpened(self, frames: Tensor, start: int) -> Iterator[Tensor]:
@@ -258,6 +260,7 @@ class Surveyor:
         self.lines = tuple(lines_of(sharp, axis) for axis in (1, 2))
         means = self.line_means(sharp)
         self.memory = memory_of(without_lines(sharp, [its.offsets(m) for its, m in zip(self.lines, means)]))
+        self.period = period_of(sharp)
         frames = movie.info.shape[0]
         self.means = [its.new_zeros(frames, its.shape[1]) for its in means]  # of all lines
         self.last: Tensor | None = None  # of the section before, as ContextSums keeps it
@@ -334,6 +337,8 @@ class Surveyor:
             flashes=int(flashes.sum()),
             kept=kept,
             saturated=self.found.saturated(),
+            wrapped=self.found.wrapped(),
+            period=self.period,
         )
 
 
@@ -485,16 +490,30 @@ def result_of(survey: Survey, network: Network) -> Result:
     read_variance = left * float(survey.context.read_variance) * n.scale**2
     noise = {"gain": gain, "read_variance": read_variance - gain * n.low}
     along_y, along_x = survey.smoothing.mean(0).tolist()
-    warnings = [*network.notes, *missing_told(survey), *noise_told(survey)]
+    warnings = [*network.notes, *values_told(survey), *missing_told(survey), *noise_told(survey)]
     return Result((n.low, n.low + n.scale), network.tiles, noise, (along_y, along_x), warnings)
+
+
+def values_told(survey: Survey) -> Iterator[str]:
+    """A warning for each way in which a movie's values are odd, or its frames' order is."""
+    if survey.normalization.coincide:
+        yield f"the percentiles coincide, at {survey.normalization.low:.5g}: most voxels have this one value"
+    if survey.wrapped > SATURATED:
+        yield (
+            f"{survey.wrapped:.2%} of the voxels are above 49151 and all others below 16384: negative numbers that were "
+            "written as unsigned ones? Write the movie anew as signed integers"
+        )
+    elif survey.saturated > SATURATED:
+        yield f"{survey.saturated:.2%} of the voxels have one value, the largest of all: cut off"
+    if survey.period:
+        yield (
+            f"frames that are {survey.period} apart are alike, and neighbours are not (planes or channels in turn?): "
+            "better write each as a movie of its own"
+        )
 
 
 def missing_told(survey: Survey) -> Iterator[str]:
     """A warning for each kind of what is no picture of the scene."""
-    if survey.normalization.coincide:
-        yield f"the percentiles coincide, at {survey.normalization.low:.5g}: most voxels have this one value"
-    if survey.saturated > SATURATED:
-        yield f"{survey.saturated:.2%} of the voxels have the largest value of their type: cut off"
     if survey.not_finite:
         yield (
             f"{survey.not_finite} voxels were NaN, infinite or alone beyond any scale; "
@@ -515,6 +534,12 @@ def missing_told(survey: Survey) -> Iterator[str]:
         yield (
             f"{gaps} frames, more than {FILLED} in a row, hold one single value (a closed shutter, or nothing was "
             "recorded); they stay as they are"
+        )
+    hot = int(survey.context.hot.sum())
+    if hot:
+        yield (
+            f"{hot} pixels are far noisier than those around them (hot pixels); they keep their mean, and how "
+            "they change was filled from their neighbours"
         )
     still = survey.context.noise == 0
     if still.any() and not still.all():

@@ -1,4 +1,4 @@
-"""What is no picture of the scene: voxels, rows and frames that were lost, and frames in which another light flashed.
+"""What is no picture of the one scene: voxels, rows and frames that were lost, frames in which another light flashed.
 
 It is hidden from all that looks at a movie, and filled by what the network predicts. But of flashes and of longer gaps
 there is nothing to predict: such frames come out as they were recorded.
@@ -27,6 +27,8 @@ AROUND = 8  # frames before and after that tell what is usual
 FLASH = 3.0  # deviations of a voxel's noise by which a flash is brighter or darker than usual, at least
 STRONG = 0.5  # and times the movie's own scale
 UNUSUAL = 15.0  # and times the median of what frames are off by
+LONGEST_PERIOD = 12  # frames in which planes or channels may take turns
+ALIKE = 0.9  # times what neighbours differ by, squared, do frames of one of them differ by
 SUDDEN = 0.5  # of it comes and goes from one frame to the next: activity fades
 
 
@@ -125,6 +127,16 @@ def flashing_frames(frames: Tensor) -> Tensor:
         if any(float((level[t] - level[beside]).abs()) < least for t, beside in sides):
             far[start:stop] = False
     return far
+
+
+def period_of(frames: Tensor) -> int:
+    """After how many frames (n, Y, X) the next of the same kind comes where planes or channels take turns; 0 else."""
+    some = frames.flatten(1)
+    some = some[:, :: max(1, some.shape[1] // LOOKED_AT)]
+    longest = min(LONGEST_PERIOD, len(some) // 4)
+    apart = [float((some[lag:] - some[:-lag]).square().nanmean()) for lag in range(1, longest + 1)]
+    found = [lag for lag, its in enumerate(apart, 1) if its < ALIKE * apart[0]]
+    return found[0] if found and apart[found[0] - 1] <= min(apart) / ALIKE else 0
 
 
 def runs(wanted: Tensor) -> list[tuple[int, int]]:

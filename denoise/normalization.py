@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+PILED = 4.0  # times as many voxels as any of
+NEXT_BELOW = 8  # the values below it has one at which a detector cuts off
 SAMPLES = 4_000_000  # voxels kept for the percentiles of movies that have no 16-bit histogram
 
 
@@ -99,10 +101,28 @@ class Percentiles:
         return normalization_of(low, high, *extremes)
 
     def saturated(self) -> float:
-        """The share of voxels at the largest value of an integer type of 8 or 16 bits; 0 for other types."""
+        """The share of voxels at the largest value, of 8 and 16-bit integers, if a detector cuts off there; else 0.
+
+        It does at the largest value of the type, or at one far more frequent than those below it, as of 12 bits in 16.
+        """
         if self.counts is None:
             return 0.0
-        return float(self.counts[np.iinfo(self.dtype).max] / self.counts.sum())
+        values, counts = self._distribution()
+        below = counts[-1 - NEXT_BELOW : -1]
+        if values[-1] < np.iinfo(self.dtype).max and not (len(below) and counts[-1] > PILED * below.max()):
+            return 0.0
+        return float(counts[-1] / counts.sum())
+
+    def wrapped(self) -> float:
+        """The share of voxels at the top of 16 unsigned bits, if all others are at the bottom and none between; else 0.
+
+        Such are negative values that were written as if there were none.
+        """
+        if self.dtype != np.uint16 or self.counts is None:
+            return 0.0
+        low, *middle, high = np.add.reduceat(self.counts, np.arange(0, 1 << 16, 1 << 14)).tolist()
+        several = np.count_nonzero(self.counts[3 << 14 :]) > 1
+        return float(high / self.counts.sum()) if low and several and not any(middle) else 0.0
 
     def _distribution(self) -> tuple[np.ndarray, np.ndarray]:
         """Sorted distinct values and how often each was seen."""

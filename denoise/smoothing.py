@@ -152,7 +152,7 @@ def memory_of(frames: Tensor) -> Memory:
     """
     seen = middle(frames)
     cells = max(1, (seen.shape[1] - 2) // CELL), max(1, (seen.shape[2] - 2) // CELL)
-    if len(seen) <= MEMORY or cells[0] * cells[1] < CELLS:
+    if len(seen) <= MEMORY or min(seen.shape[1:]) < 3 or cells[0] * cells[1] < CELLS:
         return NO_MEMORY
     steps = [torch.nan_to_num(seen[lag:] - seen[:-lag]) for lag in range(1, MEMORY + 1)]
     most = FARTHEST * float(steps[-1].abs().median())

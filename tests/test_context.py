@@ -15,6 +15,7 @@ from denoise.context import (
     photon_transfer,
     unrecorded,
 )
+from simulation import different_scene, noisy
 
 
 def poisson_movie(gain: float, read: float, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
@@ -103,6 +104,34 @@ def test_missing_voxels_are_left_out() -> None:
     assert (context.mean == 10).all()
     assert context.standard_error[0, 0, 0] == pytest.approx(3**-0.5)
     assert context.standard_error[0, 0, 1] == pytest.approx(0.5)
+
+
+def test_hot_pixels_are_found_by_their_noise_and_tell_nothing_of_that_of_others() -> None:
+    movie = poisson_movie(5.0, 10.0, (300, 40, 64))
+    plain = context_of(movie)
+    assert not plain.hot.any()
+    places = [(3, 4), (20, 20), (39, 63)]
+    for number, (y, x) in enumerate(places):
+        movie[:, y, x] += (
+            100 * 4**number * (2 + torch.randn(300, generator=torch.Generator().manual_seed(number)))
+        )
+    context = context_of(movie)
+    assert [tuple(place) for place in context.hot.nonzero().tolist()] == places
+    assert float(context.gain) == pytest.approx(float(plain.gain), rel=0.05)
+    torch.testing.assert_close(context.noise, plain.noise, rtol=0.1, atol=0)
+    residual = context.whiten(movie)
+    assert all(not residual[:, y, x].any() for y, x in places)
+    assert all(float(context.mean[y, x]) == pytest.approx(float(movie[:, y, x].mean())) for y, x in places)
+
+
+@pytest.mark.parametrize("kind", ["axons", "fast-60hz"])
+@pytest.mark.parametrize("noise", [10.0, 1.0, 1e-3])
+def test_single_pixels_that_are_active_are_not_hot(kind: str, noise: float) -> None:
+    clean = different_scene(kind, 5_000_010, 300, 64).clean()
+    movie = noisy(clean, 28 * noise, 2500 * noise, np.random.default_rng(0))
+    assert not context_of(torch.from_numpy(movie)).hot.any()
+    photons = np.random.default_rng(0).poisson(clean / clean.mean() * 0.05)
+    assert not context_of(torch.from_numpy(photons.astype(np.float32))).hot.any()
 
 
 def test_pixels_that_never_change_say_nothing_of_the_noise() -> None:

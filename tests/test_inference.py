@@ -169,7 +169,10 @@ def test_tiles_as_far_apart_as_the_network_reaches_equal_one_tile(monkeypatch: p
     np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-5 * whole.std())
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 40, 33), (2, 17, 9), (3, 1, 50), (5, 50, 1), (37, 5, 7)])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 1), (1, 40, 33), (2, 17, 9), (3, 1, 50), (5, 50, 1), (37, 5, 7), (20, 2, 80), (20, 80, 2)],
+)
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_any_shape(shape: tuple[int, int, int], dtype: str) -> None:
     out, _ = run(example(shape, dtype))
@@ -263,6 +266,52 @@ def test_frames_that_share_noise_are_told_and_leave_none(
     assert score(truth, out)["stsnr"] > score(truth, frames)["stsnr"] + 15
     noise = result.noise["gain"] * truth.mean() + result.noise["read_variance"]
     assert noise == pytest.approx(float(np.var(frames - truth)), rel=0.1)
+
+
+def test_what_is_no_picture_comes_out_as_recorded_and_harms_no_other_frame(shipped: UNet3D) -> None:
+    """A stimulus that lights up the field, and a shutter that is closed for long, over the border of blocks."""
+    clean = challenge_scene(5000000, 200, 48).clean()
+    movie = noisy(clean, *LEVELS[1], np.random.default_rng(0)).astype(np.float32)
+    plain, _ = run(movie, shipped)
+    odd = np.zeros(200, bool)
+    odd[20::45] = odd[100:150] = True
+    movie[20::45] += 5000
+    movie[21, 3, 4] = movie[20, 5, 5] = np.nan
+    movie[100:150] = 7
+    out, result = run(movie, shipped)
+    seen = np.isfinite(movie[odd])
+    np.testing.assert_array_equal(out[odd][seen], movie[odd][seen])
+    assert np.isfinite(out).all()
+    starts = ("1 voxels", "3 frames are brighter", "50 frames, more")
+    assert [told.startswith(start) for told, start in zip(result.warnings, starts)] == [True] * 3
+    rest, usual = (score(clean[~odd], its[~odd])["stsnr"] for its in (out, plain))
+    assert rest > usual - 1  # a quarter of the frames is missing
+
+
+def test_noise_that_is_louder_here_or_now_stays_out(shipped: UNet3D) -> None:
+    """A recording that bleached in an uneven field, both divided out."""
+    clean = challenge_scene(5000000, 200, 64).clean()
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    light = np.exp(-np.arange(200) / 150)[:, None, None] / (1 + y**2 + x**2)
+    movie = (noisy((clean * light).astype(np.float32), *LEVELS[1], np.random.default_rng(0)) / light).astype(
+        np.float32
+    )
+    out, _ = run(movie, shipped)
+    assert score(clean, out)["stsnr"] > score(clean, movie)["stsnr"] + 20
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        (lambda movie: np.clip(movie * 50, 0, 4095), "largest of all"),
+        (lambda movie: movie.astype(np.int16), "negative numbers"),
+        (lambda movie: movie + 300 * (np.arange(40) % 3)[:, None, None] * np.eye(24, 20), "3 apart"),
+    ],
+)
+def test_what_looks_wrong_is_told(odd: Callable[[np.ndarray], np.ndarray], told: str) -> None:
+    movie = example((40, 24, 20)).astype(np.float64) - (60 if told == "negative numbers" else 0)
+    assert told in run(odd(movie).astype(np.uint16))[1].warnings[0]
+    assert run(example((40, 24, 20)))[1].warnings == []
 
 
 @pytest.mark.parametrize("damage", [1e38, -1.7e38, 3e38])
