@@ -27,7 +27,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from denoise import __version__
+from denoise import NAME, __version__
 from denoise.stopping import Alarm, Stopped, StopSignals, ignore_signals
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from denoise.ranks import Share, Team
     from model import UNet3D
 
-NAME = "calcium-denoiser"
 UPLOADED_WEIGHTS = Path("/opt/ml/model/best_model_n2v.pth")  # where the platform puts an uploaded model
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent / UPLOADED_WEIGHTS.name
 EXAMPLE = Path(__file__).resolve().parent / "example"  # the folder with the movie of --demo
@@ -214,7 +213,7 @@ def parse_options() -> Options:
     add("--version", action="version", version=f"{NAME} {__version__}")
     options = parser.parse_args(with_frames(sys.argv[1:]))
     if options.demo:
-        options.input, options.report, options.overwrite = EXAMPLE, True, True
+        options.input, options.report = EXAMPLE, True
     low, high = options.percentiles
     if not 0 <= low < high <= 100:
         parser.error(f"argument --percentiles: expected 0 <= LOW < HIGH <= 100, found {low:g} {high:g}")
@@ -330,7 +329,7 @@ def check_save_weights(options: Options, plan: Plan) -> None:
             raise Refusal(
                 f"--save-weights {path}: expected a file of its own, found {what}; choose another name"
             )
-    earlier = read_records(options.output).get(strict(job.output.relative_to(options.output).as_posix()), {})
+    earlier = read_records(options.output).get(strict(output_name(job, options)), {})
     replaces = path.is_file() and (options.overwrite or (options.resume and saved_there(earlier, path)))
     if os.path.lexists(path) and not replaces:
         one = "one that no earlier run saved there" if options.resume else "one"
@@ -385,13 +384,30 @@ def own_output(options: Options, plan: Plan) -> Iterator[None]:
 
 
 def check_outputs(options: Options, plan: Plan) -> None:
-    """Raise Refusal where an output exists that is not to be replaced."""
+    """Raise Refusal where the run would replace what it is not asked to, or what no earlier run wrote."""
     from denoise.layout import LayoutError, refuse_existing
+    from denoise.records import METADATA, planned_outputs, read_metadata, strict
 
+    known = planned_outputs(options.output)
+    unknown = [job for job in plan.jobs if strict(output_name(job, options)) not in known]
+    new = unknown if options.resume or options.demo else plan.jobs
     try:
-        refuse_existing(plan, options.overwrite or options.resume)
+        refuse_existing(plan, overwrite=True)
+        if new:
+            refuse_existing(replace(plan, jobs=new), options.overwrite)
     except LayoutError as error:
         raise Refusal(str(error)) from error
+    others = [] if read_metadata(options.output) else [options.output / METADATA]
+    if options.report:
+        from denoise.report import files_of
+
+        others += [path for job in unknown for path in files_of(report_stem(options, plan, job, {}))]
+    for path in others:
+        if os.path.isdir(path) or (os.path.lexists(path) and not options.overwrite):
+            raise Refusal(
+                f"{path}: expected no such file but one of {NAME}, found another; "
+                "move it away, or choose another --output (--overwrite replaces a file)"
+            )
 
 
 def check_writable(folder: Path) -> None:
@@ -491,7 +507,7 @@ def limit_memory() -> None:
 def denoise_all(run: Run) -> int:
     """Denoise every movie and write the metadata, whatever happens; returns the exit status."""
     jobs = run.plan.jobs
-    run.records.extend({"input": job.name, "output": output_name(job, run)} for job in jobs)
+    run.records.extend({"input": job.name, "output": output_name(job, run.options)} for job in jobs)
     for record in run.records:
         record["status"] = "not started"
     run.signals.last_words = lambda: last_words(run)
@@ -500,9 +516,9 @@ def denoise_all(run: Run) -> int:
         for number, (job, record) in enumerate(zip(jobs, run.records, strict=True), 1):
             if run.common.size == 1 and number % run.team.size != run.team.rank:
                 continue  # another rank's
+            saved.now_and_then(run)
             attempt(run, job, record, Progress(f"[{number}/{len(jobs)}] {job.name}", run.signals))
             run.signals.check()
-            saved.now_and_then(run)
         merge_records(run)
         for name, reason in run.plan.unusable.items():
             message = f"{name}: {reason}"
@@ -829,10 +845,7 @@ def write_report(
 
     low, high = note["percentile_values"]
     findings = diagnostics.findings(note["noise"], high - low)
-    name = job.output.name if run.plan.layout == "challenge" else output_name(job, run)
-    stem = (run.options.output / REPORTS / name).with_suffix("")
-    if "name" in note:
-        stem = stem.with_name(f"{stem.name} {re.sub(r'[^0-9A-Za-z]+', '_', note['name']).strip('_')}")
+    stem = report_stem(run.options, run.plan, job, note)
     page, picture = report.write_report(findings, report_facts(run, job, record, note), stem)
     return {
         "page": page.relative_to(run.options.output).as_posix(),
@@ -842,6 +855,15 @@ def write_report(
         "checks": {check.question: check.answer for check in findings.checks},
         "numbers": findings.numbers,
     }
+
+
+def report_stem(options: Options, plan: Plan, job: Job, note: dict[str, Any]) -> Path:
+    """Path and name, without a suffix, of the report about a movie, or about the part of it that the note names."""
+    name = job.output.name if plan.layout == "challenge" else output_name(job, options)
+    stem = (options.output / REPORTS / name).with_suffix("")
+    if "name" not in note:
+        return stem
+    return stem.with_name(f"{stem.name} {re.sub(r'[^0-9A-Za-z]+', '_', note['name']).strip('_')}")
 
 
 def report_facts(run: Run, job: Job, record: dict[str, Any], note: dict[str, Any]) -> dict[str, Any]:
@@ -937,7 +959,7 @@ def tell_plan(run: Run) -> int:
         memory = base + working_bytes(shape, report=run.options.report)
         cost = duration(seconds) + (f" (of it at most {duration(adapting)} to adapt)" if adapting else "")
         room = f"{in_bytes(memory)} of memory, {in_bytes(size)} on the disk"
-        say(f"{job.name}: {told} -> {output_name(job, run)}; {cost}, {room}")
+        say(f"{job.name}: {told} -> {output_name(job, run.options)}; {cost}, {room}")
     for name, reason in run.plan.unusable.items():
         problems += 1
         complain(f"{name}: {reason}")
@@ -1054,10 +1076,10 @@ def in_bytes(number: float) -> str:
 
 
 class Saved:
-    """Writes the metadata while the run goes on, so that a run that is killed can be resumed."""
+    """Writes the metadata before the first output and while the run goes on, so that a killed run can be resumed."""
 
     def __init__(self) -> None:
-        self.next = time.monotonic() + SAVED_EVERY
+        self.next = 0.0
 
     def now_and_then(self, run: Run) -> None:
         start = time.monotonic()
@@ -1144,8 +1166,8 @@ def describe(recording: Recording) -> dict[str, Any]:
     }
 
 
-def output_name(job: Job, run: Run) -> str:
-    return job.output.relative_to(run.options.output).as_posix()
+def output_name(job: Job, options: Options) -> str:
+    return job.output.relative_to(options.output).as_posix()
 
 
 def versions() -> dict[str, str]:

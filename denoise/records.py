@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from denoise import NAME
 from denoise.atomic import write_file
 from model import sha256
 
@@ -76,20 +77,32 @@ def saved_there(record: Record, path: Path) -> bool:
         return False
 
 
-def read_records(folder: Path) -> dict[str, Record]:
-    """The records of finished movies in a folder's metadata.json, by output name; {} if it cannot be read.
-
-    The file may be anybody's: what does not look like a record is left out.
-    """
+def read_metadata(folder: Path) -> Record:
+    """A folder's metadata.json; {} if there is none, or it is not this program's."""
     path = folder / METADATA
     try:
-        if path.stat().st_size > LARGEST:
-            return {}
-        told = json.loads(path.read_bytes())
-        records = [*told["movies"], *told.get("earlier", [])]
-        return {r["output"]: r for r in reversed(records) if r["status"] == "ok"}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        told = json.loads(path.read_bytes()) if path.stat().st_size <= LARGEST else {}
+        return told if told["program"]["name"] == NAME else {}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
+
+
+def planned_outputs(folder: Path) -> set[str]:
+    """The names of all outputs that earlier runs wrote to a folder, or were about to."""
+    return {record["output"] for record in _records(folder)}
+
+
+def read_records(folder: Path) -> dict[str, Record]:
+    """The records of finished movies in a folder's metadata.json, by output name; {} if it cannot be read."""
+    return {r["output"]: r for r in reversed(_records(folder)) if r.get("status") == "ok"}
+
+
+def _records(folder: Path) -> list[Record]:
+    """The last run's records come first. What does not look like a record is left out."""
+    told = read_metadata(folder)
+    listed = [told.get(kind) for kind in ("movies", "earlier")]
+    found = [record for records in listed if isinstance(records, list) for record in records]
+    return [r for r in found if isinstance(r, dict) and isinstance(r.get("output"), str)]
 
 
 def write_metadata(folder: Path, metadata: Record) -> None:

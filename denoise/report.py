@@ -41,10 +41,15 @@ def write_report(findings: Findings, facts: dict[str, Any], stem: Path) -> list[
     facts: what is told of the run, a name -> value; "title" heads the page. Raises OSError.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    page, picture = (stem.with_name(f"{stem.name}.{kind}") for kind in ("html", "png"))
+    page, picture = files_of(stem)
     write_file(page, page_of(findings, facts).encode("utf-8"))
     write_file(picture, picture_of(findings, facts))
     return [page, picture]
+
+
+def files_of(stem: Path) -> list[Path]:
+    """Page and picture of a report."""
+    return [stem.with_name(f"{stem.name}.{kind}") for kind in ("html", "png")]
 
 
 # ---- the page ----------------------------------------------------------------------------------------------

@@ -443,6 +443,23 @@ def test_overwrite_replaces_outputs(program: Callable[..., Ended], tmp_path: Pat
     assert tifffile.imread(tmp_path / "out/a.tif").shape == (6, 9, 10)
 
 
+@pytest.mark.parametrize("options", [(), ("--resume",), ("--demo",)])
+@pytest.mark.parametrize("name", ["metadata.json", "report/example.html", "example.tif"])
+def test_files_that_no_run_wrote_are_not_replaced_unasked(
+    program: Callable[..., Ended], tmp_path: Path, name: str, options: tuple[str, ...]
+) -> None:
+    write(tmp_path / "in/example.tif", movie())
+    (tmp_path / "out/report").mkdir(parents=True)
+    (tmp_path / "out" / name).write_bytes(b'{"mouse": "M12"}')
+    done = program("--report", *options)
+    assert (done.status, len(done.err)) == (1, 1)
+    assert f"{name}: expected no " in done.err[0]
+    assert (tmp_path / "out" / name).read_bytes() == b'{"mouse": "M12"}'
+    assert files(tmp_path / "out") == {name}
+    if not options:
+        assert program("--report", "--overwrite").status == 0
+
+
 def test_one_file_is_an_input_too(program: Callable[..., Ended], tmp_path: Path) -> None:
     write(tmp_path / "in/a.tif", movie())
     write(tmp_path / "in/b.tif", movie(dtype="float64"))
@@ -525,9 +542,13 @@ def test_any_failure_costs_its_own_movie_only(
 def test_metadata_that_cannot_be_written_is_told(
     program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def hindering(*arguments: Any) -> Result:
+        (tmp_path / "out/metadata.json").unlink()
+        (tmp_path / "out/metadata.json").mkdir()
+        return failing({}, 1.0)(*arguments)
+
     write(tmp_path / "in/a.tif", movie())
-    (tmp_path / "out/metadata.json").mkdir(parents=True)
-    monkeypatch.setattr(denoise.inference, "denoise_movie", failing({}, 1.0))
+    monkeypatch.setattr(denoise.inference, "denoise_movie", hindering)
     done = program()
     assert done.status == 1
     assert "out/metadata.json: expected to write the metadata, found: Is a directory" in done.err[-1]
@@ -908,6 +929,7 @@ def test_demo_needs_no_input(program: Callable[..., Ended], tmp_path: Path) -> N
     assert files(tmp_path / "out") >= {"example.tif", "report/example.html", "report/example.png"}
     with open_movie(tmp_path / "out" / "example.tif") as example:
         assert example.info.shape == (200, 128, 128)
+    assert program("--demo").status == 0  # it replaces its own
 
 
 def test_example_is_small_and_calibrated() -> None:

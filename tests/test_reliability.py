@@ -28,6 +28,7 @@ import SimpleITK as sitk
 import tifffile
 import torch
 
+from denoise import NAME
 from denoise.atomic import ENDING, PartFile, remove_leftovers, sole_use, write_file
 from denoise.formats import open_recording
 from denoise.movies import MovieError, MovieWriter, open_movie
@@ -299,8 +300,11 @@ def test_records_of_other_movies_are_kept_for_later(run: Runner) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", '{"movies": 3}', '{"movies": [3]}', '{"movies": [{"status": "ok"}]}', "[" * 100_000,
-     '{"movies": [{"status": "ok", "output": []}]}', '{"movies": [], "earlier": 3}', "\0"],
+    ["", "{", "[]", "[" * 100_000, "\0", '{"program": 3}', '{"movies": [{"status": "ok", "output": "a.tif"}]}']
+    + [f'{{"program": {{"name": "{NAME}"}}, {told}}}' for told in (
+        '"movies": 3', '"movies": [3]', '"movies": [{"status": "ok"}]', '"movies": [], "earlier": 3',
+        '"movies": [{"status": "ok", "output": []}]',
+    )],
 )  # fmt: skip
 def test_odd_metadata_is_no_record(tmp_path: Path, text: str) -> None:
     (tmp_path / "metadata.json").write_text(text)
