@@ -1130,10 +1130,15 @@ def made_with(run: Run) -> dict[str, Any]:
 
 
 def metadata(run: Run, status: str) -> dict[str, Any]:
-    """All that is known of the run, as the README documents it."""
+    """All that is known of the run, as the README documents it.
+
+    What an earlier run finished counts as finished until this one has replaced it.
+    """
     import torch
 
-    outputs = {record.get("output") for record in run.records}
+    from denoise.records import strict
+
+    replaced = {strict(record["output"]) for record in run.records if record["status"] == "ok"}
     return {
         "program": {"name": NAME, "version": __version__},
         "versions": versions(),
@@ -1148,7 +1153,7 @@ def metadata(run: Run, status: str) -> dict[str, Any]:
         "layout": run.plan.layout,
         "warnings": run.plan.warnings,
         "movies": run.records,
-        "earlier": [record for name, record in run.earlier.items() if name not in outputs],
+        "earlier": [record for name, record in run.earlier.items() if name not in replaced],
     }
 
 

@@ -298,6 +298,25 @@ def test_records_of_other_movies_are_kept_for_later(run: Runner) -> None:
     assert (done.status, run.metadata()["earlier"]) == (0, [])
 
 
+@pytest.mark.parametrize("how", ["--resume", "--overwrite"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_stopped_forgets_no_finished_movie(run: Runner, how: str, number: int) -> None:
+    for name in "bcd":
+        write(run.input / f"{name}.tif")
+    assert run.here().status == 0
+    write(run.input / "a.tif", movie((2000, 96, 96)))
+    with run.start(how) as process:
+        assert process.stdout is not None
+        assert any("denoising" in line or "reading" in line for line in process.stdout)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert {record["output"] for record in run.metadata()["earlier"]} == {"b.tif", "c.tif", "d.tif"}
+    write(run.input / "a.tif")
+    assert run.here("--resume").status == 0
+    assert [record.get("kept", False) for record in run.metadata()["movies"]] == [False, True, True, True]
+    assert run.metadata()["earlier"] == []
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "[" * 100_000, "\0", '{"program": 3}', '{"movies": [{"status": "ok", "output": "a.tif"}]}']
