@@ -20,12 +20,12 @@ import shutil
 import sys
 import time
 import traceback
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from denoise import NAME, __version__
 from denoise.stopping import Alarm, Stopped, StopSignals, ignore_signals
@@ -131,8 +131,8 @@ class Run:
 
 def main() -> int:
     """Do what the command line says; returns the exit status."""
+    open_streams()
     options = parse_options()
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # any file name can be told
     try:
         with StopSignals() as signals, join_team() as team:
             plan = make_plan(options)
@@ -151,7 +151,7 @@ def main() -> int:
         complain(str(alarm))
         return 1
     except Exception as error:  # noqa: BLE001 - the last line on stderr has to make sense whatever happens
-        traceback.print_exc()
+        tell(sys.stderr, traceback.format_exc())
         complain(unexpected(error))
         return 1
 
@@ -285,7 +285,7 @@ def join_team() -> Iterator[Team]:
 
         with launched() as team:
             if team.rank:
-                silence()
+                silence(sys.stdout)
             yield team
     else:
         from denoise.ranks import ALONE
@@ -1028,23 +1028,40 @@ class Progress:
             self.bar = None
 
 
+def open_streams() -> None:
+    """Make stdout and stderr safe to write to, any file name, also where they were closed before the start.
+
+    A file opened later would else take the closed one's number, and what libraries print would go into it.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    sys.stdout, sys.stderr = (one or open(os.devnull, "w") for one in (sys.stdout, sys.stderr))  # noqa: SIM115
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
 def say(text: str) -> None:
-    """One line on stdout; a reader that went away (a closed pipe) does not stop the work."""
-    try:
-        print(one_line(text), flush=True)
-    except BrokenPipeError:
-        silence()
-
-
-def silence() -> None:
-    """Say nothing from now on."""
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    """One line on stdout."""
+    tell(sys.stdout, one_line(text))
 
 
 def complain(text: str) -> None:
     """One line on stderr, which by itself says what is wrong."""
-    print(one_line(text), file=sys.stderr, flush=True)
+    tell(sys.stderr, one_line(text))
+
+
+def tell(stream: TextIO, text: str) -> None:
+    """A reader that went away (a closed pipe or terminal, a full disk) does not stop the work."""
+    try:
+        print(text, file=stream, flush=True)
+    except (OSError, ValueError):
+        silence(stream)
+
+
+def silence(stream: TextIO) -> None:
+    """Say nothing there from now on."""
+    with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def one_line(text: str) -> str:

@@ -805,6 +805,46 @@ def test_a_reader_that_goes_away_does_not_stop_the_work(tmp_path: Path, weights:
     assert files(tmp_path / "out") == {"a.tif", "metadata.json"}
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-", ">/dev/full", "2>/dev/full"])
+def test_streams_that_take_nothing_do_not_stop_the_work(tmp_path: Path, weights: Path, closed: str) -> None:
+    write(tmp_path / "in/a.tif", movie())
+    (tmp_path / "in/b.tif").write_bytes(b"no movie")
+    write(tmp_path / "in/c.tif", movie())
+    arguments = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--weights", weights)
+    command = ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, PROCESS, *arguments]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 1
+    assert [record["status"] for record in metadata(tmp_path / "out")["movies"]] == ["ok", "failed", "ok"]
+    assert files(tmp_path / "out") == {"a.tif", "c.tif", "metadata.json"}
+    assert ("1 of 3 movies not written" in done.stderr) == ("2>" not in closed)
+    assert ("[3/3] c.tif: done" in done.stdout) == (not closed.startswith(">"))
+    assert (tmp_path / "out/a.tif").read_bytes() == (tmp_path / "out/c.tif").read_bytes()
+
+
+def test_a_terminal_that_goes_away_does_not_stop_the_work(tmp_path: Path, weights: Path) -> None:
+    for name in "ab":
+        write(tmp_path / "in" / f"{name}.tif", movie((400, 64, 64)))
+    leader, follower = pty.openpty()
+    arguments = (
+        "--input",
+        tmp_path / "in",
+        "--output",
+        tmp_path / "out",
+        "--weights",
+        weights,
+        "--adapt",
+        "off",
+    )
+    with start(*arguments, stdout=follower) as process:
+        os.close(follower)
+        shown = b""
+        while b"denoising" not in shown:
+            shown += os.read(leader, 4096)
+        os.close(leader)
+        assert process.wait(60) == 0
+    assert files(tmp_path / "out") == {"a.tif", "b.tif", "metadata.json"}
+
+
 def test_a_line_for_each_tenth(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     progress = names["Progress"]("[1/1] a.tif", names["StopSignals"]())
     for done in range(0, 201, 3):
