@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: stop soon, tidy up, say so.
+"""SIGINT, SIGTERM and SIGHUP (unless nohup has it ignored): stop soon, tidy up, say so.
 
 A signal raises Stopped in the main thread, which the with blocks on its way turn into tidying up. But the main
 thread runs no Python during one long computation in C. So a second thread, woken by the C handler itself, gives
@@ -14,12 +14,13 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+SIGNALS = {signal.SIGINT, signal.SIGTERM, HANGUP}
 GRACE = 1.0  # seconds for the main thread; users are promised two seconds in all
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM arrived. Not an Exception, so that nothing takes it for a movie that fails."""
+    """One of the signals arrived. Not an Exception, so that nothing takes it for a movie that fails."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -31,7 +32,7 @@ class Alarm(BaseException):
 
 
 class StopSignals:
-    """A context manager of the main thread: inside it the first SIGINT or SIGTERM raises Stopped.
+    """A context manager of the main thread: inside it the first of the signals raises Stopped.
 
     last_words: what to do before a hard end, in a thread of its own and in well under a second.
     """
@@ -48,7 +49,8 @@ class StopSignals:
         self._watch = threading.Thread(target=self._end_if_stuck, daemon=True)
         self._watch.start()
         for number in SIGNALS:
-            signal.signal(number, self._stop)
+            if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._stop)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -34,6 +35,7 @@ from denoise import __version__
 from denoise.formats import open_recording
 from denoise.inference import Result
 from denoise.movies import open_movie
+from denoise.stopping import SIGNALS
 from model import UNet3D, UNetConfig, load_model, save_model
 
 PROCESS = Path(__file__).parents[1] / "process.py"
@@ -81,7 +83,7 @@ def program(
 ) -> Iterator[Callable[..., Ended]]:
     """Runs process.py in this process: tmp_path/in to tmp_path/out, tiny network, CPU, unless told other."""
     threads = torch.get_num_threads()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def run_here(*arguments: object) -> Ended:
         folders = ["--input", tmp_path / "in", "--output", tmp_path / "out"]
@@ -320,8 +322,14 @@ def test_challenge_job_leaves_one_image_and_exit_status_0(tmp_path: Path, weight
 # ---- signals
 
 
+def hangup(action: signal.Handlers) -> Callable[[], object]:
+    """For a new process: what SIGHUP does to it at first, whatever it does to the tests."""
+    return functools.partial(signal.signal, signal.SIGHUP, action)
+
+
 @pytest.mark.parametrize(
-    ("number", "status", "stage"), [(signal.SIGTERM, 143, "denoising"), (signal.SIGINT, 130, "reading")]
+    ("number", "status", "stage"),
+    [(signal.SIGTERM, 143, "denoising"), (signal.SIGINT, 130, "reading"), (signal.SIGHUP, 129, "reading")],
 )
 def test_a_signal_stops_the_run_and_leaves_nothing_half_written(
     tmp_path: Path, weights: Path, number: signal.Signals, status: int, stage: str
@@ -330,7 +338,7 @@ def test_a_signal_stops_the_run_and_leaves_nothing_half_written(
     write(tmp_path / "in/b.tif", movie((1000, 128, 128)))
     write(tmp_path / "in/c.tif", movie())
     arguments = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--weights", weights)
-    with start(*arguments, "--adapt", "off") as process:
+    with start(*arguments, "--adapt", "off", preexec_fn=hangup(signal.SIG_DFL)) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith(f"[2/3] b.tif: {stage}"):
@@ -345,6 +353,26 @@ def test_a_signal_stops_the_run_and_leaves_nothing_half_written(
     found = metadata(tmp_path / "out")
     assert found["status"] == "stopped"
     assert [record["status"] for record in found["movies"]] == ["ok", "stopped", "not started"]
+
+
+def test_nohup_keeps_a_hangup_away(tmp_path: Path, weights: Path) -> None:
+    write(tmp_path / "in/a.tif", movie((400, 64, 64)))
+    arguments = (
+        "--input",
+        tmp_path / "in",
+        "--output",
+        tmp_path / "out",
+        "--weights",
+        weights,
+        "--adapt",
+        "off",
+    )
+    with start(*arguments, preexec_fn=hangup(signal.SIG_IGN)) as process:
+        assert process.stdout is not None
+        assert any("reading" in line for line in process.stdout)
+        process.send_signal(signal.SIGHUP)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
 
 
 # ---- the command line
