@@ -4,7 +4,8 @@
 
 What keeps recordings safe stands in denoise.atomic (files, locks), .stopping (signals) and .records (resume).
 
-Exit status: 0 if every movie found was written, 1 if not, 2 for a wrong command line, 128 + n after signal n.
+Exit status: 0 if every movie found was written, with all that was asked for beside it, 1 if not, 2 for a wrong command
+line, 128 + n after signal n.
 Progress and warnings go to stdout; errors to stderr, one line each: the platform shows its user the last one.
 """
 
@@ -371,6 +372,8 @@ def own_output(options: Options, plan: Plan) -> Iterator[None]:
                     f"WARNING: {options.output} takes no locks: let no other run write there at the same time"
                 )
             check_outputs(options, plan)
+            if options.report:
+                check_writable(options.output / REPORTS)
             for path in remove_leftovers(
                 {options.output, options.output / REPORTS, *(job.output.parent for job in plan.jobs)}
             ):
@@ -548,12 +551,12 @@ def attempt(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> N
             progress.say(f"complete since an earlier run: {record['output']}")
             return
         denoise_one(run, job, record, progress)
-        record["status"] = "ok"
     except Exception as error:  # noqa: BLE001 - one bad movie must not cost the others
         message = explain(error, job)
         details = "".join(traceback.format_exception(error))
-        told = {"message": message, "type": type(error).__name__, "traceback": details}
-        record.update(status="failed", error=told)
+        record["error"] = {"message": message, "type": type(error).__name__, "traceback": details}
+        if record["status"] != "ok":
+            record["status"] = "failed"
         complain(message)
     finally:
         progress.close()
@@ -566,20 +569,22 @@ def take_over(run: Run, job: Job, record: dict[str, Any]) -> bool:
     from denoise.records import is_complete, saved_there, strict
 
     earlier = run.earlier.get(strict(record["output"]), {})
-    if run.options.report and not all(has_report(run, note) for note in earlier.get("parts", [earlier])):
+    if run.options.report and not all(has_report(run, job, note) for note in notes_of(earlier)):
         return False
     if run.options.save_weights and not saved_there(earlier, run.options.save_weights):
         return False
     if not is_complete(earlier, input_files(job), made_with(run), job.output):
         return False
-    record.update(earlier, kept=True)
+    record.update({name: value for name, value in earlier.items() if name != "error"}, kept=True)
     return True
 
 
-def has_report(run: Run, note: dict[str, Any]) -> bool:
+def has_report(run: Run, job: Job, note: dict[str, Any]) -> bool:
     """Whether page and picture of the report are there that the record of a movie or of a part of it tells of."""
-    told = note.get("report", {})
-    return all(kind in told and (run.options.output / told[kind]).is_file() for kind in ("page", "picture"))
+    from denoise.report import files_of
+
+    stem = report_stem(run.options, run.plan, job, note)
+    return "report" in note and all(path.is_file() for path in files_of(stem))
 
 
 def open_job(job: Job, options: Options) -> Recording:
@@ -622,16 +627,15 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
                     f"{job.name}: expected a movie that is complete, found it changed while it was read; "
                     "nothing was kept: run it again when it is"
                 )
+            note_parts(run, record, done, progress)
+        record["status"] = "ok"  # whatever becomes of what is written beside it
     record["output_file"] = fingerprints(files_at(job.output))[0]
-    record |= save_weights(run, record, done[0][1])
     speed = math.prod(recording.sizes) / (time.monotonic() - start)
     record["voxels_per_second"] = speed
-    if len(done) > 1:
-        record["parts"] = [{"name": part.name} for part, *_ in done]
-    note_parts(run, job, record, done, progress)
+    progress.say(f"done, {speed / 1e6:.3g} million voxels a second")
+    write_beside(run, job, record, done, progress)
     for warning in record["warnings"]:
         progress.say(f"WARNING: {warning}")
-    progress.say(f"done, {speed / 1e6:.3g} million voxels a second")
 
 
 def can_share(run: Run, job: Job, recording: Recording) -> bool:
@@ -671,26 +675,58 @@ def denoise_parts(
 
 
 def note_parts(
-    run: Run,
-    job: Job,
-    record: dict[str, Any],
-    done: list[tuple[Part, Result, Diagnostics | None]],
-    progress: Progress,
+    run: Run, record: dict[str, Any], done: list[tuple[Part, Result, Diagnostics | None]], progress: Progress
 ) -> None:
-    """Put what was found and done into the record, part by part where there are several, and write the reports."""
-    for number, (part, result, diagnostics) in enumerate(done):
-        note = record["parts"][number] if len(done) > 1 else record
+    """Put what was found and done into the record, part by part where there are several."""
+    if len(done) > 1:
+        record["parts"] = [{"name": part.name} for part, *_ in done]
+    for note, (part, result, _) in zip(notes_of(record), done, strict=True):
         note |= {"percentiles": run.options.percentiles, "percentile_values": result.percentiles}
         note |= {"noise": result.noise, "smoothing": result.smoothing, "tiles": result.tiles}
         note["adaptation"] = result.adaptation
         if result.adaptation:
             progress.say(adaptation_in_words(result.adaptation))
         record["warnings"] += [f"{part.name}: {text}" if part.name else text for text in result.warnings]
+
+
+def notes_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a record tells of each part: of the only one, the record itself."""
+    parts: list[dict[str, Any]] = record.get("parts", [record])
+    return parts
+
+
+def write_beside(
+    run: Run,
+    job: Job,
+    record: dict[str, Any],
+    done: list[tuple[Part, Result, Diagnostics | None]],
+    progress: Progress,
+) -> None:
+    """Write the weights and the reports that were asked for beside a complete output. Raises MovieError."""
+    if run.options.save_weights:
+        with written(job, run.options.save_weights):
+            record |= save_weights(run, run.options.save_weights, record, done[0][1])
+    for note, (_, _, diagnostics) in zip(notes_of(record), done, strict=True):
         if diagnostics:
-            note["report"] = write_report(run, job, record, note, diagnostics)
-            progress.say(
-                f"report: {run.options.output / note['report']['page']}: {note['report']['verdict']}"
-            )
+            page = f"{report_stem(run.options, run.plan, job, note)}.html"
+            with written(job, page):
+                note["report"] = write_report(run, job, record, note, diagnostics)
+            progress.say(f"report: {page}: {note['report']['verdict']}")
+
+
+@contextmanager
+def written(job: Job, path: Path | str) -> Iterator[None]:
+    """Tells of a failure to write a file beside a complete output as such. Raises MovieError."""
+    from denoise.movies import MovieError
+
+    try:
+        yield
+    except Exception as error:
+        found = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise MovieError(
+            f"{job.name}: expected to write {path} beside the denoised movie, which is complete, found: {found}; "
+            "check space and permissions"
+        ) from error
 
 
 def adaptation_limit(run: Run, shape: tuple[int, int, int], parts: int, start: float) -> float:
@@ -711,14 +747,11 @@ def adaptation_limit(run: Run, shape: tuple[int, int, int], parts: int, start: f
     return min(wanted, max(0.0, left / 60 / parts))
 
 
-def save_weights(run: Run, record: dict[str, Any], result: Result) -> dict[str, Any]:
-    """Keep the weights that a movie was denoised with, if asked to; what the metadata tells of them."""
+def save_weights(run: Run, path: Path, record: dict[str, Any], result: Result) -> dict[str, Any]:
+    """Keep the weights that a movie was denoised with; what the metadata tells of them."""
     from denoise.atomic import write_file
     from model import save_model, sha256
 
-    path = run.options.save_weights
-    if path is None:
-        return {}
     origin = {
         "adapted_from": run.weights["sha256"],
         "movie": record["input"],
@@ -895,7 +928,7 @@ def report_facts(run: Run, job: Job, record: dict[str, Any], note: dict[str, Any
 
 def conclude(run: Run) -> int:
     """Tell how the run ended, a failure in a last line on stderr that says all; returns the exit status."""
-    failed = [record for record in run.records if record["status"] != "ok"]
+    failed = failures(run)
     total = len(run.records)
     if not failed:
         say(f"done: {total} movie(s) written to {run.options.output}")
@@ -904,7 +937,10 @@ def conclude(run: Run) -> int:
         others = [record["input"] for record in failed[1:]]
         more = f"; also failed: {', '.join(others[:NAMES_SHOWN])}" if others else ""
         more += f" and {len(others) - NAMES_SHOWN} more" if len(others) > NAMES_SHOWN else ""
-        complain(f"{len(failed)} of {total} movies not written: {failed[0]['error']['message']}{more}")
+        beside = ", or not what was asked for beside them" if any(r["status"] == "ok" for r in failed) else ""
+        complain(
+            f"{len(failed)} of {total} movies not written{beside}: {failed[0]['error']['message']}{more}"
+        )
     return 1
 
 
@@ -1133,11 +1169,16 @@ def last_words(run: Run) -> None:
 
 
 def farewell(stopped: Stopped) -> str:
-    return f"stopped by {stopped}: the movies reported as done are complete, no other was written"
+    return f"stopped by {stopped}: the movies reported as done are complete, nothing is half-written; --resume goes on"
 
 
 def ending(run: Run) -> str:
-    return "ok" if all(record["status"] == "ok" for record in run.records) else "failed"
+    return "failed" if failures(run) else "ok"
+
+
+def failures(run: Run) -> list[dict[str, Any]]:
+    """The records of movies that are not complete, or lack what was to be written beside them."""
+    return [record for record in run.records if record["status"] != "ok" or "error" in record]
 
 
 def made_with(run: Run) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def page_of(findings: Findings, facts: dict[str, Any]) -> str:
     """The page's text: the template with title and data."""
     data = json.dumps(strict(page_data(findings, facts)), allow_nan=False, separators=(",", ":"))
     text = TEMPLATE.read_text(encoding="utf-8")
-    text = text.replace("{{title}}", html.escape(str(facts["title"])))
+    text = text.replace("{{title}}", html.escape(strict(facts["title"])))
     return text.replace("{{data}}", data.replace("<", "\\u003c"))  # no name in it can end the script element
 
 
@@ -170,8 +170,8 @@ def picture_of(findings: Findings, facts: dict[str, Any]) -> bytes:
 
 
 def shown_name(name: str) -> str:
-    """A name that matplotlib prints as it is: no formulas, no characters that its font lacks."""
-    return str(name).encode("ascii", "backslashreplace").decode().replace("$", r"\$")
+    """A name that matplotlib prints as it is: no formulas, no characters that its font lacks, one line."""
+    return name.encode("unicode_escape").decode().replace("$", r"\$")
 
 
 def draw_frames(figure: Figure, places: list[Any], findings: Findings) -> None:

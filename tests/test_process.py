@@ -31,6 +31,7 @@ import tifffile
 import torch
 
 import denoise.inference
+import denoise.report
 from denoise import __version__
 from denoise.formats import open_recording
 from denoise.inference import Result
@@ -941,6 +942,61 @@ def test_resume_makes_a_report_that_is_not_there(
     (tmp_path / "out/report" / gone).unlink()
     assert program("--resume", "--report").status == 0
     assert files(tmp_path / "out/report") == {"a.html", "a.png"}
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_movie_is_complete_whatever_becomes_of_its_report(
+    program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: bool
+) -> None:
+    def fail(*_: object) -> None:
+        if stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise OSError(errno.ENAMETOOLONG, "File name too long")
+
+    write(tmp_path / "in" / "a.tif", movie((20, 24, 28)))
+    write(tmp_path / "in" / "b.tif", movie((20, 24, 28)))
+    monkeypatch.setattr(denoise.report, "write_report", fail)
+    result = program("--report")
+    assert result.status == (143 if stop else 1)
+    told = (
+        "stopped by SIGTERM: "
+        if stop
+        else "2 of 2 movies not written, or not what was asked for beside them: "
+    )
+    assert result.err[-1].startswith(told)
+    if not stop:
+        assert all(
+            "out/report/" in line and "which is complete, found: File name too long" in line
+            for line in result.err
+        )
+    found = metadata(tmp_path / "out")
+    assert found["status"] == ("stopped" if stop else "failed")
+    assert [record["status"] for record in found["movies"]] == ["ok", "not started" if stop else "ok"]
+    assert program("--resume").status == 0
+    assert [record.get("kept", False) for record in metadata(tmp_path / "out")["movies"]] == [True, not stop]
+
+
+@pytest.mark.parametrize(
+    "name", ["a tab\t.tif", os.fsdecode(b"no UTF-8 \xff.tif"), "\u202eright to left.tif"]
+)
+def test_report_about_a_movie_of_any_name(tmp_path: Path, weights: Path, name: str) -> None:
+    write(tmp_path / "in" / name, movie((20, 24, 28)))
+    arguments = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--weights", weights, "--report")
+    for option in ("--overwrite", "--resume"):
+        result = run(*arguments, option)
+        assert (result.status, result.err) == (0, [])
+    assert metadata(tmp_path / "out")["movies"][0]["kept"]
+
+
+def test_reports_that_cannot_be_written_are_told_before_work(
+    program: Callable[..., Ended], tmp_path: Path
+) -> None:
+    write(tmp_path / "in" / "a.tif", movie())
+    write(tmp_path / "out" / "report", movie())
+    result = program("--report")
+    assert (result.status, len(result.err)) == (1, 1)
+    assert "out/report: expected a folder that can be written, found: File exists" in result.err[0]
+    assert files(tmp_path / "out") == {"report"}
 
 
 def test_report_of_a_challenge_input_leaves_one_image_in_the_socket(
