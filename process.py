@@ -263,9 +263,9 @@ def a_path(text: str) -> Path:
 
 
 def a_range(text: str) -> tuple[int | None, int | None]:
-    if not re.fullmatch(r"-?[0-9]{0,9}:-?[0-9]{0,9}", text):
+    if not re.fullmatch(r"(-?[0-9]{1,9})?:(-?[0-9]{1,9})?", text):
         raise argparse.ArgumentTypeError(f"expected A:B, such as 0:1000, found {text!r}")
-    first, end = (int(part) if part.strip("-") else None for part in text.split(":"))
+    first, end = (int(part) if part else None for part in text.split(":"))
     return first, end
 
 

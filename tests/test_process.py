@@ -1107,7 +1107,7 @@ def test_the_last_frames_of_a_movie(program: Callable[..., Ended], tmp_path: Pat
     assert tifffile.imread(tmp_path / "out" / "a.tif").shape == (3, 9, 10)
 
 
-@pytest.mark.parametrize("frames", ["5", "a:b", "1:2:3", "-5"])
+@pytest.mark.parametrize("frames", ["5", "a:b", "1:2:3", "-5", "-:-", "-:5"])
 def test_wrong_frames_are_refused(program: Callable[..., Ended], frames: str) -> None:
     result = program("--frames", frames)
     assert result.status == 2
