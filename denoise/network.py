@@ -63,10 +63,10 @@ def fitting(model: UNet3D, shape: Sequence[int]) -> Geometry:
     free = free_memory(device) - size * STATE_BYTES * height * width
     voxels = int(min(CHUNK_VOXELS[device.type], free / 2 / (size * VOXEL_BYTES)))
     tile = max(height, width)
-    while time * min(height, tile) * min(width, tile) * size * VOXEL_BYTES > free:
+    while (needed := time * min(height, tile) * min(width, tile) * size * VOXEL_BYTES) > free:
         tile = smaller_tile(tile, grid)
         if not tile:
-            raise MemoryError(f"{shape[1]} x {shape[2]} pixels take {-free / 2**30:.1f} GB more")
+            raise MemoryError(f"{shape[1]} x {shape[2]} pixels take {(needed - free) / 2**30:.3g} GB more")
     chunk = time
     while 2 * chunk * min(height, tile) * min(width, tile) <= voxels and chunk < shape[0]:
         chunk *= 2

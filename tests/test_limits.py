@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from denoise import limits
+from denoise import limits, network
 from denoise.limits import cpu_quota, data_limit, free_memory, memory_quota, memory_there, peak_resident
 from evaluation.bench import memory_settings
+from model import UNet3D, UNetConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,6 +78,13 @@ def test_the_least_of_all_limits_counts(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(limits, "memory_quota", lambda value=group: value)
         monkeypatch.setattr(limits, "data_limit", lambda value=process: value)
         assert free_memory(torch.device("cpu")) == left
+
+
+def test_what_lacks_is_told_however_little_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "free_memory", lambda device: 37_000_000)
+    monkeypatch.setattr(network, "precision", lambda device: torch.bfloat16)
+    with pytest.raises(MemoryError, match=r"150 x 170 pixels take 0\.0[0-9]+ GB more"):
+        network.fitting(UNet3D(UNetConfig()), (60, 150, 170))
 
 
 @pytest.mark.parametrize(
