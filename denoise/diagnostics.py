@@ -107,6 +107,7 @@ class Diagnostics:
         self.wanted = self.sample.wanted
         self.seen = 0
         self.unit = 0.0  # of the intensities in all sums; 0 until there is any light
+        self.origin = 0.0  # that they count from, in the movie's units
         self.pixels = PixelSums(height, width)
         self.residual_spectrum, self.raw_spectrum = Spectrum(height, width), Spectrum(height, width)
         self.traces = CellTraces(height, width, int(self.sample.trace.sum()))
@@ -125,17 +126,25 @@ class Diagnostics:
         step = max(1, BLOCK_VOXELS // math.prod(denoised.shape[1:]))
         for start, stop in runs(self.wanted[first : self.seen], step):
             raw, clean = self.movie.read(first + start, first + stop), denoised[start:stop]
-            self.unit = self.unit or unit_of(clean, raw)
-            self._take(first + start, in_unit(raw, self.unit), in_unit(clean, self.unit))
+            if not self.unit:
+                self.unit, self.origin = unit_of(clean, raw), origin_of(raw)
+            self._take(first + start, self._in_unit(raw), self._in_unit(clean))
+
+    def _in_unit(self, frames: np.ndarray) -> np.ndarray:
+        """A copy in float32."""
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and counts as missing
+            return np.asarray(
+                ((frames - self.origin) if self.origin else frames) / (self.unit or 1.0), np.float32
+            )
 
     def _take(self, first: int, raw: np.ndarray, denoised: np.ndarray) -> None:
-        """Both (n, Y, X) in the unit; pictures and levels are kept in the movie's."""
+        """Both (n, Y, X) in the unit, from the origin; pictures and levels are kept in the movie's unit."""
         fill_missing(raw, denoised)
         residual = raw - denoised  # (n, Y, X)
         for i, frame in enumerate(range(first, first + len(raw))):
             if self.sample.level[frame]:
                 raw_mean, denoised_mean = (float(frames[i].mean()) * self.unit for frames in (raw, denoised))
-                self.levels.append((frame, raw_mean, denoised_mean))
+                self.levels.append((frame, self.origin + raw_mean, self.origin + denoised_mean))
             if self.sample.shown[frame]:
                 for kept, frames in zip(self.shown, (raw, denoised)):
                     kept[self.number] = binned(frames[i], self.bin) * self.unit
@@ -155,6 +164,10 @@ class Diagnostics:
         for number in np.unique(windows[windows >= 0]):
             inside = windows == number
             self.pixels.add(int(number), raw[inside], denoised[inside])
+
+    def absolute(self, values: np.ndarray) -> np.ndarray:
+        """Values of the movie's unit with the origin added, in float64 where there is one."""
+        return values.astype(np.float64) + self.origin if self.origin else values
 
     def findings(self, noise: dict[str, float], span: float) -> Findings:
         """All figures. noise: gain and read_variance in the movie's units; span: its range of intensities."""
@@ -176,10 +189,9 @@ def unit_of(*several: np.ndarray) -> float:
     return 0.0
 
 
-def in_unit(frames: np.ndarray, unit: float) -> np.ndarray:
-    """A copy in float32."""
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and counts as missing
-        return np.asarray(frames / (unit or 1.0), np.float32)
+def origin_of(frames: np.ndarray) -> float:
+    """The median of integers that float32 does not hold: their differences fit. Else 0."""
+    return float(np.median(frames)) if frames.dtype.kind in "iu" and frames.dtype.itemsize >= 4 else 0.0
 
 
 def runs(wanted: np.ndarray, longest: int) -> Iterator[tuple[int, int]]:
@@ -395,6 +407,8 @@ def summarize(seen: Diagnostics, noise: dict[str, float], span: float) -> Findin
     maps["correlation"] = np.where(
         spread_of > 0, maps["covariance"] / np.where(spread_of > 0, spread_of, 1), 0
     )
+    for name in ("raw", "denoised"):
+        maps[name] += seen.origin
     maps["active"] = active_pixels(maps)
     space = seen.residual_spectrum.autocorrelation()
     raw_space = seen.raw_spectrum.autocorrelation()
@@ -409,11 +423,12 @@ def summarize(seen: Diagnostics, noise: dict[str, float], span: float) -> Findin
     level = max((check.level for check in checks), key=["good", "watch", "bad"].index)
     start = int(seen.sample.trace.argmax())
     spots = [
-        spot | {name: spot[name] * seen.unit for name in ("raw", "denoised")} for spot in seen.traces.spots()
+        spot | {name: seen.absolute(spot[name] * seen.unit) for name in ("raw", "denoised")}
+        for spot in seen.traces.spots()
     ]
     return Findings(
         numbers, checks, verdict(checks, level), level, maps, space, raw_space, transfer, seen.levels,
-        list(zip(np.flatnonzero(seen.sample.shown).tolist(), *seen.shown)),
+        list(zip(np.flatnonzero(seen.sample.shown).tolist(), *map(seen.absolute, seen.shown))),
         spots, start, seen.bin, noise,
     )  # fmt: skip
 
@@ -505,6 +520,8 @@ def judge(numbers: dict[str, Any]) -> list[Check]:
 def judge_time(numbers: dict[str, Any]) -> Check:
     question = "Is the residual random in time?"
     if not numbers["correlation_in_time"] or not numbers["correlation_in_time_active"]:
+        if numbers["frames_examined"] > FEWEST:
+            return Check(question, "nothing was removed from the most active pixels", "watch")
         return Check(question, f"{numbers['frames_examined']} frames are too few to tell", "watch")
     everywhere, active = numbers["correlation_in_time"], numbers["correlation_in_time_active"]
     chance = 3 * numbers["correlation_error"]

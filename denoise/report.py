@@ -144,8 +144,10 @@ def image_url(image: np.ndarray) -> str:
 
 
 def rounded(trace: np.ndarray) -> list[float]:
-    """A trace with as many digits as can be seen."""
-    return [float(f"{value:.5g}") for value in trace]
+    """A trace with as many digits as can be seen, above whatever offset."""
+    largest, span = float(np.abs(trace).max()), float(np.ptp(trace))
+    digits = 5 + max(0, math.floor(math.log10(largest / span))) if span else 5
+    return [float(f"{value:.{digits}g}") for value in trace]
 
 
 # ---- the picture -------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from denoise.diagnostics import (
     runs,
     sample_frames,
 )
+from denoise.report import page_data
 from simulation import noisy
 
 NOISE = {"gain": 0.0, "read_variance": 25.0}
@@ -111,6 +112,18 @@ def test_figures_have_no_scale_and_what_has_a_unit_has_the_movies(power: int, da
         np.testing.assert_array_equal(images, np.multiply(expected, np.float32(scale)))
     for spot, usual_spot in zip(found.spots, usual.spots, strict=True):
         np.testing.assert_array_equal(spot["raw"], usual_spot["raw"] * scale)
+
+
+@pytest.mark.parametrize(("dtype", "offset"), [("int32", 100 - 2**31), ("uint32", 2**32 - 1000)])
+def test_integers_that_float32_does_not_hold_have_the_same_figures(dtype: str, offset: int) -> None:
+    clean = clean_movie().astype(np.float64)
+    raw = (clean + white(clean.shape)).round()
+    usual = examine(raw.astype(np.float32), clean)
+    found = examine((raw + offset).astype(dtype), clean + offset, {"gain": 0.0, "read_variance": 25.0})
+    assert (found.level, found.verdict) == (usual.level, usual.verdict) == ("good", usual.verdict)
+    np.testing.assert_allclose(found.maps["denoised"], usual.maps["denoised"] + offset, atol=1e-3, rtol=0)
+    told = np.subtract(page_data(found, {})["spots"][0]["raw"], offset)
+    np.testing.assert_allclose(told, usual.spots[0]["raw"], atol=0.1, rtol=0)
 
 
 def test_cells_that_were_removed_altogether_are_reported() -> None:
@@ -229,6 +242,7 @@ def test_a_constant_movie_has_no_residual() -> None:
     found = examine(raw, raw.astype(np.float32), {"gain": 0.0, "read_variance": 0.0})
     assert found.numbers["variance_ratio"] is None
     assert found.numbers["correlation_along_x"] == 0
+    assert found.verdict == "Look closer: nothing was removed from the most active pixels."
 
 
 @given(st.lists(st.booleans(), max_size=40), st.integers(1, 6))
