@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 import traceback
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from denoise import NAME, __version__
-from denoise.stopping import Alarm, Stopped, StopSignals, ignore_signals
+from denoise.stopping import Alarm, Lost, Stopped, StopSignals, ignore_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -135,18 +135,20 @@ def main() -> int:
     open_streams()
     options = parse_options()
     try:
-        with StopSignals() as signals, join_team() as team:
-            plan = make_plan(options)
-            options = with_limit(options, plan)
-            if options.dry_run:
-                return tell_plan(prepare(options, plan, signals, team))
-            with own_output(options, plan) if not team.rank else nullcontext():
-                return denoise_all(prepare(options, plan, signals, team))
-    except Refusal as refusal:
-        complain(str(refusal))
+        with StopSignals() as signals, join_team() as team, ExitStack() as held:
+            with agreed(team):
+                plan = make_plan(options)
+                options = with_limit(options, plan)
+                if not options.dry_run and not team.rank:
+                    held.enter_context(own_output(options, plan))
+            with agreed(team):
+                run = prepare(options, plan, signals, team)
+            return tell_plan(run) if options.dry_run else denoise_all(run)
+    except (Refusal, Lost) as refusal:
+        complain_once(str(refusal))
         return 1
     except Stopped as stopped:
-        complain(farewell(stopped))
+        complain_once(farewell(stopped))
         return 128 + stopped.number
     except Alarm as alarm:
         complain(str(alarm))
@@ -282,6 +284,7 @@ def a_device(text: str) -> str:
 def join_team() -> Iterator[Team]:
     """The processes that a launcher started as one run (docs/ranks.md); only the first tells how it goes."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a process that is gone is told in one line
         from denoise.ranks import launched
 
         with launched() as team:
@@ -292,6 +295,19 @@ def join_team() -> Iterator[Team]:
         from denoise.ranks import ALONE
 
         yield ALONE
+
+
+@contextmanager
+def agreed(team: Team) -> Iterator[None]:
+    """What one process of the run refuses, all of them refuse, in its words. Raises Refusal."""
+    refusal = None
+    try:
+        yield
+    except Refusal as error:
+        refusal = str(error)
+    for told in team.all(refusal):
+        if told is not None:
+            raise Refusal(told)
 
 
 def make_plan(options: Options) -> Plan:
@@ -436,7 +452,6 @@ def prepare(options: Options, plan: Plan, signals: StopSignals, team: Team) -> R
     say(f"{NAME} {__version__}: {len(plan.jobs)} movie(s) in {options.input}, {plan.layout} layout")
     for warning in plan.warnings:
         say(f"WARNING: {warning}")
-    team.all(None)  # the output folder is there
     device = choose_device(options.device, team)
     limit_threads()
     limit_memory()
@@ -522,27 +537,31 @@ def denoise_all(run: Run) -> int:
             saved.now_and_then(run)
             attempt(run, job, record, Progress(f"[{number}/{len(jobs)}] {job.name}", run.signals))
             run.signals.check()
-        merge_records(run)
+        run.team.all(None)  # every movie has had its turn
+        collect_records(run)
         for name, reason in run.plan.unusable.items():
             message = f"{name}: {reason}"
             run.records.append({"input": name, "status": "failed", "error": {"message": message}})
-            complain(message)
+            complain_once(message)
     finally:
         ignore_signals()
         save_metadata(run, "stopped" if run.signals.arrived else ending(run))
     return conclude(run)
 
 
-def merge_records(run: Run) -> None:
-    """Take each movie's record from the rank that denoised it, or from the first of them all."""
-    everybody = run.team.all(run.records)
-    for number in range(1, len(run.records) + 1):
-        rank = number % run.team.size if run.common.size == 1 else 0
-        run.records[number - 1] = everybody[rank][number - 1]
+def collect_records(run: Run) -> None:
+    """Take over what other processes have left by now: the records of their movies, and the first's of common ones."""
+    from denoise.records import strict
+
+    for record in run.records:
+        if record["status"] == "not started" or run.common.rank:
+            record.update(run.team.left(strict(record["output"])) or {})
 
 
 def attempt(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:
     """Denoise one movie into its record; a failure is told and recorded, and the next movie's turn comes."""
+    from denoise.records import strict
+
     start = time.monotonic()
     record["status"] = "stopped"  # unless it gets to its end
     progress.say("opening")  # should the program be killed, it shows at which movie
@@ -557,11 +576,14 @@ def attempt(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> N
         record["error"] = {"message": message, "type": type(error).__name__, "traceback": details}
         if record["status"] != "ok":
             record["status"] = "failed"
-        complain(message)
+        if not run.common.rank:
+            complain(message)
     finally:
         progress.close()
         record.setdefault("seconds", time.monotonic() - start)
         record.update({k: v for k, v in peak_memory(run.device).items() if k not in record})
+        if not run.common.rank:
+            run.team.leave(strict(record["output"]), strict(record))
 
 
 def take_over(run: Run, job: Job, record: dict[str, Any]) -> bool:
@@ -938,7 +960,7 @@ def conclude(run: Run) -> int:
         more = f"; also failed: {', '.join(others[:NAMES_SHOWN])}" if others else ""
         more += f" and {len(others) - NAMES_SHOWN} more" if len(others) > NAMES_SHOWN else ""
         beside = ", or not what was asked for beside them" if any(r["status"] == "ok" for r in failed) else ""
-        complain(
+        complain_once(
             f"{len(failed)} of {total} movies not written{beside}: {failed[0]['error']['message']}{more}"
         )
     return 1
@@ -984,7 +1006,7 @@ def tell_plan(run: Run) -> int:
             parts, shape, itemsize, told = look_at(job, run.options)
         except Exception as error:  # noqa: BLE001 - as in attempt: the others are looked at too
             problems += 1
-            complain(explain(error, job))
+            complain_once(explain(error, job))
             continue
         adapting = 60 * parts * adaptation_limit(run, shape, parts, time.monotonic())
         seconds = (
@@ -998,7 +1020,7 @@ def tell_plan(run: Run) -> int:
         say(f"{job.name}: {told} -> {output_name(job, run.options)}; {cost}, {room}")
     for name, reason in run.plan.unusable.items():
         problems += 1
-        complain(f"{name}: {reason}")
+        complain_once(f"{name}: {reason}")
     pace = f"{run.speed / 1e6:.3g} million voxels a second as measured just now"
     say(f"dry run: {duration(total)} and {in_bytes(disk)} on the disk in all, at {pace}")
     check_outputs(run.options, run.plan)
@@ -1086,6 +1108,12 @@ def complain(text: str) -> None:
     tell(sys.stderr, one_line(text))
 
 
+def complain_once(text: str) -> None:
+    """What all processes of a run meet: the first tells it."""
+    if os.environ.get("RANK", "0") == "0":
+        complain(text)
+
+
 def tell(stream: TextIO, text: str) -> None:
     """A reader that went away (a closed pipe or terminal, a full disk) does not stop the work."""
     try:
@@ -1152,6 +1180,8 @@ def save_metadata(run: Run, status: str) -> None:
 
     if run.team.rank:
         return
+    with suppress(Lost):  # the records that a process took along
+        collect_records(run)
     try:
         write_metadata(run.options.output, metadata(run, status))
     except OSError as error:
@@ -1165,7 +1195,7 @@ def last_words(run: Run) -> None:
 
     discard_all()
     save_metadata(run, "stopped")
-    complain(farewell(Stopped(run.signals.arrived[0])))
+    complain_once(farewell(Stopped(run.signals.arrived[0])))
 
 
 def farewell(stopped: Stopped) -> str:

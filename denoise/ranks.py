@@ -9,6 +9,7 @@ Every rank computes what one process would, in the same order: the output is the
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,12 +20,23 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
-from denoise.stopping import Alarm
+from denoise.stopping import Alarm, Lost
 
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=12)  # for ranks that adapt to a movie, or wait for a disk
+
+
+class Store(Protocol):
+    """Texts by name, which all ranks share, and which outlives each but the first; torch.distributed.Store."""
+
+    def set(self, name: str, text: str, /) -> None: ...
+
+    def get(self, name: str, /) -> bytes: ...
+
+    def check(self, names: list[str], /) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -34,21 +46,47 @@ class Team:
     rank: int = 0
     size: int = 1
     local: int = 0  # the rank among those of this machine, which is also the number of its GPU
+    store: Store | None = None
 
     def all(self, value: T) -> list[T]:
-        """Everybody's value, by rank."""
+        """Everybody's value, by rank. Raises Lost."""
         if self.size == 1:
             return [value]
         values: list[T | None] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with self._exchange():
+            dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
     def of(self, rank: int, value: T | None) -> T:
-        """The value of one rank; the others' do not count."""
+        """The value of one rank; the others' do not count. Raises Lost."""
         values = [value]
         if self.size > 1:
-            dist.broadcast_object_list(values, src=rank)
+            with self._exchange():
+                dist.broadcast_object_list(values, src=rank)
         return values[0]  # type: ignore[return-value]
+
+    def leave(self, name: str, value: Any) -> None:
+        """Put a value that JSON knows where the other ranks find it, whatever becomes of this one. Raises Lost."""
+        if self.store:
+            with self._exchange():
+                self.store.set(f"left/{name}", json.dumps(value))
+
+    def left(self, name: str) -> Any:
+        """The value that a rank left, or None. Raises Lost."""
+        if not self.store:
+            return None
+        with self._exchange():
+            return json.loads(self.store.get(f"left/{name}")) if self.store.check([f"left/{name}"]) else None
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise Lost(
+                f"expected all {self.size} processes until the end, found one gone ({error}); "
+                "see what it said, mend that, and go on with --resume"
+            ) from error
 
     def share(self, count: int, rank: int | None = None, again: int = 0) -> range:
         """Which of `count` things in a row are this rank's, or another's.
@@ -86,8 +124,14 @@ ALONE = Team()
 @contextmanager
 def launched() -> Iterator[Team]:
     """The team that the launcher's environment tells of: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT."""
-    dist.init_process_group("gloo", timeout=PATIENCE)
-    yield Team(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise Alarm(
+            f"expected the other processes of this run, found: {error}; start all by torchrun or srun"
+        ) from error
+    yield Team(rank, size, int(os.environ.get("LOCAL_RANK", "0")), store)
     dist.destroy_process_group()  # not after an error: it would wait for the others
 
 

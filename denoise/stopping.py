@@ -31,6 +31,10 @@ class Alarm(BaseException):
     """The whole run has to end, with this line. Not an Exception, so that nothing takes it for a movie that fails."""
 
 
+class Lost(Alarm):
+    """Another process of the run is gone; why, that one tells."""
+
+
 class StopSignals:
     """A context manager of the main thread: inside it the first of the signals raises Stopped.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -81,6 +83,65 @@ def test_ranks_write_one_movie_bit_by_bit_as_one_process_does(folder: Path) -> N
         for name in ("status", "shape", "noise", "smoothing", "percentile_values", "warnings", "output_file"):
             assert told[0][name] == alone[name]
         assert sum("done, " in line for line in ended.stdout.splitlines()) == 1
+
+
+def test_what_one_process_refuses_all_do_in_one_line(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.pth").symlink_to(folder / "tiny.pth")
+    (tmp_path / "in").symlink_to(folder / "in")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.tif").write_bytes(b"another")
+    ended = run(tmp_path, "out", 2)
+    assert ended.returncode == 1
+    assert ended.stderr.count("expected no output yet") == 1
+    assert "please report it" not in ended.stderr
+    assert visible(tmp_path / "out") == ["a.tif"]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_stop_loses_no_record_of_any_process(folder: Path, tmp_path: Path, alone: bool) -> None:
+    """Of all processes, or of one: the first then ends in one line when it has done its own movies."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "tiny.pth").symlink_to(folder / "tiny.pth")
+    for name, frames in (
+        ("a", 20),
+        ("b", 20 if alone else 4000),
+        ("c", 4000),
+    ):  # the second process has a and c
+        with MovieWriter(tmp_path / "in" / f"{name}.tif", (frames, 64, 64), "uint16") as writer:
+            writer.append(np.random.default_rng(0).poisson(50, (frames, 64, 64)).astype(np.uint16))
+    ports = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    with contextlib.ExitStack() as stack:
+        ranks = [
+            stack.enter_context(
+                subprocess.Popen(  # noqa: S603
+                    command(tmp_path, "out", 1),
+                    env=environment() | ports | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stderr=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    text=True,
+                )
+            )
+            for rank in range(2)
+        ]
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "out" / "a.tif").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(1)
+        for rank in ranks[alone:]:
+            rank.send_signal(signal.SIGTERM)
+        said = [rank.communicate(timeout=60)[1].splitlines() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [1 if alone else 143, 143]
+    assert [len(lines) for lines in said] == [1, 0]
+    assert ("found one gone" if alone else "stopped by SIGTERM") in said[0][0]
+    told = json.loads((tmp_path / "out" / "metadata.json").read_text())
+    assert [record["status"] for record in told["movies"]][:2] == ["ok", "ok" if alone else "stopped"]
+    assert told["movies"][2]["status"] != "ok"
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 def test_many_movies_are_shared_out_and_told_of_in_one_metadata(folder: Path, tmp_path: Path) -> None:
