@@ -79,10 +79,11 @@ def dropped_rows(frames: Tensor) -> Tensor:
 
 def blank_frames(frames: Tensor) -> Tensor:
     """Frames (T, Y, X) that are one value throughout, of which neither the background nor chance is the reason: (T,)."""
-    flat = frames.flatten(1)
-    constant = flat.amax(1) == flat.amin(1)
+    flat, first = frames.flatten(1), frames[:, 0]
+    constant = first.amax(1) == first.amin(1)  # its first row, to begin with
     if not bool(constant.any()) or flat.shape[1] < FEWEST_VOXELS:
         return torch.zeros_like(constant)
+    constant[constant.clone()] = flat[constant].amax(1) == flat[constant].amin(1)
     others = flat[~constant]
     for value in flat[constant, 0].unique():
         if not is_loss(value, others, flat.shape[1]):

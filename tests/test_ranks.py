@@ -27,7 +27,7 @@ FRAMES = 1100  # three slabs, five sections
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a tiny network and a registered movie with line noise, a missing voxel and dropped rows."""
+    """Weights of a tiny network; a registered movie with line noise, flashes, a gap, a missing voxel, dropped rows."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.manual_seed(0)
     model = UNet3D(UNetConfig(channels=(4, 6, 8), context_channels=(4, 6, 8), bottom_blocks=1))
@@ -37,6 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frames = displaced(1, -1, rng.poisson(50, (FRAMES, 24, 48)).astype(np.float32))
     frames += rng.normal(0, 3, (FRAMES, 24, 1)).astype(np.float32)
     frames[[100, 700], 5] = 0
+    frames[250:270] = 7  # nothing was recorded
+    frames[[30, 900]] += 1000  # a flash
     frames[800, 3, 4] = np.nan
     (folder / "in").mkdir()
     with MovieWriter(folder / "in" / "a.tif", (FRAMES, 24, 48), "float32") as writer:
