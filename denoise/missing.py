@@ -28,6 +28,7 @@ FLASH = 3.0  # deviations of a voxel's noise by which a flash is brighter or dar
 STRONG = 0.5  # and times the movie's own scale
 UNUSUAL = 15.0  # and times the median of what frames are off by
 LONGEST_PERIOD = 12  # frames in which planes or channels may take turns
+FARTHEST = 10.0  # times the median of what neighbours differ by
 ALIKE = 0.9  # times what neighbours differ by, squared, do frames of one of them differ by
 SUDDEN = 0.5  # of it comes and goes from one frame to the next: activity fades
 
@@ -135,7 +136,11 @@ def period_of(frames: Tensor) -> int:
     some = frames.flatten(1)
     some = some[:, :: max(1, some.shape[1] // LOOKED_AT)]
     longest = min(LONGEST_PERIOD, len(some) // 4)
-    apart = [float((some[lag:] - some[:-lag]).square().nanmean()) for lag in range(1, longest + 1)]
+    steps = [some[lag:] - some[:-lag] for lag in range(1, longest + 1)]
+    if not steps:
+        return 0
+    most = FARTHEST * float(steps[0].abs().nanmedian())  # odd voxels do not count for more
+    apart = [float(its.clamp_(-most, most).square().nanmean()) for its in steps]
     found = [lag for lag, its in enumerate(apart, 1) if its < ALIKE * apart[0]]
     return found[0] if found and apart[found[0] - 1] <= min(apart) / ALIKE else 0
 

@@ -11,6 +11,7 @@ from denoise.missing import (
     blank_frames,
     dropped_rows,
     flashing_frames,
+    period_of,
     without_missing,
 )
 from simulation import LEVELS, challenge_scene, different_scene, noisy
@@ -119,3 +120,20 @@ def test_what_is_missing_is_counted_once() -> None:
     expected[3, 4, 5] = expected[5, 6] = expected[7] = expected[20] = True
     np.testing.assert_array_equal(values.isnan().numpy(), expected)
     np.testing.assert_array_equal(values[~expected], frames[~expected])
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("level", [1, 2])
+def test_planes_that_take_turns_are_told_by_their_number(count: int, level: int) -> None:
+    planes = [challenge_scene(5_000_030 + plane, 64, 64).clean() for plane in range(count)]
+    movie = np.stack([planes[t % count][t] for t in range(64)])
+    frames = torch.from_numpy(noisy(movie, *LEVELS[level], np.random.default_rng(0)))
+    assert period_of(frames) == count
+    assert period_of(frames[::count]) == 0
+
+
+@pytest.mark.parametrize("frames", [1, 3, 8, 64])
+def test_noise_and_odd_voxels_do_not_take_turns(frames: int) -> None:
+    movie = torch.randn(frames, 20, 30, generator=torch.Generator().manual_seed(0))
+    movie.view(-1)[torch.randint(0, movie.numel(), (10,), generator=torch.Generator().manual_seed(1))] = 1e6
+    assert period_of(movie) == 0

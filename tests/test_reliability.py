@@ -565,7 +565,16 @@ AWKWARD: dict[str, np.ndarray] = {
 
 TOLD = {  # warnings in the metadata; none for the others
     **dict.fromkeys(
-        ("holes", "nothing but NaN", "zeros", "half saturated", "beyond 2^24", "outlier", "outlier of 1e38"),
+        (
+            "holes",
+            "nothing but NaN",
+            "zeros",
+            "half saturated",
+            "beyond 2^24",
+            "outlier",
+            "outlier of 1e38",
+            "flash",
+        ),
         1,
     ),
     "percentiles coincide": 1,
