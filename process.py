@@ -655,9 +655,11 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
     speed = math.prod(recording.sizes) / (time.monotonic() - start)
     record["voxels_per_second"] = speed
     progress.say(f"done, {speed / 1e6:.3g} million voxels a second")
-    write_beside(run, job, record, done, progress)
-    for warning in record["warnings"]:
-        progress.say(f"WARNING: {warning}")
+    try:
+        write_beside(run, job, record, done, progress)
+    finally:
+        for warning in record["warnings"]:
+            progress.say(f"WARNING: {warning}")
 
 
 def can_share(run: Run, job: Job, recording: Recording) -> bool:
