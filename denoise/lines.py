@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from denoise.waves import cosines
+
 PARTS = 3  # of a line, which have to agree
 GAP = 8  # pixels between two parts: noise that neighbours share reaches less far
 NARROWEST = 8  # pixels of a part
@@ -58,15 +60,14 @@ class Lines:
 def lines_of(frames: Tensor, axis: int) -> Lines:
     """Of a movie, by its first frames (n, Y, X) in which missing voxels are NaN; axis as in `Lines`."""
     lines = frames.movedim(axis, 1)
-    changes = (torch.nan_to_num(lines.diff(dim=0)) != 0).any(
-        0
-    )  # (lines, voxels); a border or a mask does not
-    alive = lines[:, changes.any(1)][..., changes.any(0)]
-    n, count, voxels = alive.shape
+    some = lines[:, max(0, lines.shape[1] - MEASURED) // 2 :][:, :MEASURED]
+    changes = (torch.nan_to_num(some.diff(dim=0)) != 0).any(0)  # borders and masks do not
+    some = some[:, changes.any(1)][..., changes.any(0)]
+    n, count, voxels = some.shape
     width = (voxels - (PARTS - 1) * GAP) // PARTS
     if n < 2 or count < FEWEST or width < NARROWEST:
         return Lines(axis)
-    rough = torch.nan_to_num(roughness(alive[:, max(0, count - MEASURED) // 2 :][:, :MEASURED]))
+    rough = torch.nan_to_num(roughness(some))
     parts = [rough.narrow(2, part * (width + GAP), width).mean(2) for part in range(PARTS)]
     products = [parts[i] * parts[j] for i in range(PARTS) for j in range(i)]  # (n - 1, lines - 2) each
     least = min(products, key=lambda product: float(product.mean()))
@@ -87,7 +88,7 @@ def roughness(lines: Tensor) -> Tensor:
 def wiener(means: Tensor, variance: float) -> Tensor:
     """White noise of that variance among line means (n, lines), but for what is the same in all n frames."""
     frames, lines = means.shape
-    in_time, in_space = waves(frames), waves(lines)
+    in_time, in_space = cosines(frames), cosines(lines)
     spectrum = in_time @ means @ in_space.T
     times, places = octaves(frames), octaves(lines)
     members = [F.one_hot(its).to(spectrum) for its in (times, places)]
@@ -97,14 +98,6 @@ def wiener(means: Tensor, variance: float) -> Tensor:
     gain = variance / (power + LASTING * (power - noise).clamp(min=0)).clamp(min=variance)
     gain[0] = 0
     return in_time.T @ (spectrum * gain[times][:, places]) @ in_space
-
-
-def waves(count: int) -> Tensor:
-    """The orthonormal waves (count, count) of the discrete cosine transform of so many values."""
-    place = torch.arange(count, dtype=torch.float64)
-    result = torch.cos(math.pi / count * place[:, None] * (place + 0.5)) * (2 / count) ** 0.5
-    result[0] /= 2**0.5
-    return result.float()
 
 
 def octaves(count: int) -> Tensor:

@@ -45,6 +45,7 @@ from torch import Tensor
 from denoise.context import Context, inpainted, inverse
 from denoise.smoothing import NO_MEMORY, Memory, neighbour_correlations
 from denoise.tiling import tile_axis, tile_grid
+from denoise.waves import cosines
 
 # Waves seen and expected of all windows (K, N, n) -> those that are left, and the windows' weights (K, 1, n)
 Rule = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -346,13 +347,6 @@ def clean_image(image: Tensor, pilot: Tensor, deviation: Tensor | float) -> Tens
         part = believed(seen, said, (seen + said) / 2, IMAGE_WINDOW)[0]
         cleaned.append(part[above : above + band])
     return torch.cat(cleaned) * deviation
-
-
-def cosines(size: int) -> Tensor:
-    """The orthonormal discrete cosine transform (DCT-II) as a matrix (size, size)."""
-    k, n = np.mgrid[:size, :size]
-    matrix = np.cos(np.pi * k * (2 * n + 1) / (2 * size)) * np.sqrt((2 - (k == 0)) / size)
-    return torch.from_numpy(matrix).float()
 
 
 # ---- where the network errs by more than the noise

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denoise.lines import Lines, lines_of, octaves, waves, wiener
+from denoise.lines import Lines, lines_of, octaves, wiener
+from denoise.waves import cosines
 from simulation import LEVELS, challenge_scene, noisy
 
 
@@ -90,7 +91,7 @@ def test_light_stays() -> None:
 
 @given(st.integers(1, 70))
 def test_waves_are_orthonormal_and_each_has_an_octave(count: int) -> None:
-    its = waves(count)
+    its = cosines(count)
     torch.testing.assert_close(its @ its.T, torch.eye(count), atol=1e-5, rtol=0)
     torch.testing.assert_close(its[0], torch.full((count,), count**-0.5))
     expected = [0] + [int(np.log2(n)) + 1 for n in range(1, count)]

@@ -28,7 +28,6 @@ from denoise.readout import (
     clean,
     clean_courses,
     clean_image,
-    cosines,
     excess,
     give_back,
     noise_edge,
@@ -40,6 +39,7 @@ from denoise.readout import (
     white_variance,
 )
 from denoise.tiling import tile_axis, tile_grid
+from denoise.waves import cosines
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -1,0 +1,12 @@
+"""The waves of which time courses and images are made."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def cosines(size: int) -> Tensor:
+    """The orthonormal discrete cosine transform (DCT-II) as a matrix (size, size)."""
+    k, n = np.mgrid[:size, :size]
+    matrix = np.cos(np.pi * k * (2 * n + 1) / (2 * size)) * np.sqrt((2 - (k == 0)) / size)
+    return torch.from_numpy(matrix).float()
