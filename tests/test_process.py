@@ -69,6 +69,12 @@ def run(*arguments: object, **options: Any) -> Ended:
     return ended(process.returncode, out, err)
 
 
+def usual(folder: Path, weights: Path) -> tuple[object, ...]:
+    """Arguments that denoise folder/in to folder/out."""
+    folders = "--input", folder / "in", "--output", folder / "out"
+    return *folders, "--weights", weights, "--device", "cpu", "--adapt", "off"
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny untrained network: its output is the temporal mean of the movie."""
@@ -87,18 +93,7 @@ def program(
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def run_here(*arguments: object) -> Ended:
-        folders = ["--input", tmp_path / "in", "--output", tmp_path / "out"]
-        own = [
-            PROCESS,
-            *folders,
-            "--weights",
-            weights,
-            "--device",
-            "cpu",
-            "--adapt",
-            "off",
-            *arguments,
-        ]  # argparse: the last wins
+        own = [PROCESS, *usual(tmp_path, weights), *arguments]  # argparse: the last wins
         monkeypatch.setattr(sys, "argv", [str(argument) for argument in own])
         with pytest.raises(SystemExit) as caught:
             runpy.run_path(str(PROCESS), run_name="__main__")
@@ -358,17 +353,7 @@ def test_a_signal_stops_the_run_and_leaves_nothing_half_written(
 
 def test_nohup_keeps_a_hangup_away(tmp_path: Path, weights: Path) -> None:
     write(tmp_path / "in/a.tif", movie((400, 64, 64)))
-    arguments = (
-        "--input",
-        tmp_path / "in",
-        "--output",
-        tmp_path / "out",
-        "--weights",
-        weights,
-        "--adapt",
-        "off",
-    )
-    with start(*arguments, preexec_fn=hangup(signal.SIG_IGN)) as process:
+    with start(*usual(tmp_path, weights), preexec_fn=hangup(signal.SIG_IGN)) as process:
         assert process.stdout is not None
         assert any("reading" in line for line in process.stdout)
         process.send_signal(signal.SIGHUP)
@@ -854,17 +839,7 @@ def test_a_terminal_that_goes_away_does_not_stop_the_work(tmp_path: Path, weight
     for name in "ab":
         write(tmp_path / "in" / f"{name}.tif", movie((400, 64, 64)))
     leader, follower = pty.openpty()
-    arguments = (
-        "--input",
-        tmp_path / "in",
-        "--output",
-        tmp_path / "out",
-        "--weights",
-        weights,
-        "--adapt",
-        "off",
-    )
-    with start(*arguments, stdout=follower) as process:
+    with start(*usual(tmp_path, weights), stdout=follower) as process:
         os.close(follower)
         shown = b""
         while b"denoising" not in shown:
