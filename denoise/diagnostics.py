@@ -141,6 +141,8 @@ class Diagnostics:
         """Both (n, Y, X) in the unit, from the origin; pictures and levels are kept in the movie's unit."""
         fill_missing(raw, denoised)
         residual = raw - denoised  # (n, Y, X)
+        told = residual.any((1, 2))  # a flash or a gap that came out as recorded tells nothing of the others
+        told |= not told.any()
         for i, frame in enumerate(range(first, first + len(raw))):
             if self.sample.level[frame]:
                 raw_mean, denoised_mean = (float(frames[i].mean()) * self.unit for frames in (raw, denoised))
@@ -149,7 +151,7 @@ class Diagnostics:
                 for kept, frames in zip(self.shown, (raw, denoised)):
                     kept[self.number] = binned(frames[i], self.bin) * self.unit
                 self.number += 1
-            if self.sample.spectrum[frame]:
+            if self.sample.spectrum[frame] and told[i]:
                 self.residual_spectrum.add(residual[i])
                 before = (
                     raw[i - 1] if i else self.last[1] if self.last and self.last[0] == frame - 1 else None
@@ -160,7 +162,7 @@ class Diagnostics:
         trace = self.sample.trace[first : first + len(raw)]
         if trace.any():
             self.traces.add(raw[trace], denoised[trace])
-        windows = self.sample.window[first : first + len(raw)]
+        windows = np.where(told, self.sample.window[first : first + len(raw)], -1)
         for number in np.unique(windows[windows >= 0]):
             inside = windows == number
             self.pixels.add(int(number), raw[inside], denoised[inside])

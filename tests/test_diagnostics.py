@@ -141,6 +141,18 @@ def test_a_lost_offset_is_reported() -> None:
     assert "5.01% of the movie's range" in found.verdict
 
 
+def test_frames_that_came_out_as_recorded_tell_nothing_of_the_others() -> None:
+    """Flashes: neither their light counts for the noise model, nor their residual of 0 for noise that was left in."""
+    clean = clean_movie()
+    raw = (clean + np.random.default_rng(0).normal(0, 5, clean.shape)).astype(np.float32)
+    raw[15::30] += 5000
+    denoised = clean.copy()
+    denoised[15::30] = raw[15::30]
+    findings = examine(raw, denoised, {"gain": 0.1, "read_variance": 15.0})
+    assert findings.numbers["variance_ratio"] == pytest.approx(1, abs=0.05)
+    assert findings.level == "good"
+
+
 def test_noise_left_in_shows_in_the_variance() -> None:
     clean = clean_movie()
     noise = white(clean.shape)
