@@ -351,8 +351,12 @@ class CellTraces:
         raw, denoised = self.raw, self.denoised  # (n, y, x)
         if len(raw) < FEWEST:
             return []
-        noise = np.stack([(a - b).std(0) for a, b in zip(raw.swapaxes(0, 1), denoised.swapaxes(0, 1))])
-        peak = np.stack([row.max(0) - np.median(row, 0) for row in denoised.swapaxes(0, 1)])
+        told = (raw != denoised).any((1, 2))  # as in Diagnostics
+        rows = [(a[told], b[told]) for a, b in zip(raw.swapaxes(0, 1), denoised.swapaxes(0, 1))]
+        if not told.any():
+            return []
+        noise = np.stack([(a - b).std(0) for a, b in rows])
+        peak = np.stack([b.max(0) - np.median(b, 0) for _, b in rows])
         score = peak / np.where(noise > 0, noise, np.inf)
         found = []
         for _ in range(SPOTS):

@@ -107,7 +107,10 @@ def in_space(correlation: np.ndarray) -> dict[str, list[float]]:
 
 def display_window(findings: Findings) -> tuple[float, float]:
     """The intensities shown as black and white, the same for raw and denoised: set by the denoised frames."""
-    values = np.stack([denoised for _, _, denoised in findings.shown])
+    told = [
+        denoised for _, raw, denoised in findings.shown if not np.array_equal(raw, denoised)
+    ]  # no flashes
+    values = np.stack(told or [denoised for _, _, denoised in findings.shown])
     low, high = quantiles(values)
     low = low - 0.1 * (high - low)
     return (low, high) if high > low else (low - 1, low + 1)

@@ -151,6 +151,10 @@ def test_frames_that_came_out_as_recorded_tell_nothing_of_the_others() -> None:
     findings = examine(raw, denoised, {"gain": 0.1, "read_variance": 15.0})
     assert findings.numbers["variance_ratio"] == pytest.approx(1, abs=0.05)
     assert findings.level == "good"
+    assert {(round(spot["y"], -1), round(spot["x"], -1)) for spot in findings.spots[:4]} == {
+        (10, 10), (10, 30), (30, 10), (30, 30)
+    }  # fmt: skip
+    assert page_data(findings, {})["window"][1] < 200
 
 
 def test_noise_left_in_shows_in_the_variance() -> None:
