@@ -102,10 +102,10 @@ class Survey:
     context: Context  # in normalized units, as the offsets, of the movie without its smoothing and line noise
     not_finite: int
     dropped: int  # rows
-    flashes: int  # frames
+    flashes: Tensor  # (T,) bool: frames in which another light flashed
     kept: Tensor  # (T,) bool: frames that come out as recorded, see denoise.missing
     saturated: float  # share of the voxels
-    wrapped: float  # the same
+    wrapped: float  # share of the voxels that seem to be negative numbers
     period: int  # of frames that are alike, where neighbours are not; 0 for none
     recorded: dict[int, np.ndarray] = field(default_factory=dict)  # (Y, X), of kept frames on their way
 
@@ -201,7 +201,8 @@ def adapted(
     frames, height, width = movie.info.shape
     length = min(frames, SLAB, max(64, SLAB_VOXELS // (2 * height * width)))
     start = (frames - length) // 2
-    excerpt, _ = without_missing(survey.normalization.normalize(movie.read(start, start + length)))
+    normalized = survey.normalization.normalize(movie.read(start, start + length))
+    excerpt, _ = without_missing(normalized, survey.flashes[start : start + length])
     along_y, along_x = survey.smoothing[start : start + length].any(0).tolist()
     model, adaptation = adapt(
         torch.cat(list(survey.sharpened(excerpt, start))),
@@ -334,7 +335,7 @@ class Surveyor:
             context=context,
             not_finite=not_finite,
             dropped=dropped + int((blank & ~kept).sum()) * self.movie.info.shape[1],
-            flashes=int(flashes.sum()),
+            flashes=flashes,
             kept=kept,
             saturated=self.found.saturated(),
             wrapped=self.found.wrapped(),
@@ -393,7 +394,8 @@ def whitened(movie: Readable, survey: Survey, start: int) -> Generator[Tensor, N
     """The residual of a movie's blocks of frames, (n, Y, X)."""
     for block in blocks(movie, start):
         survey.remember(block, start)
-        values, _ = without_missing(survey.normalization.normalize(block))
+        normalized = survey.normalization.normalize(block)
+        values, _ = without_missing(normalized, survey.flashes[start : start + len(block)])
         yield torch.cat([survey.context.whiten(piece) for piece in survey.sharpened(values, start)])
         start += len(block)
 
@@ -524,12 +526,13 @@ def missing_told(survey: Survey) -> Iterator[str]:
             f"{survey.dropped} rows hold one single value in some frames (dropped by the microscope, or a border that "
             "registration left); they were filled"
         )
-    if survey.flashes:
+    flashes = int(survey.flashes.sum())
+    if flashes:
         yield (
-            f"{survey.flashes} frames are brighter or darker throughout than those around them (a flash, a stage that "
+            f"{flashes} frames are brighter or darker throughout than those around them (a flash, a stage that "
             "flies back); they stay as they were recorded, and the others are denoised without them"
         )
-    gaps = int(survey.kept.sum()) - survey.flashes
+    gaps = int(survey.kept.sum()) - flashes
     if gaps and not survey.kept.all():
         yield (
             f"{gaps} frames, more than {FILLED} in a row, hold one single value (a closed shutter, or nothing was "

@@ -43,21 +43,24 @@ class Missing:
     flashes: Tensor  # (n,) bool
 
 
-def without_missing(frames: np.ndarray) -> tuple[Tensor, Missing]:
-    """Normalized frames (n, Y, X) with NaN in place of what is no picture, and what that was. They are overwritten."""
+def without_missing(frames: np.ndarray, flashes: Tensor | None = None) -> tuple[Tensor, Missing]:
+    """Normalized frames (n, Y, X) with NaN in place of what is no picture, and what that was. They are overwritten.
+
+    flashes (n,): those found before, where the movie's scale was taken for another; else they are looked for.
+    """
     values = torch.from_numpy(frames)
     rows, blank = dropped_rows(values), blank_frames(values)
     rows[blank] = False
     values[rows] = torch.nan
     values[blank] = torch.nan
-    flashes = flashing_frames(values)
+    flashes = flashing_frames(values) if flashes is None else flashes
     values[flashes] = torch.nan
     for piece in values.split(max(1, PIECE_VOXELS // values[0].numel())):
         piece.masked_fill_(~(piece.abs() < ABSURD), torch.nan)
     for place in lone_voxels(values):
         values[place] = torch.nan
-    others = rows[~(blank | flashes)]  # (n, Y)
-    voxels = int(values[~(blank | flashes)].isnan().sum()) - int(others.sum()) * values.shape[2]
+    single = values.isnan().sum((1, 2)) - rows.sum(1) * values.shape[2]  # (n,)
+    voxels = int(single[~(blank | flashes)].sum())
     return values, Missing(voxels, int(rows.sum()), blank, flashes)
 
 
@@ -108,14 +111,12 @@ def flashing_frames(frames: Tensor) -> Tensor:
     As where a stimulus lights up the field, or a stage flies back. Not where it fades, as activity does, nor where it
     happens in every other frame.
     """
-    flat = frames.flatten(1)
-    some = flat[:, :: max(1, flat.shape[1] // LOOKED_AT)]
+    some = looked_at(frames)
     level = some.nanquantile(DARK, 1)  # (n,)
     around = (level[max(0, t - AROUND) : t + AROUND + 1] for t in range(len(level)))
     away = level - torch.stack([its.nanmedian() for its in around])
-    steps = (
-        some.diff(dim=0).abs().nanmedian(1).values
-    )  # of noise alone 0.954 deviations; half may be from flashes
+    # 0.954 deviations of noise; up to half of them may be to and from flashes
+    steps = some.diff(dim=0).abs().nanmedian(1).values
     noise = float(steps.nanquantile(0.25)) / 0.954 if len(steps) else 0.0
     least = max(FLASH * noise, STRONG, UNUSUAL * float(away.abs().nanmedian()))
     far = away.abs() > least  # never where nothing is known
@@ -131,10 +132,15 @@ def flashing_frames(frames: Tensor) -> Tensor:
     return far
 
 
+def looked_at(frames: Tensor) -> Tensor:
+    """Some voxels of each frame (n, Y, X), in all of its columns: (n, N)."""
+    flat = frames.flatten(1)
+    return flat[:, :: flat.shape[1] // LOOKED_AT | 1]
+
+
 def period_of(frames: Tensor) -> int:
     """After how many frames (n, Y, X) the next of the same kind comes where planes or channels take turns; 0 else."""
-    some = frames.flatten(1)
-    some = some[:, :: max(1, some.shape[1] // LOOKED_AT)]
+    some = looked_at(frames)
     longest = min(LONGEST_PERIOD, len(some) // 4)
     steps = [some[lag:] - some[:-lag] for lag in range(1, longest + 1)]
     if not steps:

@@ -288,6 +288,19 @@ def test_what_is_no_picture_comes_out_as_recorded_and_harms_no_other_frame(shipp
     assert rest > usual - 1  # a quarter of the frames is missing
 
 
+def test_a_flash_in_a_dim_beginning_is_one_though_the_movie_is_far_brighter_later() -> None:
+    frames = example((200, 24, 20)).astype(np.float32)
+    frames[:100] /= 20
+    frames[30] += 5  # a sixth of the movie's range, and all of that of its first frames
+    out, result = run(frames)
+    np.testing.assert_array_equal(out[30], frames[30])
+    assert result.warnings[0].startswith("1 frames are brighter")
+    frames[30] = np.nan
+    without, _ = run(frames)
+    others = np.arange(200) != 30
+    np.testing.assert_allclose(out[others], without[others], rtol=0, atol=0.05)
+
+
 def test_noise_that_is_louder_here_or_now_stays_out(shipped: UNet3D) -> None:
     """A recording that bleached in an uneven field, both divided out."""
     clean = challenge_scene(5000000, 200, 64).clean()
