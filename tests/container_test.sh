@@ -233,6 +233,8 @@ with h5py.File("/formats/b.nwb", "w") as file:
     series = file.create_group("acquisition/green")
     series.attrs["neurodata_type"] = "TwoPhotonSeries"
     series["data"] = movie
+    series["starting_time"] = 0.0
+    series["starting_time"].attrs["rate"] = 30.0
 zarr.save("/formats/c.zarr", movie)
 PYTHON
     run formats-run formats -- --format same
