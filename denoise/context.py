@@ -125,16 +125,19 @@ class ContextSums:
         shift = self.sum / frames  # (..., Y, X), the mean relative to the reference
         mean = (self.reference + shift).float()
         variance = self.square / frames - shift.square()
-        gain, read_variance = self._noise_model(mean)
-        hot = self._hot(variance, gain[..., None, None] * mean + read_variance[..., None, None])
-        gain, read_variance = self._noise_model(mean, hot, memory.variance * memory.slow)
+        half = self.difference / (2 * self.steps.clamp(min=1))  # of the variance of steps: white noise's own
+        gain, read_variance = self._noise_model(mean, half)
+        hot = self._hot(variance, half, gain[..., None, None] * mean + read_variance[..., None, None])
+        if memory != NO_MEMORY or bool(hot.any()):  # hot pixels tell nothing of others
+            usually = (memory.variance * memory.slow * half).where(~hot, 0)
+            gain, read_variance = self._noise_model(mean, usually)
         read_variance = read_variance - sum(shared)
         varies = seen & ~unrecorded((self.difference == 0) & (self.steps >= STILL))
         usual = varies & ~hot
         light = inpainted(mean.where(usual, torch.nan))
         noise = noise_map(light, gain, read_variance)
         root = frames.sqrt()
-        activity = variance - memory.variance * self.difference / (2 * self.steps.clamp(min=1))
+        activity = variance - memory.variance * half
         along_x = covariance(self.along_x / frames, shift, -1) - shared[0]
         along_y = covariance(self.along_y / frames, shift, -2) - shared[1]
         per_noise = inverse(noise)
@@ -147,27 +150,18 @@ class ContextSums:
         error = (1 / root).float().unsqueeze(-3)
         return Context(mean, noise, hot, images.float(), error, gain, read_variance, memory)
 
-    def _hot(self, variance: Tensor, expected: Tensor) -> Tensor:
+    def _hot(self, variance: Tensor, half: Tensor, expected: Tensor) -> Tensor:
         """Single pixels far noisier than those around them and than expected of them; all (..., Y, X).
 
         variance: over time; that of fast activity is not half the variance of its steps, as that of white noise is.
         """
-        half = self.difference / (2 * self.steps.clamp(min=1))
         ratio = half / torch.maximum(mean_beside(half), expected).clamp(min=torch.finfo(half.dtype).tiny)
         typical = medians(ratio)
         surprising = ratio > typical + (SPREADS * medians((ratio - typical).abs())).clamp(min=HOT)
         return surprising & (self.steps >= CERTAIN) & ((variance / half - 1).abs() < WHITE)
 
-    def _noise_model(
-        self, mean: Tensor, hot: Tensor | None = None, factor: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """Gain and read variance (...), from differences in time, or in space where there is one frame only.
-
-        hot: pixels that tell nothing of it. factor: of the noise's variance over that of the differences' half.
-        """
-        variance = factor * self.difference / (2 * self.steps.clamp(min=1))
-        if hot is not None:
-            variance = variance.where(~hot, 0)
+    def _noise_model(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Gain and read variance (...), from variances in time, or in space where there is one frame only."""
         gain, read_variance = photon_transfer(mean, variance.float())
         in_time = self.steps.amax((-2, -1)) > 0
         return torch.where(in_time, gain, 0), torch.where(

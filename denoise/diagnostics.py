@@ -12,7 +12,6 @@ Sources: photon transfer (Janesick, 2007); autocorrelation from power spectra (W
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from denoise.missing import dropped_rows
+from denoise.missing import dropped_rows, runs
 
 LAGS = 10  # frames, of the autocorrelation in time
 REACH = 6  # pixels, of the autocorrelation in space
@@ -194,18 +193,6 @@ def unit_of(*several: np.ndarray) -> float:
 def origin_of(frames: np.ndarray) -> float:
     """The median of integers that float32 does not hold: their differences fit. Else 0."""
     return float(np.median(frames)) if frames.dtype.kind in "iu" and frames.dtype.itemsize >= 4 else 0.0
-
-
-def runs(wanted: np.ndarray, longest: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the runs of True in a bool array, none longer than `longest`.
-
-    >>> list(runs(np.array([False, True, True, True, False, True]), 2))
-    [(1, 3), (3, 4), (5, 6)]
-    """
-    edges = np.flatnonzero(np.diff(np.r_[False, wanted, False].astype(np.int8)))
-    for start, stop in edges.reshape(-1, 2).tolist():
-        for begin in range(start, stop, longest):
-            yield begin, min(stop, begin + longest)
 
 
 def fill_missing(raw: np.ndarray, denoised: np.ndarray) -> None:

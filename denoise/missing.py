@@ -6,7 +6,7 @@ there is nothing to predict: such frames come out as they were recorded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,7 +122,7 @@ def flashing_frames(frames: Tensor) -> Tensor:
     far = away.abs() > least  # never where nothing is known
     if not bool(far.any()) or float(far.float().mean()) > 1 / 3:
         return torch.zeros_like(far)
-    for start, stop in runs(far):
+    for start, stop in runs(far.numpy()):
         sides = [
             (t, beside) for t, beside in ((start, start - 1), (stop - 1, stop)) if 0 <= beside < len(level)
         ]
@@ -151,20 +151,23 @@ def period_of(frames: Tensor) -> int:
     return found[0] if found and apart[found[0] - 1] <= min(apart) / ALIKE else 0
 
 
-def runs(wanted: Tensor) -> list[tuple[int, int]]:
-    """(start, stop) of the runs of True in (n,).
+def runs(wanted: np.ndarray, longest: int | None = None) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the runs of True in a bool array, none longer than `longest` if told.
 
-    >>> runs(torch.tensor([False, True, True, False, True]))
-    [(1, 3), (4, 5)]
+    >>> list(runs(np.array([False, True, True, True, False, True]), 2))
+    [(1, 3), (3, 4), (5, 6)]
     """
-    edges = torch.cat([wanted.new_zeros(1), wanted, wanted.new_zeros(1)]).int().diff().nonzero()[:, 0]
-    return [(start, stop) for start, stop in edges.reshape(-1, 2).tolist()]
+    edges = np.flatnonzero(np.diff(np.r_[False, wanted, False].astype(np.int8)))
+    for start, stop in edges.reshape(-1, 2).tolist():
+        step = longest or stop - start
+        for begin in range(start, stop, step):
+            yield begin, min(stop, begin + step)
 
 
 def as_recorded(blank: Tensor, flashes: Tensor) -> Tensor:
     """Which frames of a movie come out as they were recorded: flashes, longer gaps, and all if there are only blanks."""
     kept = flashes | blank.all()
-    for start, stop in runs(blank):
+    for start, stop in runs(blank.numpy()):
         if stop - start > FILLED:
             kept[start:stop] = True
     return kept

@@ -19,9 +19,9 @@ from denoise.diagnostics import (
     PixelSums,
     Spectrum,
     fill_missing,
-    runs,
     sample_frames,
 )
+from denoise.missing import runs
 from denoise.report import page_data
 from simulation import noisy
 
