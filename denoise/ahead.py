@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator
-from queue import Queue
+from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
@@ -29,33 +29,38 @@ def ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
 
     Closing it closes the iterator, in its thread, as soon as that has finished the item that it is at.
     """
-    waiting: Queue[T | BaseException] = Queue(DEPTH)
+    waiting: SimpleQueue[T | BaseException] = SimpleQueue()
+    room = threading.Semaphore(DEPTH)
     leaving = threading.Event()
 
     def work() -> None:
         end: BaseException = _End()
         try:
             with torch.inference_mode():  # which each thread has to say for itself
-                for item in items:
+                while not leaving.is_set():
+                    item = next(items)
+                    room.acquire()
                     waiting.put(item)
-                    if leaving.is_set():
-                        break
+        except StopIteration:
+            pass
         except BaseException as error:  # noqa: BLE001 - raised again where the items are taken
             end = error
         finally:
             items.close()
             waiting.put(end)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    # Stopped may come anywhere, also while the thread starts or is waited for. Should a thread remain, it finds that all
+    # are leaving, and Python waits for its end: a daemon that Python ends within C++ takes the whole process down.
+    thread = threading.Thread(target=work)
     try:
+        thread.start()
         while not isinstance(item := waiting.get(), BaseException):
+            room.release()
             yield item
         if not isinstance(item, _End):
             raise item
     finally:
         leaving.set()
-        while thread.is_alive():  # it may be waiting for room
-            while not waiting.empty():
-                waiting.get()
-            thread.join(0.01)
+        room.release()
+        if thread.is_alive():
+            thread.join()

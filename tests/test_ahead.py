@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Generator
 from contextlib import closing
@@ -46,3 +48,46 @@ def test_who_leaves_early_leaves_no_thread_and_an_iterator_closed(taken: int) ->
     assert threading.active_count() == before
     assert closed == [True] * (taken > 0)
     assert len(made) <= taken + DEPTH + 2
+
+
+@pytest.mark.parametrize(
+    "interrupted",
+    [
+        "threading.Thread.start = lambda self: (start(self), stop())",  # it runs, but its starter does not know
+        "threading.Thread.start = lambda self: (start(threading.Timer(0.1, start, [self])), stop())",  # it runs later
+        "threading.Thread.join = lambda self: stop()",
+    ],
+)
+def test_a_stop_while_a_thread_starts_or_ends_does_not_break_the_end_of_the_process(interrupted: str) -> None:
+    """A thread that computes while Python shuts down ends the process by SIGABRT, or SIGSEGV in a container."""
+    program = f"""
+import sys, threading
+from contextlib import closing
+import torch
+from denoise.ahead import ahead
+
+def stop():
+    threading.Thread.start, threading.Thread.join = start, join
+    raise KeyboardInterrupt
+
+def products():
+    one = torch.rand(400, 400)
+    while True:
+        for _ in range(30):
+            one = one @ one
+        yield one
+
+start, join = threading.Thread.start, threading.Thread.join
+{interrupted}
+try:
+    with closing(ahead(products())) as items:
+        next(items)
+        next(items)
+except KeyboardInterrupt:
+    print("stopped")
+sys.exit(143)
+"""
+    ended = subprocess.run(  # noqa: S603 - the program above
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "stopped\n", "")
