@@ -46,9 +46,10 @@ lint: $(READY) ## check style, format and types
 	$(PY) -m ruff format --check --diff .
 	$(PY) -m mypy
 
-fuzz: $(READY) ## damage 3,600 files, kill 100 runs, search for bad files for 10 minutes (docs/reliability.md)
+fuzz: $(READY) ## damage 3,600 files, kill 100 runs, stop 100, search for bad files for 10 minutes (docs/reliability.md)
 	$(PY) -m tests.fuzz files --count 3600
 	$(PY) -m tests.fuzz kill --count 100
+	$(PY) -m tests.fuzz stop --count 100
 	mkdir -p runs/fuzz
 	PYTHONPATH=tests $(PY) -m tests.guided runs/fuzz/corpus -max_total_time=600 -artifact_prefix=runs/fuzz/
 

@@ -1,10 +1,11 @@
-"""The long runs behind docs/reliability.md: mutated files through process.py, and kill -9 at random moments.
+"""The long runs behind docs/reliability.md: mutated files through process.py, and signals at random moments.
 
     python tests/fuzz.py files --count 3000      mutated files of every supported format, in batches
     python tests/fuzz.py kill --count 100        kill -9 at random moments, resumed each time
+    python tests/fuzz.py stop --count 100        SIGINT, SIGTERM or SIGHUP at random moments, resumed each time
 
 All is drawn from a seed: the same seed makes the same files. Prints a table; exit status 1 if a promise was broken.
-tests/test_reliability.py runs both at small scale.
+tests/test_reliability.py runs them at small scale.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -322,11 +325,36 @@ def fuzz_files(folder: Path, count: int, seed: int) -> Findings:
     return findings
 
 
-# ---- kill -9
+# ---- signals
 
 
-def kill_often(folder: Path, count: int, seed: int) -> Findings:
-    """Kill a run `count` times at random moments; outputs are right or absent, and the last run completes them."""
+def kill(process: subprocess.Popen[str], _: random.Random, __: Findings) -> None:
+    process.kill()
+    process.communicate()
+
+
+def stop(process: subprocess.Popen[str], rng: random.Random, findings: Findings) -> None:
+    """Ask a run to end: it says so, with the signal's status, and tidies up; nothing else ends it."""
+    number = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    start = time.monotonic()
+    process.send_signal(number)
+    _, said = process.communicate()
+    findings.slowest = max(findings.slowest, time.monotonic() - start)
+    if process.returncode == -number:
+        findings.files["before the program had begun"] += 1
+    elif process.returncode:
+        lines = said.splitlines()
+        if process.returncode != 128 + number or len(lines) != 1 or not lines[0].startswith("stopped by"):
+            findings.broken.append(f"{number.name}: status {process.returncode}, {lines[-1:]}")
+        folder = Path(process.args[process.args.index("--output") + 1])  # type: ignore[union-attr, index, arg-type]
+        if any(name.endswith(".part") for name in contents(folder)):
+            findings.broken.append(f"{number.name}: temporary files left")
+
+
+def end_often(
+    folder: Path, count: int, seed: int, end: Callable[[subprocess.Popen[str], random.Random, Findings], None]
+) -> Findings:
+    """End a run `count` times at random moments; outputs are right or absent, and the last run completes them."""
     findings, rng = Findings(), random.Random(seed)
     weights = tiny_weights(folder / "tiny.pth")
     source = folder / "in"
@@ -349,15 +377,17 @@ def kill_often(folder: Path, count: int, seed: int) -> Findings:
     ]
     command += ["--weights", str(weights), "--device", "cpu", "--adapt", "off", "--resume"]
     for number in range(count):
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603
+        with subprocess.Popen(  # noqa: S603
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
             time.sleep(rng.uniform(0.0, 1.1) * seconds)
             findings.files["at work" if process.poll() is None else "done already"] += 1
-            process.kill()
+            end(process, rng, findings)
         there = contents(folder / "out")
         findings.files["temporary files left"] += sum(name.endswith(".part") for name in there)
         findings.files["outputs checked"] += sum(name in expected for name in there)
         findings.broken += [
-            f"kill {number}: {n} is wrong" for n, data in there.items() if expected.get(n, data) != data
+            f"try {number}: {n} is wrong" for n, data in there.items() if expected.get(n, data) != data
         ]
         if len([name for name in there if name in expected]) == len(expected):
             shutil.rmtree(folder / "out")  # from the start again
@@ -377,12 +407,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("files", "kill"))
+    parser.add_argument("what", choices=("files", "kill", "stop"))
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for the files (default: a temporary one)")
     options = parser.parse_args()
-    run = fuzz_files if options.what == "files" else kill_often
+    ends = {"kill": kill, "stop": stop}
+    run = partial(end_often, end=ends[options.what]) if options.what in ends else fuzz_files
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
@@ -394,6 +425,8 @@ def main() -> int:
         print(
             f"slowest file {findings.slowest:.1f} s; at most {findings.memory / 2**20:.0f} MiB more than for good files"
         )
+    if options.what == "stop":
+        print(f"slowest end {findings.slowest:.1f} s")
     print(*[f"BROKEN {line}" for line in findings.broken] or ["every promise held"], sep="\n")
     return 1 if findings.broken else 0
 

@@ -212,8 +212,14 @@ def test_concurrent_runs_leave_one_winner_and_clear_errors(run: Runner) -> None:
 
 
 def test_kill_at_random_moments_loses_nothing(tmp_path: Path) -> None:
-    """Outputs are right or absent, inputs as they were, and the next run completes all: see fuzz.kill_often."""
-    assert fuzz.kill_often(tmp_path, count=8, seed=0).broken == []
+    """Outputs are right or absent, inputs as they were, and the next run completes all: see fuzz.end_often."""
+    assert fuzz.end_often(tmp_path, count=8, seed=0, end=fuzz.kill).broken == []
+
+
+def test_a_signal_at_random_moments_ends_the_run_with_its_status_and_nothing_half_written(
+    tmp_path: Path,
+) -> None:
+    assert fuzz.end_often(tmp_path, count=8, seed=0, end=fuzz.stop).broken == []
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
