@@ -2,12 +2,13 @@
 
 One pass over the file finds the percentiles and the whole-movie context; a second one goes straight on:
 
-    read -> normalize -> undo smoothing -> take out line noise -> whiten -> | network |
-        -> slabs -> read out -> restore -> redo smoothing -> denormalize -> write
+    read -> normalize -> undo smoothing -> take out line noise -> hold still -> whiten -> | network |
+        -> slabs -> read out -> restore -> let move -> redo smoothing -> denormalize -> write
 
 Smoothing is what a frame has been through before it came here (`denoise.smoothing`), line noise what the voxels of a row
-share (`denoise.lines`): mostly there is none of either. The bars are borders between threads (`denoise.ahead`), so that
-reading, computing and writing overlap. Memory does not grow with the length of the movie.
+share (`denoise.lines`), and what is held still is the sample, where it moves (`denoise.motion`): mostly there is none of
+these. A movie that moves is surveyed once more, held still. The bars are borders between threads (`denoise.ahead`), so
+that reading, computing and writing overlap. Memory does not grow with the length of the movie.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -29,11 +31,12 @@ from denoise.context import Context, ContextSums, inpainted
 from denoise.limits import free_memory
 from denoise.lines import Lines, lines_of
 from denoise.missing import FILLED, PIECE_VOXELS, as_recorded, period_of, without_missing
+from denoise.motion import STILL, Motion, motion_of, moves, tracker_of
 from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
 from denoise.ranks import ALONE, Team
 from denoise.readout import Readout
-from denoise.smoothing import NO_MEMORY, Gauge, memory_of, redo, undo, variance_left
+from denoise.smoothing import NO_MEMORY, Gauge, memory_of, middle, redo, undo, variance_left
 from denoise.tiling import tile_axis
 from model import UNet3D
 
@@ -45,6 +48,8 @@ SLAB_BYTES = 16  # of a voxel in it: residual, prediction, and what is computed 
 SLAB = 512  # frames, where the memory allows
 SHARED_FRAMES = 32  # that neighbouring slabs share: their patterns fade into each other
 SECTION = 256  # frames that are surveyed together, a multiple of LONGEST_BLOCK
+TRIED = (512, 128)  # frames, and pixels a side, in which it is tried whether holding a movie still helps
+FURTHER = 1.03  # times as far from the recording, squared, may come out what is held still
 SATURATED = 1e-3  # share of voxels from which it is told
 
 
@@ -86,6 +91,9 @@ class Result:
     tiles: int
     noise: dict[str, float]  # gain and read_variance in the input's units
     smoothing: tuple[float, float]  # that was undone: mean weight of a neighbour along (y, x)
+    motion: tuple[
+        float, float
+    ]  # the farthest from the mean place along (y, x), in pixels; 0 where it stands still
     warnings: list[str] = field(default_factory=list)
     adaptation: dict[str, object] | None = None  # see denoise.adaptation.Adaptation; None if there was none
     model: UNet3D | None = None  # that denoised the movie: the adapted one, where that was kept
@@ -99,7 +107,9 @@ class Survey:
     smoothing: Tensor  # (T, 2), by which each frame has been smoothed, see denoise.smoothing
     lines: tuple[Lines, ...]  # of rows and of columns, of the movie without its smoothing
     offsets: list[Tensor]  # (T, Y) and (T, X), what line noise added to them; (T, 0) where there is none
-    context: Context  # in normalized units, as the offsets, of the movie without its smoothing and line noise
+    motion: Motion
+    context: Context  # in normalized units, as the offsets, of the movie without smoothing and line noise, held still
+    moves: bool  # and is not held still yet
     not_finite: int
     dropped: int  # rows
     flashes: Tensor  # (T,) bool: frames in which another light flashed
@@ -115,6 +125,12 @@ class Survey:
             stop = start + len(part[0])
             yield without_lines(undo(*part), [its[start:stop] for its in self.offsets])
             start = stop
+
+    def held(self, frames: Tensor, start: int) -> Iterator[Tensor]:
+        """The same, on the canvas on which the scene stands still (n, H, W)."""
+        for sharp in self.sharpened(frames, start):
+            yield self.motion.hold(sharp, start)
+            start += len(sharp)
 
     def remember(self, frames: np.ndarray, start: int) -> None:
         """Hold on to those of the frames (n, Y, X) as recorded, from that one on, that are to come out so."""
@@ -136,18 +152,27 @@ def denoise_movie(
     progress: Progress,
     team: Team = ALONE,
     place: Callable[[int], None] = lambda first: None,
+    *,
+    motion: Motion | None = None,
 ) -> Result:
     """Denoise a movie (T, Y, X): `write` gets frames (n, Y, X) of result_type in the input's units, in order.
 
-    `progress(stage, done, frames)` is told how far the stages "reading" and "denoising" are. In a team a rank gets its
-    own share of the frames only; `place` is told the number of the first of them.
+    `progress(stage, done, frames)` is told how far the stages "reading" and "denoising" are, and "following" where the
+    scene moves. In a team a rank gets its own share of the frames only; `place` is told the number of the first of them.
+    `motion` is found where it is not given.
     """
     with torch.inference_mode():
-        survey = survey_movie(movie, settings.percentiles, progress, team)
+        survey = survey_movie(movie, settings.percentiles, progress, team, motion or STILL)
+    if motion is None and survey.moves:
+        motion = team.of(0, None if team.rank else motion_found(movie, model, settings, survey, progress))
+        if not motion.still:
+            with torch.inference_mode():
+                survey = survey_movie(movie, settings.percentiles, progress, team, motion)
     model, adaptation = adapted(movie, model, survey, settings.adapt_minutes, progress, team)
     frames = movie.info.shape[0]
     with torch.inference_mode():
-        every = team.of(0, slabs_of(movie.info.shape, free_memory(device_of(model))))
+        canvas = (frames, *survey.context.mean.shape)
+        every = team.of(0, slabs_of(canvas, free_memory(device_of(model))))
         mine, first = own_slabs(every, team.share(len(every), again=1))
         extent = (mine[0].start, mine[-1].stop) if mine else (first, first)
         network = Network(model, survey.context)
@@ -165,13 +190,59 @@ def denoise_movie(
                     continue
                 done = start
                 for part, smoothing in with_smoothing(whole, survey.smoothing[start:]):
-                    restored = redo(survey.context.restore(part.cpu()), smoothing).numpy()
-                    result = survey.normalization.denormalize(restored, result_type(movie.info.dtype))
+                    restored = survey.motion.release(survey.context.restore(part.cpu()), done)
+                    restored = redo(restored, smoothing)
+                    result = survey.normalization.denormalize(restored.numpy(), result_type(movie.info.dtype))
                     survey.put_back(result, done)
                     done += len(result)
                     write(result)
     told = asdict(adaptation) | {"kept": adaptation.kept} if adaptation else None
     return replace(result_of(survey, network), adaptation=told, model=model)
+
+
+def motion_found(
+    movie: Readable, model: UNet3D, settings: Settings, survey: Survey, progress: Progress
+) -> Motion:
+    """By which a movie is to be held still; STILL where an excerpt of it tells that this would do harm.
+
+    Interpolation costs a little of the finest waves. Where there is hardly any noise that is more than the network loses
+    by a slow movement, and shows: what comes out is further from the recording, since noise is the same both ways.
+    """
+    with torch.inference_mode():
+        motion = motion_of(partial(sharp_blocks, movie, survey, progress))
+    if motion.still:
+        return STILL
+    excerpt = Excerpt(movie)
+    alone = replace(settings, adapt_minutes=0.0)
+    away = []
+    for its in (STILL, replace(motion, by=motion.by[excerpt.start :])):
+        parts: list[np.ndarray] = []
+        denoise_movie(excerpt, model, alone, parts.append, lambda *_: None, motion=its)
+        away.append(float(np.nanmean(np.square(np.concatenate(parts) - excerpt.frames, dtype=np.float64))))
+    return motion if away[1] < FURTHER * away[0] else STILL
+
+
+class Excerpt:
+    """The middle of a movie, in memory."""
+
+    def __init__(self, movie: Readable) -> None:
+        length = min(movie.info.shape[0], TRIED[0])
+        self.start = (movie.info.shape[0] - length) // 2
+        whole = movie.read(self.start, self.start + length)
+        y, x = (slice(max(0, size - TRIED[1]) // 2, (size + TRIED[1]) // 2) for size in whole.shape[1:])
+        self.frames = whole[:, y, x]
+        self.info = Shape(self.frames.shape, self.frames.dtype)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.frames[start:stop].copy()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """As HasShape."""
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype
 
 
 def result_type(dtype: np.dtype) -> np.dtype:
@@ -205,7 +276,7 @@ def adapted(
     excerpt, _ = without_missing(normalized, survey.flashes[start : start + length])
     along_y, along_x = survey.smoothing[start : start + length].any(0).tolist()
     model, adaptation = adapt(
-        torch.cat(list(survey.sharpened(excerpt, start))),
+        torch.cat(list(survey.held(excerpt, start))),
         (along_y, along_x),
         model,
         60 * minutes,
@@ -216,7 +287,11 @@ def adapted(
 
 
 def survey_movie(
-    movie: Readable, percentiles: tuple[float, float], progress: Progress, team: Team = ALONE
+    movie: Readable,
+    percentiles: tuple[float, float],
+    progress: Progress,
+    team: Team = ALONE,
+    motion: Motion = STILL,
 ) -> Survey:
     """First pass: percentiles, context, and what is missing. Every frame is read once, by one rank of the team.
 
@@ -224,7 +299,7 @@ def survey_movie(
     """
     frames, height, width = movie.info.shape
     count = math.ceil(frames / SECTION)
-    surveyor = Surveyor(movie, percentiles)
+    surveyor = Surveyor(movie, percentiles, motion)
     own = team.share(count)
     surveyor.found.skip(own.start * SECTION * height * width)
     sums = ContextSums(surveyor.reference)
@@ -242,8 +317,8 @@ def survey_movie(
 class Surveyor:
     """Goes through a movie in sections. The first block's percentiles and mean centre the sums of all of them."""
 
-    def __init__(self, movie: Readable, percentiles: tuple[float, float]) -> None:
-        self.movie, self.percentiles = movie, percentiles
+    def __init__(self, movie: Readable, percentiles: tuple[float, float], motion: Motion) -> None:
+        self.movie, self.percentiles, self.motion = movie, percentiles, motion
         self.found = Percentiles(movie.info.dtype, math.prod(movie.info.shape))
         self.not_finite = self.dropped = 0
         self.blank, self.flashes = torch.zeros(2, movie.info.shape[0], dtype=torch.bool)
@@ -257,7 +332,10 @@ class Surveyor:
         self.gauge = Gauge(values)
         self.smoothing = torch.zeros(movie.info.shape[0], 2)
         sharp = torch.cat([undo(*part) for part in with_smoothing(values, self.gauge.weights(values))])
-        self.reference = inpainted(sharp.nanmean(0))
+        self.mean = inpainted(sharp.nanmean(0))
+        self.reference = inpainted(motion.hold(sharp, 0).nanmean(0))
+        self.tracker = tracker_of(sharp)
+        self.displaced = torch.zeros(movie.info.shape[0], *self.tracker.solvers.shape[:2])
         self.lines = tuple(lines_of(sharp, axis) for axis in (1, 2))
         means = self.line_means(sharp)
         self.memory = memory_of(without_lines(sharp, [its.offsets(m) for its, m in zip(self.lines, means)]))
@@ -283,7 +361,9 @@ class Surveyor:
                 self.smoothing[done : done + len(block)] = smoothing
                 for part in with_smoothing(values, smoothing):
                     sharp = undo(*part)
-                    sums.update(sharp)
+                    sums.update(self.motion.hold(sharp, done))
+                    if self.motion.still:
+                        self.displaced[done : done + len(sharp)] = self.tracker.displacements(middle(sharp))
                     for every, its in zip(self.means, self.line_means(sharp)):
                         every[done : done + len(its)] = its
                     done += len(sharp)
@@ -293,7 +373,7 @@ class Surveyor:
 
     def line_means(self, frames: Tensor) -> list[Tensor]:
         """Of rows and of columns of frames (n, Y, X): (n, lines) each, or (n, 0)."""
-        return [its.means(frames, self.reference) for its in self.lines]
+        return [its.means(frames, self.mean) for its in self.lines]
 
     def blocks(self, start: int) -> Generator[np.ndarray, None, None]:
         """The frames of the section that starts there."""
@@ -307,7 +387,7 @@ class Surveyor:
             return None
         with closing(blocks(self.movie, frame - LONGEST_BLOCK, frame)) as read:
             values, _ = without_missing(self.provisional.normalize(list(read)[-1]))
-        last = undo(values[-1:], self.gauge.weights(values)[-1:])
+        last = self.motion.hold(undo(values[-1:], self.gauge.weights(values)[-1:]), frame - 1)
         return torch.where(torch.isfinite(last), last - self.reference, torch.nan)
 
     def survey(self, sums: ContextSums, team: Team) -> Survey:
@@ -321,7 +401,9 @@ class Surveyor:
             self.provisional.scale / n.scale, (self.provisional.low - n.low) / n.scale
         )
         # each has its own frames
-        smoothing, *means = (torch.stack(its).sum(0) for its in zip(*team.all((self.smoothing, *self.means))))
+        smoothing, displaced, *means = (
+            torch.stack(its).sum(0) for its in zip(*team.all((self.smoothing, self.displaced, *self.means)))
+        )
         blank, flashes = (torch.stack(its).any(0) for its in zip(*team.all((self.blank, self.flashes))))
         not_finite, dropped = (sum(its) for its in zip(*team.all((self.not_finite, self.dropped))))
         kept = as_recorded(blank, flashes)
@@ -332,6 +414,8 @@ class Surveyor:
             offsets=[
                 its.offsets(m) * (self.provisional.scale / n.scale) for its, m in zip(self.lines, means)
             ],
+            motion=self.motion,
+            moves=self.motion.still and not self.period and moves(displaced),
             context=context,
             not_finite=not_finite,
             dropped=dropped + int((blank & ~kept).sum()) * self.movie.info.shape[1],
@@ -396,8 +480,19 @@ def whitened(movie: Readable, survey: Survey, start: int) -> Generator[Tensor, N
         survey.remember(block, start)
         normalized = survey.normalization.normalize(block)
         values, _ = without_missing(normalized, survey.flashes[start : start + len(block)])
-        yield torch.cat([survey.context.whiten(piece) for piece in survey.sharpened(values, start)])
+        yield torch.cat([survey.context.whiten(piece) for piece in survey.held(values, start)])
         start += len(block)
+
+
+def sharp_blocks(movie: Readable, survey: Survey, progress: Progress) -> Iterator[Tensor]:
+    """A movie's blocks of frames, (n, Y, X), as they are to be held still."""
+    start = 0
+    for block in blocks(movie):
+        normalized = survey.normalization.normalize(block)
+        values, _ = without_missing(normalized, survey.flashes[start : start + len(block)])
+        yield torch.cat(list(survey.sharpened(values, start)))
+        start += len(block)
+        progress("following", start, movie.info.shape[0])
 
 
 def telling(items: Iterable[Pair], tell: Callable[[int], None]) -> Iterator[Pair]:
@@ -493,7 +588,8 @@ def result_of(survey: Survey, network: Network) -> Result:
     noise = {"gain": gain, "read_variance": read_variance - gain * n.low}
     along_y, along_x = survey.smoothing.mean(0).tolist()
     warnings = [*network.notes, *values_told(survey), *missing_told(survey), *noise_told(survey)]
-    return Result((n.low, n.low + n.scale), network.tiles, noise, (along_y, along_x), warnings)
+    smoothing = along_y, along_x
+    return Result((n.low, n.low + n.scale), network.tiles, noise, smoothing, survey.motion.reach, warnings)
 
 
 def values_told(survey: Survey) -> Iterator[str]:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from denoise.waves import cosines
+from denoise.waves import cosines, octaves
 
 PARTS = 3  # of a line, which have to agree
 GAP = 8  # pixels between two parts: noise that neighbours share reaches less far
@@ -98,8 +98,3 @@ def wiener(means: Tensor, variance: float) -> Tensor:
     gain = variance / (power + LASTING * (power - noise).clamp(min=0)).clamp(min=variance)
     gain[0] = 0
     return in_time.T @ (spectrum * gain[times][:, places]) @ in_space
-
-
-def octaves(count: int) -> Tensor:
-    """The octave of each of so many waves: 0, 1, 2, 2, 3, 3, 3, 3, ..."""
-    return torch.arange(count).clamp(min=0.5).log2().floor().long() + 1

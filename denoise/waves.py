@@ -10,3 +10,8 @@ def cosines(size: int) -> Tensor:
     k, n = np.mgrid[:size, :size]
     matrix = np.cos(np.pi * k * (2 * n + 1) / (2 * size)) * np.sqrt((2 - (k == 0)) / size)
     return torch.from_numpy(matrix).float()
+
+
+def octaves(count: int) -> Tensor:
+    """The octave of each of so many waves: 0, 1, 2, 2, 3, 3, 3, 3, ..."""
+    return torch.arange(count).clamp(min=0.5).log2().floor().long() + 1

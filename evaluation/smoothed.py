@@ -1,4 +1,5 @@
-"""What knowing how voxels share noise brings: `python -m evaluation.smoothed` prints stSNR without and with it.
+"""What knowing how voxels share noise, and how the sample moves, brings: `python -m evaluation.smoothed` prints stSNR
+without and with it.
 
 Held-out scenes, recorded as the challenge's movies are, then smoothed as detectors, programs and registration do; what
 that does to the clean movie is the truth. Line noise is added to all voxels of a row. The last lines tell the error at
@@ -33,6 +34,7 @@ from simulation import (
     digitize,
     noisy,
 )
+from simulation.activity import wander
 
 FRAMES, SIZE = 500, 128
 SHAKEN = 0.5  # pixels to each side, by which frames are displaced before they are registered
@@ -54,6 +56,12 @@ def displaced(order: int, sign: int, frames: np.ndarray) -> np.ndarray:
     """Each frame displaced by its own random part of a pixel, or brought back, by splines of an order."""
     by = sign * np.random.default_rng(FIRST_EVALUATION_SEED).uniform(-SHAKEN, SHAKEN, (len(frames), 2))
     return np.stack([shift(frame, its, order=order, mode="nearest") for frame, its in zip(frames, by)])
+
+
+def moving(jitter: float, drift: float, frames: np.ndarray) -> np.ndarray:
+    """Each frame displaced as a sample moves: pixels, jitter with rare bouts on a slow drift."""
+    by = wander(np.random.default_rng(FIRST_EVALUATION_SEED), len(frames), jitter, drift)
+    return np.stack([shift(frame, its, order=EXACT, mode="reflect") for frame, its in zip(frames, by)])
 
 
 def mean_of_frames(count: int, frames: np.ndarray) -> np.ndarray:
@@ -88,6 +96,9 @@ SMOOTHINGS = {
     "filter 0.15, 0.7, 0.15": Smoothing(after=partial(filtered, [0.15, 0.7, 0.15])),
     "half a pixel, linear": Smoothing(after=partial(filtered, [0.5, 0.5, 0.0])),
     "shaken, not registered": Smoothing(partial(displaced, EXACT, 1)),
+    "moves by 0.1 pixels": Smoothing(partial(moving, 0.1, 0)),
+    "moves by 1 pixel": Smoothing(partial(moving, 1, 0)),
+    "drifts by 2 pixels": Smoothing(partial(moving, 0, 2)),
     "registered, linear": Smoothing(partial(displaced, EXACT, 1), partial(displaced, LINEAR, -1)),
     "registered, cubic": Smoothing(partial(displaced, EXACT, 1), partial(displaced, CUBIC, -1)),
     "one frame in ten repeated": Smoothing(after=partial(repeated, 10)),
@@ -118,11 +129,12 @@ def recorded(
 
 
 def unaware(movie: np.ndarray, model: UNet3D) -> np.ndarray:
-    """Denoised as if no voxels shared noise."""
+    """Denoised as if no voxels shared noise, and nothing moved."""
     with (
         patch.object(Gauge, "weights", lambda _, frames: torch.zeros(len(frames), 2)),
         patch.object(inference, "memory_of", lambda _: NO_MEMORY),
         patch.object(inference, "lines_of", lambda _, axis: Lines(axis)),
+        patch.object(inference, "moves", lambda _: False),
     ):
         return denoised(movie, model)
 
@@ -149,7 +161,7 @@ def main() -> None:
     for name in options.smoothings:
         for level in LEVELS:
             compare("challenge", name, level, model)
-        if name.startswith("registered, linear"):
+        if name in {"registered, linear", "moves by 1 pixel"}:
             for kind in DIFFERENT_KINDS:
                 compare(kind, name, 2, model)
     for name in options.smoothings:

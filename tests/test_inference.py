@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import shift
 
 from denoise import inference, network
 from denoise.adaptation import SURE, WORTH
@@ -549,11 +550,41 @@ def test_smoothing_is_undone_and_told(shipped: UNet3D, name: str) -> None:
     out, result = run(movie, shipped)
     without = unaware(movie, shipped)
     if name == "none":
-        assert result.smoothing == (0, 0)
+        assert result.smoothing == result.motion == (0, 0)
         np.testing.assert_array_equal(out, without)
     else:
         assert result.smoothing == pytest.approx((0.15, 0.15) if "filter" in name else (0.1, 0.1), abs=0.02)
         assert score(clean, out)["stsnr"] > score(clean, without)["stsnr"] + 3
+
+
+@pytest.mark.parametrize("level", [1, 3])
+def test_what_moves_is_held_still_and_comes_out_where_it_was(shipped: UNet3D, level: int) -> None:
+    """By decibels better; a dropped row is filled, a frame that another light flashed in comes out as recorded."""
+    movie, clean = recorded("challenge", SMOOTHINGS["moves by 1 pixel"], level, 200, 64)
+    movie[50] += 8000
+    movie[90, 20] = 0
+    out, result = run(movie, shipped)
+    assert min(result.motion) > 1
+    np.testing.assert_array_equal(out[50], movie[50])
+    others = np.arange(200) != 50
+    scores = [score(clean[others], its[others])["stsnr"] for its in (out, unaware(movie, shipped))]
+    assert scores[0] > scores[1] + (3 if level == 1 else 0)
+    assert np.abs(out[90, 20] - clean[90, 20]).mean() < 1.2 * np.abs(out[91, 20] - clean[91, 20]).mean() + 20
+    scaled, told = run(3 * movie.astype(np.float32) + 70, shipped)
+    assert told.motion == pytest.approx(result.motion, abs=1e-3)
+    np.testing.assert_allclose((scaled - 70) / 3, out, atol=1e-3 * float(np.abs(out).max()))
+
+
+@pytest.mark.parametrize("noise", [1, 5])
+def test_what_loses_by_being_held_still_is_not(shipped: UNet3D, noise: float) -> None:
+    """A slow drift in a recording with hardly any noise: interpolation costs more than the network loses."""
+    by = np.linspace(0, 1.5, 200)[:, None] * np.ones(2)
+    scene = challenge_scene(1, 200, 64).clean()
+    clean = np.stack([shift(frame, its, order=5, mode="reflect") for frame, its in zip(scene, by)])
+    movie = (clean + np.random.default_rng(0).normal(0, noise, clean.shape)).astype(np.float32)
+    out, result = run(movie, shipped)
+    assert result.motion == (0, 0)
+    assert score(clean, out)["stsnr"] > score(clean, movie)["stsnr"] + 2
 
 
 @pytest.mark.parametrize("gain", [1, 40])

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denoise.lines import Lines, lines_of, octaves, wiener
-from denoise.waves import cosines
+from denoise.lines import Lines, lines_of, wiener
+from denoise.waves import cosines, octaves
 from simulation import LEVELS, challenge_scene, noisy
 
 

@@ -1,0 +1,354 @@
+"""Movement of the sample: found, held still while the movie is denoised, and given back to the output.
+
+What the whole movie tells of a voxel is true where the scene stands still; a twentieth of a pixel matters. So where it
+moves each frame is told how far, and goes onto a canvas on which the scene stands still, with a margin for what moves
+beyond the frame. What is made of it there goes back to where the frame has it: the output is not registered, and no
+pixel is lost.
+
+    survey: do cells of the field move alike? -> no, as in most movies: nothing else happens
+        -> yes: each frame held against the mean of all, twice -> Wiener filter over time -> Motion
+
+Noise and activity displace each cell in its own way, movement displaces all alike: what a cell has in common with all
+others tells whether there is any, and how much of what was measured is chance.
+
+Sources: displacements are found by least squares on the slopes of the mean (Lucas and Kanade, IJCAI 1981; inverse
+compositional as in Baker and Matthews, IJCV 2004), starting from the best fit in whole pixels. Windowed sinc
+interpolation leaves white noise white.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from denoise.smoothing import mean_around, middle
+from denoise.waves import cosines, octaves
+
+FEWEST = 32  # frames, and pixels a side, to tell movement from chance
+FARTHEST = 8  # movement is looked for up to this part of a side
+LEAST = 0.035  # pixels, root mean square: activity looks like up to 0.025
+SURE = 3.0  # deviations by chance by which a cell agrees with all others
+CELLS = 4  # of the field along each side; so many with structure in them have to agree
+SOFT = 0.7  # pixels: the slopes are those of the mean smoothed by so much
+AROUND = 3  # pixels a side in which variance is averaged
+TAPS = 8  # of the interpolation, to each side
+SHAPE = 5.0  # of its Kaiser window
+STEPS = 2  # of least squares
+SINGULAR = 1e-3  # of slopes and light: what else could not be told apart
+SECTION = 1024  # frames at most, whose displacements are looked at together
+TINY = torch.finfo().tiny
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Where a movie (T, Y, X) has its scene.
+
+    by (T, 2): pixels along (y, x) by which a frame has it further on than the canvas; (0, 2) where it stands still.
+    margins: rows before and after the frame, and columns, that the canvas has more.
+    """
+
+    by: Tensor
+    margins: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
+
+    @property
+    def still(self) -> bool:
+        return not len(self.by)
+
+    def hold(self, frames: Tensor, start: int) -> Tensor:
+        """Frames (n, Y, X) from that one on, on the canvas (n, H, W): NaN where a frame shows nothing, or misses it."""
+        if self.still:
+            return frames
+        by = self.by[start : start + len(frames)]
+        missing = frames.isnan()
+        lost = bool(missing.any())
+        if lost:
+            frames = filled(frames)
+        places = [self._places(frames.shape[1 + axis], axis, by[:, axis]) for axis in (0, 1)]
+        held = interpolated(frames, places)
+        for axis, at in enumerate(places):
+            size = frames.shape[1 + axis]
+            outside = (at < -0.5) | (at > size - 0.5)  # (n, H) or (n, W)
+            held.masked_fill_(outside.unsqueeze(2 - axis), torch.nan)
+        if lost:
+            held.masked_fill_(nearest(missing, places), torch.nan)
+        return held
+
+    def release(self, canvas: Tensor, start: int) -> Tensor:
+        """The inverse: what was made of them (n, H, W), where the frames (n, Y, X) have it."""
+        if self.still:
+            return canvas
+        by = self.by[start : start + len(canvas)]
+        places = []
+        for axis, (before, after) in enumerate(self.margins):
+            size = canvas.shape[1 + axis] - before - after
+            places.append(torch.arange(before, before + size) - by[:, axis, None])
+        return interpolated(canvas, places)
+
+    def _places(self, size: int, axis: int, by: Tensor) -> Tensor:
+        """Where the canvas's rows or columns lie in frames of that size: (n, H) or (n, W)."""
+        before, after = self.margins[axis]
+        return torch.arange(-before, size + after) + by[:, None]
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """The largest displacement along (y, x) from the mean one, in pixels."""
+        if self.still:
+            return 0.0, 0.0
+        along_y, along_x = (self.by - self.by.mean(0)).abs().amax(0).tolist()
+        return along_y, along_x
+
+
+STILL = Motion(torch.zeros(0, 2))
+
+
+def motion_by(by: Tensor) -> Motion:
+    """Of displacements (T, 2), with the margins that they need."""
+    (top, left), (bottom, right) = (its.amax(0).ceil().clamp(min=0).int().tolist() for its in (by, -by))
+    return Motion(by, ((top, bottom), (left, right)))
+
+
+# ---- frames at other places
+
+
+def filled(frames: Tensor) -> Tensor:
+    """Frames (n, Y, X) whose missing voxels, NaN, are as in the frames before and after, or as those around."""
+    none = torch.full_like(frames[:1], torch.nan)
+    beside = torch.stack([torch.cat([none, frames[:-1]]), torch.cat([frames[1:], none])]).nanmean(0)
+    beside = torch.where(beside.isnan(), mean_around(frames), beside)
+    return torch.where(frames.isnan(), beside, frames)
+
+
+def interpolated(frames: Tensor, places: list[Tensor]) -> Tensor:
+    """Frames (n, Y, X) at rows (n, H) and columns (n, W) between theirs: (n, H, W)."""
+    rows, columns = (weights_at(at, size) for at, size in zip(places, frames.shape[1:]))
+    return rows @ frames @ columns.transpose(1, 2)
+
+
+def weights_at(places: Tensor, size: int) -> Tensor:
+    """Of `size` samples, for the value at places (n, L) between them: (n, L, size); the outermost ones go on."""
+    first = places.floor() - TAPS + 1
+    taps = first[..., None] + torch.arange(2 * TAPS)
+    away = places[..., None] - taps
+    window = torch.special.i0(SHAPE * (1 - (away / TAPS).square()).clamp(min=0).sqrt())
+    weights = torch.sinc(away) * window
+    weights = weights / weights.sum(-1, keepdim=True)
+    matrix = torch.zeros(*places.shape, size)
+    return matrix.scatter_add_(-1, taps.long().clamp(0, size - 1), weights)
+
+
+def nearest(images: Tensor, places: list[Tensor]) -> Tensor:
+    """Images (n, Y, X) at rows (n, H) and columns (n, W), by the nearest sample: (n, H, W)."""
+    at_y, at_x = (at.round().long().clamp(0, size - 1) for at, size in zip(places, images.shape[1:]))
+    rows = images.gather(1, at_y[:, :, None].expand(-1, -1, images.shape[2]))
+    return rows.gather(2, at_x[:, None, :].expand(-1, rows.shape[1], -1))
+
+
+# ---- how far frames are displaced
+
+
+class Tracker:
+    """Tells how far frames (n, Y, X) are displaced from an image (Y, X) of the scene, as cells of the field see it.
+
+    variance (Y, X): of the frames held still; where there is activity in it, a pixel tells less. edge: pixels at each
+    side that are left out, since the scene may have moved beyond them.
+    """
+
+    def __init__(self, image: Tensor, variance: Tensor, edge: int) -> None:
+        self.image = image
+        usual = F.avg_pool2d(F.pad(variance[None, None], [AROUND // 2] * 4, "replicate"), AROUND, 1)[0, 0]
+        cells = cells_of(image.shape, edge)  # (cells, Y, X)
+        self.weights = torch.where((variance > 0) & cells.any(0), 1 / usual.clamp(min=TINY), 0)
+        light = torch.stack([image, torch.ones_like(image)])  # may change
+        seen, true = (
+            torch.cat([slopes(its), light]).flatten(1) for its in (smoothed(image, SOFT), image)
+        )  # (4, N)
+        solved = [solver(seen * (self.weights * its).flatten(), true) for its in cells]
+        known = [its[:2] for its in solved if its is not None]
+        self.solvers = torch.stack(known) if known else seen.new_zeros(0, 2, image.numel())
+
+    def displacements(self, frames: Tensor) -> Tensor:
+        """Pixels along (y, x) for each cell with structure in it: (n, cells, 2). True for a pixel or less."""
+        rest = torch.nan_to_num(frames - self.image).flatten(1)
+        return -(rest @ self.solvers.flatten(0, 1).T).unflatten(1, self.solvers.shape[:2])
+
+    def best_fit(self, frames: Tensor, farthest: int) -> Tensor:
+        """Whole pixels by which frames (n, Y, X) differ least from the image, squared: (n, 2)."""
+        level = self.image.mean()
+        rest, image = torch.nan_to_num(frames - level), self.image - level
+        own, shared = (torch.fft.rfft2(its).conj() for its in (self.weights, self.weights * image))
+        spectrum = 2 * torch.fft.rfft2(rest) * shared - torch.fft.rfft2(rest.square()) * own
+        fit = torch.fft.irfft2(spectrum, s=self.image.shape)
+        side = 2 * farthest + 1
+        best = fit.roll((farthest, farthest), (1, 2))[:, :side, :side].flatten(1).argmax(1)
+        return torch.stack([best // side, best % side], 1).float() - farthest
+
+
+def tracker_of(frames: Tensor) -> Tracker:
+    """Of a movie, by its first frames (n, Y, X) as they are."""
+    return Tracker(*image_of(middle(frames)), edge=0)
+
+
+def image_of(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (Y, X) of frames (n, Y, X), and their variance."""
+    mean = frames.nanmean(0).nan_to_num()
+    return mean, (frames - mean).square().nanmean(0).nan_to_num()
+
+
+def cells_of(shape: Sequence[int], edge: int) -> Tensor:
+    """Which pixels (Y, X) are in which of CELLS x CELLS parts of a field without its edges: bool (cells, Y, X)."""
+    if min(shape) < FEWEST:
+        return torch.zeros(1, *shape, dtype=torch.bool)
+    rows, columns = (
+        (torch.arange(size) - edge).div((size - 2 * edge) / CELLS, rounding_mode="floor") for size in shape
+    )
+    return torch.stack([(rows == i)[:, None] & (columns == j) for i in range(CELLS) for j in range(CELLS)])
+
+
+def solver(seen: Tensor, true: Tensor) -> Tensor | None:
+    """What tells from an image (N,) the four amounts of `true` images (4, N) in it, by weighted `seen` ones: (4, N).
+
+    None where there is not enough in them.
+    """
+    curvature = seen @ true.T
+    power = curvature.diagonal().clamp(min=0)
+    scale = torch.where(power > 0, power.rsqrt(), 0)
+    scaled = (scale[:, None] * curvature * scale).double()
+    if float(torch.linalg.svdvals(scaled)[-1]) < SINGULAR:
+        return None
+    return scale[:, None] * (torch.linalg.inv(scaled).float() @ (scale[:, None] * seen))
+
+
+def slopes(image: Tensor) -> Tensor:
+    """Of an image (Y, X) along y and x: (2, Y, X), exact for waves that fit."""
+    spectrum = torch.fft.rfft2(mirrored(image))
+    height, width = (2 * n for n in image.shape)
+    waves = (torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
+    full = [torch.fft.irfft2(2j * math.pi * wave * spectrum, s=(height, width)) for wave in waves]
+    return torch.stack([its[: image.shape[0], : image.shape[1]] for its in full])
+
+
+def mirrored(image: Tensor) -> Tensor:
+    """An image (Y, X) and its mirror images, which go on without an edge: (2 Y, 2 X)."""
+    image = torch.cat([image, image.flip(0)], 0)
+    return torch.cat([image, image.flip(1)], 1)
+
+
+def smoothed(image: Tensor, sigma: float) -> Tensor:
+    """An image (Y, X) smoothed by a Gaussian."""
+    reach = math.ceil(4 * sigma)
+    taps = torch.exp(-torch.arange(-reach, reach + 1).square() / (2 * sigma**2))
+    padded = F.pad(image[None, None], [reach] * 4, "replicate")
+    taps = taps / taps.sum()
+    return F.conv2d(F.conv2d(padded, taps[None, None, None]), taps[None, None, :, None])[0, 0]
+
+
+def agreement(told: Tensor) -> tuple[Tensor, Tensor]:
+    """What cells of the field tell of displacements (T, cells, 2): the weight of each (cells, 2), and what others tell.
+
+    Its weight is the inverse of the variance by which it differs from the others: by noise, by activity, or for want of
+    structure. What others tell (T, cells, 2) has no part of its own.
+    """
+    away = told - told.mean(0)
+    whole = away.median(1, keepdim=True).values
+    for _ in range(STEPS):
+        weights = 1 / (away - whole).square().mean(0).clamp(min=TINY)
+        weights = weights / weights.sum(0)
+        whole = (away * weights).sum(1, keepdim=True)
+    return weights, (whole - away * weights) / (1 - weights)
+
+
+def moves(told: Tensor) -> bool:
+    """Whether displacements (T, cells, 2) tell of movement: most cells agree with all others, by more than chance."""
+    if len(told) < FEWEST or told.shape[1] < CELLS:
+        return False
+    weights, others = agreement(told)
+    away = told - told.mean(0)
+    shared = (away * others).mean(0)  # (cells, 2)
+    chance = (away.square().mean(0) * others.square().mean(0)).sqrt() / len(told) ** 0.5
+    return any(
+        float(weighted_median(its, weights[:, axis])) > LEAST**2
+        and float(weighted_median((its / chance[:, axis]), weights[:, axis])) > SURE
+        for axis, its in enumerate(shared.unbind(1))
+    )
+
+
+def weighted_median(values: Tensor, weights: Tensor) -> Tensor:
+    """Of values (N,) the one that half of the weights are below."""
+    order = values.argsort()
+    return values[order[int((weights[order].cumsum(0) < 0.5 * weights.sum()).sum())]]
+
+
+def motion_of(blocks: Callable[[], Iterable[Tensor]]) -> Motion:
+    """Of a movie whose frames are `blocks`, (n, Y, X) each, in order; NaN where missing. It is read twice."""
+    first = middle(next(iter(blocks())))
+    farthest = min(first.shape[1:]) // FARTHEST
+    image, variance = image_of(first)
+    for _ in range(STEPS):
+        image, variance, _, _ = follow([first], Tracker(image, variance, farthest), farthest)
+    image, variance, by, _ = follow(map(middle, blocks()), Tracker(image, variance, farthest), farthest)
+    edge = min(farthest, math.ceil(float(by.abs().max())))
+    *_, told = follow(map(middle, blocks()), Tracker(image, variance, edge), farthest, by)
+    return motion_by(steadied(told)) if moves(told[told.isfinite().all(2).all(1)]) else STILL
+
+
+def follow(
+    blocks: Iterable[Tensor], tracker: Tracker, farthest: int, known: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean and variance (Y, X) of frames held still, displacements (T, 2), and those of the cells (T, cells, 2).
+
+    known (T, 2): where to start from; else from each frame's best fit in whole pixels. A frame that shows nothing has
+    NaN in the last.
+    """
+    count, total, squares = torch.zeros(3, *tracker.image.shape)
+    found: list[Tensor] = []
+    told: list[Tensor] = []
+    for frames in blocks:
+        done = sum(len(its) for its in found)
+        by = tracker.best_fit(frames, farthest) if known is None else known[done : done + len(frames)]
+        cells = by[:, None].expand(-1, len(tracker.solvers), -1)
+        for _ in range(STEPS if cells.numel() else 0):
+            cells = by[:, None] + tracker.displacements(Motion(by).hold(frames, 0))
+            by = cells.median(1).values.clamp(-farthest, farthest)
+        rest = Motion(by).hold(frames, 0) - tracker.image
+        count += rest.isfinite().sum(0)
+        total += rest.nansum(0)
+        squares += rest.square().nansum(0)
+        seen = frames.isfinite().any(2).any(1)
+        found.append(by)
+        told.append(torch.where(seen[:, None, None], cells, torch.nan))
+    shift = total / count.clamp(min=1)
+    variance = squares / count.clamp(min=1) - shift.square()
+    return tracker.image + shift, variance, torch.cat(found), torch.cat(told)
+
+
+def steadied(told: Tensor) -> Tensor:
+    """Displacements (T, 2) without what is chance in them, from those that cells tell of (T, cells, 2).
+
+    Frames that show nothing, NaN, are between those around them.
+    """
+    seen = told.isfinite().all((1, 2)).numpy()
+    times = np.arange(len(seen))
+    known = [np.interp(times, times[seen], its[seen]) for its in told.flatten(1).T.numpy()]
+    parts = torch.from_numpy(np.stack(known, 1)).float().unflatten(1, told.shape[1:])
+    weights, _ = agreement(parts)
+    sections = parts.tensor_split(math.ceil(len(seen) / SECTION))
+    return torch.cat([filtered(its, weights) for its in sections])
+
+
+def filtered(told: Tensor, weights: Tensor) -> Tensor:
+    """The same of one section: each octave of waves in time is as strong as cells of these weights tell it alike."""
+    waves = cosines(len(told))
+    own = torch.einsum("kt,tci->kci", waves, told)
+    whole = (own * weights).sum(1, keepdim=True)
+    others = (whole - own * weights) / (1 - weights)
+    member = F.one_hot(octaves(len(told))).float()
+    shared, power = (member.T @ its for its in ((own * others * weights).sum(1), whole[:, 0].square()))
+    gain = torch.where(power > 0, shared / power, 0).clamp(0, 1)
+    gain[0] = 1
+    return waves.T @ (whole[:, 0] * (member @ gain))

@@ -1,0 +1,226 @@
+"""Movement is found where there is some, held still without loss, and given back to the output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.ndimage import fourier_shift, gaussian_filter
+
+from denoise.motion import (
+    STILL,
+    TAPS,
+    Motion,
+    Tracker,
+    agreement,
+    interpolated,
+    motion_by,
+    motion_of,
+    moves,
+    steadied,
+    tracker_of,
+    weighted_median,
+    weights_at,
+)
+from simulation.activity import wander
+
+
+def smooth_noise(*shape: int, seed: int = 0, sigma: float = 1.5) -> np.ndarray:
+    """An image without waves that are too fine to be displaced, of variance 1."""
+    image = gaussian_filter(np.random.default_rng(seed).standard_normal(shape), sigma, mode="wrap")
+    return (image / image.std()).astype(np.float32)
+
+
+def displaced(image: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """An image (Y, X) further on by (T, 2) pixels, exactly, as if it went on at the other side: (T, Y, X)."""
+    waves = np.fft.fft2(image)
+    return np.stack([np.fft.ifft2(fourier_shift(waves, its)).real for its in by]).astype(np.float32)
+
+
+def seen(scene: np.ndarray, by: np.ndarray, noise: float, edge: int = 20) -> torch.Tensor:
+    """The inner part of a moving scene with white noise, which new parts of it come into: (T, Y, X)."""
+    frames = displaced(scene, by)[:, edge:-edge, edge:-edge]
+    return torch.from_numpy(
+        frames + noise * np.random.default_rng(1).standard_normal(frames.shape).astype(np.float32)
+    )
+
+
+def in_blocks(frames: torch.Tensor, size: int = 64) -> Iterator[torch.Tensor]:
+    yield from frames.split(size)
+
+
+def tells_of_movement(frames: torch.Tensor) -> bool:
+    return moves(tracker_of(frames[:64]).displacements(frames))
+
+
+def test_whole_pixels_are_moved_without_loss() -> None:
+    frames = torch.randn(3, 9, 11)
+    motion = motion_by(torch.tensor([[0.0, 0.0], [2.0, -1.0], [-3.0, 4.0]]))
+    assert motion.margins == ((2, 3), (4, 1))
+    held = motion.hold(frames, 0)
+    assert held.shape == (3, 9 + 5, 11 + 5)
+    for frame, canvas, (y, x) in zip(frames, held, [(0, 0), (2, -1), (-3, 4)]):
+        top, left = 2 - y, 4 - x  # what lies further on in the frame goes further back
+        torch.testing.assert_close(canvas[top : top + 9, left : left + 11], frame, atol=1e-5, rtol=0)
+        assert int(canvas.isnan().sum()) == canvas.numel() - frame.numel()
+    torch.testing.assert_close(motion.release(held.nan_to_num(), 0), frames, atol=1e-4, rtol=0)
+
+
+@given(st.lists(st.tuples(*[st.floats(-6, 6)] * 2), min_size=1, max_size=3), st.integers(24, 40))
+def test_what_is_held_and_released_is_as_recorded_inside(by: list[tuple[float, float]], size: int) -> None:
+    """Waves of four pixels and more; the outermost TAPS pixels have neighbours that nobody knows."""
+    image = smooth_noise(size, size + 3, sigma=2.0)
+    frames = torch.from_numpy(np.stack([image] * len(by)))
+    motion = motion_by(torch.tensor(by))
+    back = motion.release(motion.hold(frames, 0).nan_to_num(), 0)
+    assert back.shape == frames.shape
+    inner = slice(TAPS, -TAPS)
+    torch.testing.assert_close(back[:, inner, inner], frames[:, inner, inner], atol=0.02, rtol=0)
+
+
+def test_a_part_of_a_pixel_is_as_waves_say() -> None:
+    """Against the displacement of all waves of a scene that goes on at the other side."""
+    scene = smooth_noise(64, 64)
+    by = np.array([[0.5, 0.0], [-0.3, 1.7], [0.25, -2.5]], np.float32)
+    held = Motion(torch.from_numpy(by)).hold(torch.from_numpy(displaced(scene, by)), 0)
+    for canvas in held:
+        np.testing.assert_allclose(canvas[16:-16, 16:-16], scene[16:-16, 16:-16], atol=0.01)
+
+
+def test_interpolation_keeps_constants_and_leaves_white_noise_white() -> None:
+    places = torch.linspace(0, 1, 5)[:, None] + torch.arange(20, 200)
+    weights = weights_at(places, 220)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(5, 180))
+    power = weights.square().sum(-1)
+    assert float(power.min()) > 0.9
+    assert float(power.max()) < 1 + 1e-5
+    beside = (weights[:, 1:] * weights[:, :-1]).sum(-1) / power[:, 1:]
+    assert float(beside.abs().max()) < 0.11
+
+
+def test_missing_voxels_stay_missing_and_spoil_no_others() -> None:
+    frames = torch.from_numpy(np.stack([smooth_noise(40, 40)] * 5)) + 100
+    spoilt = frames.clone()
+    spoilt[2, 17] = torch.nan
+    motion = Motion(torch.full((5, 2), 0.4))
+    held = motion.hold(spoilt, 0)
+    lost = held.isnan()
+    assert lost[2, 16:18].any(0).all()
+    assert int(lost.sum()) == 40
+    torch.testing.assert_close(held[~lost], motion.hold(frames, 0)[~lost], atol=1e-4, rtol=0)
+
+
+def test_where_nothing_moves_frames_pass_untouched() -> None:
+    frames = torch.randn(4, 6, 7)
+    assert STILL.hold(frames, 0) is frames
+    assert STILL.release(frames, 0) is frames
+    assert STILL.reach == (0, 0)
+
+
+@pytest.mark.parametrize(("noise", "error"), [(0.3, 0.01), (3.0, 0.08)])
+@pytest.mark.parametrize("drift", [0.0, 2.0])
+def test_displacements_are_found(noise: float, error: float, drift: float) -> None:
+    by = wander(np.random.default_rng(3), 300, 0.8, drift)
+    frames = seen(smooth_noise(168, 168), by, noise)
+    assert tells_of_movement(frames)
+    found = motion_of(partial(in_blocks, frames)).by.numpy()
+    away = (found - found.mean(0)) - (by - by.mean(0))
+    assert away.std(0).max() < error
+    assert float(np.abs(away).max()) < 6 * error
+
+
+@pytest.mark.parametrize("noise", [0.1, 1.0, 5.0])
+def test_activity_and_noise_are_no_movement(noise: float) -> None:
+    """Some cells get brighter and darker by as much as the scene is bright; one of them fills a ninth of the field."""
+    rng = np.random.default_rng(0)
+    frames = seen(smooth_noise(168, 168), np.zeros((300, 2)), noise).numpy()
+    y, x = np.mgrid[:128, :128]
+    for radius in (20, 8, 8, 8, 5, 5):
+        cell = np.exp(-(((y - rng.uniform(20, 108)) ** 2 + (x - rng.uniform(20, 108)) ** 2) / radius**2))
+        course = gaussian_filter(rng.standard_normal(300), 8)
+        frames += 2 * cell.astype(np.float32) * (course / course.std())[:, None, None].astype(np.float32)
+    assert not tells_of_movement(torch.from_numpy(frames))
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        torch.zeros(60, 64, 64),
+        torch.randn(40, 20, 64),
+        torch.randn(8, 64, 64),
+        torch.full((60, 64, 64), torch.nan),
+    ],
+    ids=["nothing", "narrow", "short", "missing"],
+)
+def test_what_tells_nothing_stands_still(frames: torch.Tensor) -> None:
+    assert not tells_of_movement(frames)
+    assert motion_of(partial(in_blocks, frames)).still
+
+
+def test_frames_that_show_nothing_are_between_those_around_them() -> None:
+    by = np.stack([np.linspace(0, 3, 200), np.zeros(200)], 1)
+    frames = seen(smooth_noise(168, 168), by, 0.3)
+    frames[100:104] = torch.nan
+    found = motion_of(partial(in_blocks, frames)).by.numpy()
+    away = (found - found.mean(0)) - (by - by.mean(0))
+    assert float(np.abs(away).max()) < 0.05
+
+
+def test_a_cell_that_is_alone_counts_for_little() -> None:
+    """Fifteen cells tell one course, with noise of 0.1; the last one tells another, as one full of activity does."""
+    rng = torch.Generator().manual_seed(0)
+    course = torch.randn(400, 1, 2, generator=rng)
+    told = course + 0.1 * torch.randn(400, 16, 2, generator=rng)
+    told[:, 15] += 3 * torch.randn(400, 2, generator=rng)
+    weights, others = agreement(told)
+    assert float(weights[15].max()) < 0.01
+    torch.testing.assert_close(weights.sum(0), torch.ones(2))
+    assert float((others[:, 15] - (course - course.mean(0))[:, 0]).abs().mean()) < 0.03
+    assert moves(told)
+    assert float((steadied(told) - course[:, 0]).std()) < 0.04
+
+
+def test_chance_is_filtered_out() -> None:
+    """A slow course under white noise: what is left of the noise is a small part."""
+    rng = torch.Generator().manual_seed(0)
+    course = torch.linspace(0, 6, 500).sin()[:, None].expand(-1, 2)
+    told = course[:, None] + 2 * torch.randn(500, 16, 2, generator=rng)
+    error = (steadied(told) - course).square().mean().sqrt()
+    assert float(error) < 0.25 * float((told.mean(1) - course).square().mean().sqrt())
+
+
+@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(1, 4)), min_size=1, max_size=9))
+def test_the_weighted_median_is_that_of_repeated_values(pairs: list[tuple[int, int]]) -> None:
+    values, weights = (torch.tensor(its, dtype=torch.float64) for its in zip(*pairs))
+    every = sorted(value for value, count in pairs for _ in range(count))
+    assert float(weighted_median(values, weights)) == every[(len(every) - 1) // 2]
+
+
+def test_slopes_tell_displacements_below_a_pixel_exactly() -> None:
+    """Of a scene without noise, by least squares alone: a twentieth of the displacement at most is left of it."""
+    scene = smooth_noise(128, 128, sigma=2.5)
+    by = np.array([[0.2, 0.0], [0.0, -0.2], [0.1, 0.15]], np.float32)
+    tracker = Tracker(torch.from_numpy(scene), torch.ones(128, 128), edge=4)
+    told = tracker.displacements(torch.from_numpy(displaced(scene, by)))
+    assert told.shape == (3, 16, 2)
+    np.testing.assert_allclose(told.mean(1), by, atol=0.01)
+
+
+def test_whole_pixels_are_found_by_the_best_fit() -> None:
+    scene = smooth_noise(128, 128, sigma=2.5)
+    by = np.array([[7, -3], [-8, 8], [0, 0]], np.float32)
+    tracker = Tracker(torch.from_numpy(scene), torch.ones(128, 128), edge=8)
+    brighter = 1.5 * torch.from_numpy(displaced(scene, by)) + 3  # light changes, and is no movement
+    assert tracker.best_fit(brighter - 3, 8).tolist() == by.tolist()
+    assert tracker.best_fit(torch.from_numpy(displaced(scene, by)), 8).tolist() == by.tolist()
+
+
+def test_interpolated_frames_are_those_of_both_axes() -> None:
+    frames = torch.from_numpy(np.outer(np.arange(30.0), np.ones(20)).astype(np.float32))[None]
+    there = interpolated(frames, [torch.tensor([[12.25]]), torch.tensor([[9.5]])])
+    assert float(there) == pytest.approx(12.25, abs=0.02)
