@@ -226,11 +226,12 @@ class Excerpt:
     """The middle of a movie, in memory."""
 
     def __init__(self, movie: Readable) -> None:
-        length = min(movie.info.shape[0], TRIED[0])
-        self.start = (movie.info.shape[0] - length) // 2
-        whole = movie.read(self.start, self.start + length)
-        y, x = (slice(max(0, size - TRIED[1]) // 2, (size + TRIED[1]) // 2) for size in whole.shape[1:])
-        self.frames = whole[:, y, x]
+        frames, *field = movie.info.shape
+        length = min(frames, TRIED[0])
+        self.start = (frames - length) // 2
+        y, x = (slice(max(0, size - TRIED[1]) // 2, (size + TRIED[1]) // 2) for size in field)
+        read = blocks(movie, self.start, self.start + length)
+        self.frames = np.concatenate([block[:, y, x] for block in read])
         self.info = Shape(self.frames.shape, self.frames.dtype)
 
     def read(self, start: int, stop: int) -> np.ndarray:

@@ -6,9 +6,10 @@ beyond the frame. What is made of it there goes back to where the frame has it: 
 pixel is lost.
 
     survey: do cells of the field move alike? -> no, as in most movies: nothing else happens
-        -> yes: each frame held against the mean of all, twice -> Wiener filter over time -> Motion
+        -> yes: each frame held against the mean of all, once by all cells, then by each half of them for itself
+        -> what the halves tell alike: Wiener filter over time -> Motion
 
-Noise and activity displace each cell in its own way, movement displaces all alike: what a cell has in common with all
+Noise and activity displace each cell in its own way, movement displaces all alike: what a cell has in common with the
 others tells whether there is any, and how much of what was measured is chance.
 
 Sources: displacements are found by least squares on the slopes of the mean (Lucas and Kanade, IJCAI 1981; inverse
@@ -32,7 +33,9 @@ from denoise.waves import cosines, octaves
 
 FEWEST = 32  # frames, and pixels a side, to tell movement from chance
 FARTHEST = 8  # movement is looked for up to this part of a side
+USUAL = 1.0  # pixels, root mean square, that a frame is displaced by as long as it does not tell otherwise
 LEAST = 0.035  # pixels, root mean square: activity looks like up to 0.025
+AGREE = 0.25  # of what a half sees has the other one to see too
 SURE = 3.0  # deviations by chance by which a cell agrees with all others
 CELLS = 4  # of the field along each side; so many with structure in them have to agree
 SOFT = 0.7  # pixels: the slopes are those of the mean smoothed by so much
@@ -156,13 +159,13 @@ class Tracker:
     """Tells how far frames (n, Y, X) are displaced from an image (Y, X) of the scene, as cells of the field see it.
 
     variance (Y, X): of the frames held still; where there is activity in it, a pixel tells less. edge: pixels at each
-    side that are left out, since the scene may have moved beyond them.
+    side that are left out, since the scene may have moved beyond them. part: of the cells.
     """
 
-    def __init__(self, image: Tensor, variance: Tensor, edge: int) -> None:
+    def __init__(self, image: Tensor, variance: Tensor, edge: int, part: slice = slice(None)) -> None:
         self.image = image
         usual = F.avg_pool2d(F.pad(variance[None, None], [AROUND // 2] * 4, "replicate"), AROUND, 1)[0, 0]
-        cells = cells_of(image.shape, edge)  # (cells, Y, X)
+        cells = cells_of(image.shape, edge)[part]  # (cells, Y, X)
         self.weights = torch.where((variance > 0) & cells.any(0), 1 / usual.clamp(min=TINY), 0)
         light = torch.stack([image, torch.ones_like(image)])  # may change
         seen, true = (
@@ -178,14 +181,16 @@ class Tracker:
         return -(rest @ self.solvers.flatten(0, 1).T).unflatten(1, self.solvers.shape[:2])
 
     def best_fit(self, frames: Tensor, farthest: int) -> Tensor:
-        """Whole pixels by which frames (n, Y, X) differ least from the image, squared: (n, 2)."""
+        """Whole pixels that are the most probable displacements of frames (n, Y, X), some USUAL ones: (n, 2)."""
         level = self.image.mean()
         rest, image = torch.nan_to_num(frames - level), self.image - level
         own, shared = (torch.fft.rfft2(its).conj() for its in (self.weights, self.weights * image))
         spectrum = 2 * torch.fft.rfft2(rest) * shared - torch.fft.rfft2(rest.square()) * own
         fit = torch.fft.irfft2(spectrum, s=self.image.shape)
         side = 2 * farthest + 1
-        best = fit.roll((farthest, farthest), (1, 2))[:, :side, :side].flatten(1).argmax(1)
+        pixels = torch.arange(side) - farthest
+        unusual = (pixels[:, None].square() + pixels.square()) / USUAL**2
+        best = (fit.roll((farthest, farthest), (1, 2))[:, :side, :side] - unusual).flatten(1).argmax(1)
         return torch.stack([best // side, best % side], 1).float() - farthest
 
 
@@ -201,13 +206,18 @@ def image_of(frames: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cells_of(shape: Sequence[int], edge: int) -> Tensor:
-    """Which pixels (Y, X) are in which of CELLS x CELLS parts of a field without its edges: bool (cells, Y, X)."""
+    """Which pixels (Y, X) are in which of CELLS x CELLS parts of a field without its edges: bool (cells, Y, X).
+
+    First those on black squares of a chess board, then those on white ones.
+    """
     if min(shape) < FEWEST:
         return torch.zeros(1, *shape, dtype=torch.bool)
     rows, columns = (
         (torch.arange(size) - edge).div((size - 2 * edge) / CELLS, rounding_mode="floor") for size in shape
     )
-    return torch.stack([(rows == i)[:, None] & (columns == j) for i in range(CELLS) for j in range(CELLS)])
+    cells = [(rows == i)[:, None] & (columns == j) for i in range(CELLS) for j in range(CELLS)]
+    black, white = ([its for n, its in enumerate(cells) if (n // CELLS + n) % 2 == k] for k in (0, 1))
+    return torch.stack(black + white)
 
 
 def solver(seen: Tensor, true: Tensor) -> Tensor | None:
@@ -285,7 +295,7 @@ def weighted_median(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def motion_of(blocks: Callable[[], Iterable[Tensor]]) -> Motion:
-    """Of a movie whose frames are `blocks`, (n, Y, X) each, in order; NaN where missing. It is read twice."""
+    """Of a movie whose frames are `blocks`, (n, Y, X) each, in order; NaN where missing. It is read three times."""
     first = middle(next(iter(blocks())))
     farthest = min(first.shape[1:]) // FARTHEST
     image, variance = image_of(first)
@@ -293,24 +303,45 @@ def motion_of(blocks: Callable[[], Iterable[Tensor]]) -> Motion:
         image, variance, _, _ = follow([first], Tracker(image, variance, farthest), farthest)
     image, variance, by, _ = follow(map(middle, blocks()), Tracker(image, variance, farthest), farthest)
     edge = min(farthest, math.ceil(float(by.abs().max())))
-    *_, told = follow(map(middle, blocks()), Tracker(image, variance, edge), farthest, by)
-    return motion_by(steadied(told)) if moves(told[told.isfinite().all(2).all(1)]) else STILL
+    halves = []
+    for part in (slice(CELLS**2 // 2), slice(CELLS**2 // 2, None)):
+        tracker = Tracker(image, variance, edge, part)
+        if not len(tracker.solvers):
+            return STILL
+        *_, told = follow(map(middle, blocks()), tracker, edge)
+        halves.append(together(told))
+    both = torch.stack(halves, 1)
+    return motion_by(steadied(both)) if agree(both[both.isfinite().all(2).all(1)]) else STILL
+
+
+def together(told: Tensor) -> Tensor:
+    """What cells tell of displacements (T, cells, 2) in the mean: (T, 2), NaN where a frame shows nothing."""
+    weights, _ = agreement(told[told.isfinite().all(2).all(1)])
+    return (told * weights).sum(1)
+
+
+def agree(halves: Tensor) -> bool:
+    """Whether two halves of the field that know nothing of each other tell of the same movement, (T, 2 halves, 2)."""
+    if len(halves) < FEWEST:
+        return False
+    away = halves - halves.mean(0)
+    shared, own = away.prod(1).mean(0), away.square().mean(0)  # (2,) and (2 halves, 2)
+    chance = own.prod(0).sqrt() / len(away) ** 0.5
+    return bool(((shared > LEAST**2) & (shared > SURE * chance) & (shared > AGREE * own.amin(0))).any())
 
 
 def follow(
-    blocks: Iterable[Tensor], tracker: Tracker, farthest: int, known: Tensor | None = None
+    blocks: Iterable[Tensor], tracker: Tracker, farthest: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean and variance (Y, X) of frames held still, displacements (T, 2), and those of the cells (T, cells, 2).
 
-    known (T, 2): where to start from; else from each frame's best fit in whole pixels. A frame that shows nothing has
-    NaN in the last.
+    A frame that shows nothing has NaN in the last.
     """
     count, total, squares = torch.zeros(3, *tracker.image.shape)
     found: list[Tensor] = []
     told: list[Tensor] = []
     for frames in blocks:
-        done = sum(len(its) for its in found)
-        by = tracker.best_fit(frames, farthest) if known is None else known[done : done + len(frames)]
+        by = tracker.best_fit(frames, farthest)
         cells = by[:, None].expand(-1, len(tracker.solvers), -1)
         for _ in range(STEPS if cells.numel() else 0):
             cells = by[:, None] + tracker.displacements(Motion(by).hold(frames, 0))
@@ -327,28 +358,25 @@ def follow(
     return tracker.image + shift, variance, torch.cat(found), torch.cat(told)
 
 
-def steadied(told: Tensor) -> Tensor:
-    """Displacements (T, 2) without what is chance in them, from those that cells tell of (T, cells, 2).
+def steadied(halves: Tensor) -> Tensor:
+    """Displacements (T, 2) without what is chance in them, from those that two halves of the field tell of (T, 2, 2).
 
     Frames that show nothing, NaN, are between those around them.
     """
-    seen = told.isfinite().all((1, 2)).numpy()
+    seen = halves.isfinite().all((1, 2)).numpy()
     times = np.arange(len(seen))
-    known = [np.interp(times, times[seen], its[seen]) for its in told.flatten(1).T.numpy()]
-    parts = torch.from_numpy(np.stack(known, 1)).float().unflatten(1, told.shape[1:])
-    weights, _ = agreement(parts)
-    sections = parts.tensor_split(math.ceil(len(seen) / SECTION))
-    return torch.cat([filtered(its, weights) for its in sections])
+    known = [np.interp(times, times[seen], its[seen]) for its in halves.flatten(1).T.numpy()]
+    parts = torch.from_numpy(np.stack(known, 1)).float().unflatten(1, (2, 2))
+    return torch.cat([filtered(its) for its in parts.tensor_split(math.ceil(len(seen) / SECTION))])
 
 
-def filtered(told: Tensor, weights: Tensor) -> Tensor:
-    """The same of one section: each octave of waves in time is as strong as cells of these weights tell it alike."""
-    waves = cosines(len(told))
-    own = torch.einsum("kt,tci->kci", waves, told)
-    whole = (own * weights).sum(1, keepdim=True)
-    others = (whole - own * weights) / (1 - weights)
-    member = F.one_hot(octaves(len(told))).float()
-    shared, power = (member.T @ its for its in ((own * others * weights).sum(1), whole[:, 0].square()))
+def filtered(halves: Tensor) -> Tensor:
+    """The same of one section: each octave of waves in time is as strong as both halves tell it alike."""
+    waves = cosines(len(halves))
+    first, second = (waves @ its for its in halves.unbind(1))
+    whole = (first + second) / 2
+    member = F.one_hot(octaves(len(halves))).float()
+    shared, power = (member.T @ its for its in (first * second, whole.square()))
     gain = torch.where(power > 0, shared / power, 0).clamp(0, 1)
     gain[0] = 1
-    return waves.T @ (whole[:, 0] * (member @ gain))
+    return waves.T @ (whole * (member @ gain))

@@ -59,8 +59,12 @@ def displaced(order: int, sign: int, frames: np.ndarray) -> np.ndarray:
 
 
 def moving(jitter: float, drift: float, frames: np.ndarray) -> np.ndarray:
-    """Each frame displaced as a sample moves: pixels, jitter with rare bouts on a slow drift."""
-    by = wander(np.random.default_rng(FIRST_EVALUATION_SEED), len(frames), jitter, drift)
+    """Frames of a sample that moves: pixels, jitter with rare bouts on a slow drift."""
+    return moved(frames, wander(np.random.default_rng(FIRST_EVALUATION_SEED), len(frames), jitter, drift))
+
+
+def moved(frames: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """Each frame of (T, Y, X) displaced by its own (T, 2) pixels."""
     return np.stack([shift(frame, its, order=EXACT, mode="reflect") for frame, its in zip(frames, by)])
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.ndimage import shift
 
 from denoise import inference, network
 from denoise.adaptation import SURE, WORTH
@@ -24,7 +23,7 @@ from denoise.precision import precision
 from denoise.readout import Cleaner, Readout
 from evaluation import harm
 from evaluation.metrics import score
-from evaluation.smoothed import SMOOTHINGS, displaced, mean_of_frames, recorded, repeated, unaware
+from evaluation.smoothed import SMOOTHINGS, displaced, mean_of_frames, moved, recorded, repeated, unaware
 from model import MovieNet, Past, UNet3D, UNetConfig, load_model
 from simulation import LEVELS, challenge_scene, noisy
 
@@ -557,7 +556,7 @@ def test_smoothing_is_undone_and_told(shipped: UNet3D, name: str) -> None:
         assert score(clean, out)["stsnr"] > score(clean, without)["stsnr"] + 3
 
 
-@pytest.mark.parametrize("level", [1, 3])
+@pytest.mark.parametrize("level", [1, 2])
 def test_what_moves_is_held_still_and_comes_out_where_it_was(shipped: UNet3D, level: int) -> None:
     """By decibels better; a dropped row is filled, a frame that another light flashed in comes out as recorded."""
     movie, clean = recorded("challenge", SMOOTHINGS["moves by 1 pixel"], level, 200, 64)
@@ -568,7 +567,7 @@ def test_what_moves_is_held_still_and_comes_out_where_it_was(shipped: UNet3D, le
     np.testing.assert_array_equal(out[50], movie[50])
     others = np.arange(200) != 50
     scores = [score(clean[others], its[others])["stsnr"] for its in (out, unaware(movie, shipped))]
-    assert scores[0] > scores[1] + (3 if level == 1 else 0)
+    assert scores[0] > scores[1] + (3 if level == 1 else 1)
     assert np.abs(out[90, 20] - clean[90, 20]).mean() < 1.2 * np.abs(out[91, 20] - clean[91, 20]).mean() + 20
     scaled, told = run(3 * movie.astype(np.float32) + 70, shipped)
     assert told.motion == pytest.approx(result.motion, abs=1e-3)
@@ -579,8 +578,7 @@ def test_what_moves_is_held_still_and_comes_out_where_it_was(shipped: UNet3D, le
 def test_what_loses_by_being_held_still_is_not(shipped: UNet3D, noise: float) -> None:
     """A slow drift in a recording with hardly any noise: interpolation costs more than the network loses."""
     by = np.linspace(0, 1.5, 200)[:, None] * np.ones(2)
-    scene = challenge_scene(1, 200, 64).clean()
-    clean = np.stack([shift(frame, its, order=5, mode="reflect") for frame, its in zip(scene, by)])
+    clean = moved(challenge_scene(1, 200, 64).clean(), by)
     movie = (clean + np.random.default_rng(0).normal(0, noise, clean.shape)).astype(np.float32)
     out, result = run(movie, shipped)
     assert result.motion == (0, 0)

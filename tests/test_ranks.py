@@ -18,8 +18,10 @@ import torch
 
 from denoise.movies import MovieWriter
 from denoise.ranks import Team
-from evaluation.smoothed import displaced
+from evaluation.smoothed import displaced, moved
 from model import UNet3D, UNetConfig, save_model
+from simulation import challenge_scene
+from simulation.activity import wander
 
 PROCESS = Path(__file__).parents[1] / "process.py"
 FRAMES = 1100  # three slabs, five sections
@@ -85,6 +87,23 @@ def test_ranks_write_one_movie_bit_by_bit_as_one_process_does(folder: Path) -> N
         for name in ("status", "shape", "noise", "smoothing", "percentile_values", "warnings", "output_file"):
             assert told[0][name] == alone[name]
         assert sum("done, " in line for line in ended.stdout.splitlines()) == 1
+
+
+def test_ranks_hold_a_moving_movie_still_as_one_process_does(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.pth").symlink_to(folder / "tiny.pth")
+    (tmp_path / "in").mkdir()
+    by = wander(np.random.default_rng(0), 300, 1.0, 0.0)  # two sections
+    frames = moved(challenge_scene(1, 300, (48, 64)).clean(), by)
+    with MovieWriter(tmp_path / "in" / "a.tif", frames.shape, "float32") as writer:
+        writer.append(np.random.default_rng(1).poisson(frames.clip(0)).astype(np.float32))
+    told = []
+    for ranks in (1, 2):
+        ended = run(tmp_path, f"of {ranks}", ranks)
+        assert ended.returncode == 0, ended.stderr
+        told.append(json.loads((tmp_path / f"of {ranks}" / "metadata.json").read_text())["movies"][0])
+    assert min(told[0]["motion"]) > 1
+    assert told[0]["motion"] == told[1]["motion"]
+    assert (tmp_path / "of 1" / "a.tif").read_bytes() == (tmp_path / "of 2" / "a.tif").read_bytes()
 
 
 def test_what_one_process_refuses_all_do_in_one_line(folder: Path, tmp_path: Path) -> None:
