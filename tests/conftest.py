@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import settings
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 OPEN_FILES = Path("/proc/self/fd")  # Linux; elsewhere the check is left out
+PATIENCE = 5.0  # seconds
 
 # no deadline: a shared machine is slow at times; derandomized: a red test stays red, a green one green
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
@@ -19,12 +21,22 @@ settings.load_profile("default")
 
 @pytest.fixture(autouse=True)
 def no_file_left_open(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that leaves a file of its tmp_path open: such leaks add up over a long run."""
+    """Fail a test that leaves a file of its tmp_path open: such leaks add up over a long run.
+
+    Threads of other libraries (tensorstore) close theirs a moment after they have told what was in it.
+    """
     folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
     yield
     if folder is not None and OPEN_FILES.is_dir():
-        left_open = sorted(name for name in open_files() if Path(name).is_relative_to(folder))
+        end = time.monotonic() + PATIENCE
+        while (left_open := files_open_in(folder)) and time.monotonic() < end:
+            time.sleep(0.01)
         assert not left_open, f"the test left these files open: {', '.join(left_open)}"
+
+
+def files_open_in(folder: Path) -> list[str]:
+    """Of a folder, by their names."""
+    return sorted(name for name in open_files() if Path(name).is_relative_to(folder))
 
 
 def open_files() -> set[str]:
