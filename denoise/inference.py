@@ -36,7 +36,7 @@ from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
 from denoise.ranks import ALONE, Team
 from denoise.readout import Readout
-from denoise.smoothing import NO_MEMORY, Gauge, memory_of, middle, redo, undo, variance_left
+from denoise.smoothing import NO_MEMORY, Gauge, centre, memory_of, middle, redo, undo, variance_left
 from denoise.tiling import tile_axis
 from model import UNet3D
 
@@ -72,6 +72,25 @@ class Readable(Protocol):
     def read(self, start: int, stop: int) -> np.ndarray: ...
 
 
+@dataclass(frozen=True)
+class Info:
+    """As HasShape."""
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+
+
+class ArrayMovie:
+    """A movie (T, Y, X) in memory, to be read as one in a file is."""
+
+    def __init__(self, frames: np.ndarray) -> None:
+        self.frames = frames
+        self.info = Info((frames.shape[0], frames.shape[1], frames.shape[2]), frames.dtype)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return np.ascontiguousarray(self.frames[start:stop])
+
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -93,7 +112,7 @@ class Result:
     smoothing: tuple[float, float]  # that was undone: mean weight of a neighbour along (y, x)
     motion: tuple[
         float, float
-    ]  # the farthest from the mean place along (y, x), in pixels; 0 where it stands still
+    ]  # pixels from the mean place along (y, x), at most; 0 where it was not held still
     warnings: list[str] = field(default_factory=list)
     adaptation: dict[str, object] | None = None  # see denoise.adaptation.Adaptation; None if there was none
     model: UNet3D | None = None  # that denoised the movie: the adapted one, where that was kept
@@ -119,16 +138,21 @@ class Survey:
     period: int  # of frames that are alike, where neighbours are not; 0 for none
     recorded: dict[int, np.ndarray] = field(default_factory=dict)  # (Y, X), of kept frames on their way
 
-    def sharpened(self, frames: Tensor, start: int) -> Iterator[Tensor]:
-        """Pieces (n, Y, X) of normalized frames from that one on, without smoothing and line noise."""
+    def sharpened(self, recorded: np.ndarray, start: int) -> Iterator[Tensor]:
+        """Pieces (n, Y, X) of recorded frames from that one on, normalized, without smoothing and line noise.
+
+        Missing voxels are NaN.
+        """
+        flashes = self.flashes[start : start + len(recorded)]
+        frames, _ = without_missing(self.normalization.normalize(recorded), flashes)
         for part in with_smoothing(frames, self.smoothing[start:]):
             stop = start + len(part[0])
             yield without_lines(undo(*part), [its[start:stop] for its in self.offsets])
             start = stop
 
-    def held(self, frames: Tensor, start: int) -> Iterator[Tensor]:
+    def held(self, recorded: np.ndarray, start: int) -> Iterator[Tensor]:
         """The same, on the canvas on which the scene stands still (n, H, W)."""
-        for sharp in self.sharpened(frames, start):
+        for sharp in self.sharpened(recorded, start):
             yield self.motion.hold(sharp, start)
             start += len(sharp)
 
@@ -212,38 +236,25 @@ def motion_found(
         motion = motion_of(partial(sharp_blocks, movie, survey, progress))
     if motion.still:
         return STILL
-    excerpt = Excerpt(movie)
+    excerpt, start = excerpt_of(movie)
     alone = replace(settings, adapt_minutes=0.0)
     away = []
-    for its in (STILL, replace(motion, by=motion.by[excerpt.start :])):
+    for its in (STILL, replace(motion, by=motion.by[start:])):
         parts: list[np.ndarray] = []
         denoise_movie(excerpt, model, alone, parts.append, lambda *_: None, motion=its)
         away.append(float(np.nanmean(np.square(np.concatenate(parts) - excerpt.frames, dtype=np.float64))))
     return motion if away[1] < FURTHER * away[0] else STILL
 
 
-class Excerpt:
-    """The middle of a movie, in memory."""
-
-    def __init__(self, movie: Readable) -> None:
-        frames, *field = movie.info.shape
-        length = min(frames, TRIED[0])
-        self.start = (frames - length) // 2
-        y, x = (slice(max(0, size - TRIED[1]) // 2, (size + TRIED[1]) // 2) for size in field)
-        read = blocks(movie, self.start, self.start + length)
-        self.frames = np.concatenate([block[:, y, x] for block in read])
-        self.info = Shape(self.frames.shape, self.frames.dtype)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return self.frames[start:stop].copy()
-
-
-@dataclass(frozen=True)
-class Shape:
-    """As HasShape."""
-
-    shape: tuple[int, int, int]
-    dtype: np.dtype
+def excerpt_of(movie: Readable) -> tuple[ArrayMovie, int]:
+    """The middle of a movie, in memory, and which frame is its first."""
+    frames, *field = movie.info.shape
+    length = min(frames, TRIED[0])
+    start = (frames - length) // 2
+    y, x = (centre(size, TRIED[1]) for size in field)
+    return ArrayMovie(
+        np.concatenate([block[:, y, x] for block in blocks(movie, start, start + length)])
+    ), start
 
 
 def result_type(dtype: np.dtype) -> np.dtype:
@@ -273,11 +284,9 @@ def adapted(
     frames, height, width = movie.info.shape
     length = min(frames, SLAB, max(64, SLAB_VOXELS // (2 * height * width)))
     start = (frames - length) // 2
-    normalized = survey.normalization.normalize(movie.read(start, start + length))
-    excerpt, _ = without_missing(normalized, survey.flashes[start : start + length])
     along_y, along_x = survey.smoothing[start : start + length].any(0).tolist()
     model, adaptation = adapt(
-        torch.cat(list(survey.held(excerpt, start))),
+        torch.cat(list(survey.held(movie.read(start, start + length), start))),
         (along_y, along_x),
         model,
         60 * minutes,
@@ -334,7 +343,7 @@ class Surveyor:
         self.smoothing = torch.zeros(movie.info.shape[0], 2)
         sharp = torch.cat([undo(*part) for part in with_smoothing(values, self.gauge.weights(values))])
         self.mean = inpainted(sharp.nanmean(0))
-        self.reference = inpainted(motion.hold(sharp, 0).nanmean(0))
+        self.reference = self.mean if motion.still else inpainted(motion.hold(sharp, 0).nanmean(0))
         self.tracker = tracker_of(sharp)
         self.displaced = torch.zeros(movie.info.shape[0], *self.tracker.solvers.shape[:2])
         self.lines = tuple(lines_of(sharp, axis) for axis in (1, 2))
@@ -479,9 +488,7 @@ def whitened(movie: Readable, survey: Survey, start: int) -> Generator[Tensor, N
     """The residual of a movie's blocks of frames, (n, Y, X)."""
     for block in blocks(movie, start):
         survey.remember(block, start)
-        normalized = survey.normalization.normalize(block)
-        values, _ = without_missing(normalized, survey.flashes[start : start + len(block)])
-        yield torch.cat([survey.context.whiten(piece) for piece in survey.held(values, start)])
+        yield torch.cat([survey.context.whiten(piece) for piece in survey.held(block, start)])
         start += len(block)
 
 
@@ -489,9 +496,7 @@ def sharp_blocks(movie: Readable, survey: Survey, progress: Progress) -> Iterato
     """A movie's blocks of frames, (n, Y, X), as they are to be held still."""
     start = 0
     for block in blocks(movie):
-        normalized = survey.normalization.normalize(block)
-        values, _ = without_missing(normalized, survey.flashes[start : start + len(block)])
-        yield torch.cat(list(survey.sharpened(values, start)))
+        yield torch.cat(list(survey.sharpened(block, start)))
         start += len(block)
         progress("following", start, movie.info.shape[0])
 

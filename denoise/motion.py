@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from denoise.smoothing import mean_around, middle
+from denoise.smoothing import filtered, mean_around, middle
 from denoise.waves import cosines, octaves
 
 FEWEST = 32  # frames, and pixels a side, to tell movement from chance
@@ -253,9 +253,7 @@ def smoothed(image: Tensor, sigma: float) -> Tensor:
     """An image (Y, X) smoothed by a Gaussian."""
     reach = math.ceil(4 * sigma)
     taps = torch.exp(-torch.arange(-reach, reach + 1).square() / (2 * sigma**2))
-    padded = F.pad(image[None, None], [reach] * 4, "replicate")
-    taps = taps / taps.sum()
-    return F.conv2d(F.conv2d(padded, taps[None, None, None]), taps[None, None, :, None])[0, 0]
+    return filtered(image[None], (taps / taps.sum()).expand(1, 2, -1))[0]
 
 
 def agreement(told: Tensor) -> tuple[Tensor, Tensor]:
@@ -367,10 +365,10 @@ def steadied(halves: Tensor) -> Tensor:
     times = np.arange(len(seen))
     known = [np.interp(times, times[seen], its[seen]) for its in halves.flatten(1).T.numpy()]
     parts = torch.from_numpy(np.stack(known, 1)).float().unflatten(1, (2, 2))
-    return torch.cat([filtered(its) for its in parts.tensor_split(math.ceil(len(seen) / SECTION))])
+    return torch.cat([without_chance(its) for its in parts.tensor_split(math.ceil(len(seen) / SECTION))])
 
 
-def filtered(halves: Tensor) -> Tensor:
+def without_chance(halves: Tensor) -> Tensor:
     """The same of one section: each octave of waves in time is as strong as both halves tell it alike."""
     waves = cosines(len(halves))
     first, second = (waves @ its for its in halves.unbind(1))

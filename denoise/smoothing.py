@@ -80,8 +80,13 @@ def variance_left(weights: Tensor) -> float:
 
 def middle(frames: Tensor) -> Tensor:
     """The middle of frames (n, Y, X), at most MEASURED pixels a side."""
-    y, x = (slice(max(0, size - MEASURED) // 2, (size + MEASURED) // 2) for size in frames.shape[1:])
+    y, x = (centre(size, MEASURED) for size in frames.shape[1:])
     return frames[:, y, x]
+
+
+def centre(size: int, most: int) -> slice:
+    """The middle of so many, `most` at most."""
+    return slice(max(0, size - most) // 2, (size + most) // 2)
 
 
 def correlated_axes(frames: Tensor) -> tuple[bool, bool]:

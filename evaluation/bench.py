@@ -39,14 +39,13 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from denoise.inference import Settings, denoise_movie, survey_movie
+from denoise.inference import ArrayMovie, Settings, denoise_movie, survey_movie
 from denoise.limits import reuse_memory
 from denoise.missing import without_missing
 from denoise.movies import open_movie
 from denoise.network import Network, converted
 from denoise.precision import precision
 from denoise.readout import Readout
-from evaluation.benchmark import ArrayMovie
 from model import UNet3D, load_model
 
 ROOT = Path(__file__).resolve().parents[1]

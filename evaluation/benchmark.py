@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from unittest.mock import patch
@@ -29,7 +28,7 @@ import numpy as np
 import torch
 
 from denoise import adaptation
-from denoise.inference import Settings, denoise_movie
+from denoise.inference import ArrayMovie, Settings, denoise_movie
 from evaluation import keyhole, report
 from evaluation.baselines import BASELINES, Method, tune
 from evaluation.samples import RECORDINGS, Case, Sample, cases
@@ -262,25 +261,6 @@ def measure_method(sample: Sample, method: Method, start: Mapping[str, float]) -
     if sample.parts:
         row["heldout_parts"] = json.dumps([float(f"{error:.6g}") for error in sample.parts(output)])
     return row | {"parameters": json.dumps(best)}
-
-
-@dataclass(frozen=True)
-class Info:
-    """What inference asks about a movie."""
-
-    shape: tuple[int, int, int]
-    dtype: np.dtype
-
-
-class ArrayMovie:
-    """A movie (T, Y, X) in memory, to be read as one in a file is."""
-
-    def __init__(self, frames: np.ndarray) -> None:
-        self.frames = frames
-        self.info = Info((frames.shape[0], frames.shape[1], frames.shape[2]), frames.dtype)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return np.ascontiguousarray(self.frames[start:stop])
 
 
 def denoised(movie: np.ndarray, model: UNet3D, settings: Settings | None = None) -> np.ndarray:

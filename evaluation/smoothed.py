@@ -55,7 +55,7 @@ def filtered(weights: list[float], frames: np.ndarray) -> np.ndarray:
 def displaced(order: int, sign: int, frames: np.ndarray) -> np.ndarray:
     """Each frame displaced by its own random part of a pixel, or brought back, by splines of an order."""
     by = sign * np.random.default_rng(FIRST_EVALUATION_SEED).uniform(-SHAKEN, SHAKEN, (len(frames), 2))
-    return np.stack([shift(frame, its, order=order, mode="nearest") for frame, its in zip(frames, by)])
+    return moved(frames, by, order, "nearest")
 
 
 def moving(jitter: float, drift: float, frames: np.ndarray) -> np.ndarray:
@@ -63,9 +63,9 @@ def moving(jitter: float, drift: float, frames: np.ndarray) -> np.ndarray:
     return moved(frames, wander(np.random.default_rng(FIRST_EVALUATION_SEED), len(frames), jitter, drift))
 
 
-def moved(frames: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """Each frame of (T, Y, X) displaced by its own (T, 2) pixels."""
-    return np.stack([shift(frame, its, order=EXACT, mode="reflect") for frame, its in zip(frames, by)])
+def moved(frames: np.ndarray, by: np.ndarray, order: int = EXACT, mode: str = "reflect") -> np.ndarray:
+    """Each frame of (T, Y, X) displaced by its own (T, 2) pixels; order and mode as in scipy.ndimage.shift."""
+    return np.stack([shift(frame, its, order=order, mode=mode) for frame, its in zip(frames, by)])
 
 
 def mean_of_frames(count: int, frames: np.ndarray) -> np.ndarray:
