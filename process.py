@@ -24,7 +24,7 @@ import traceback
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -135,7 +135,7 @@ def main() -> int:
     open_streams()
     options = parse_options()
     try:
-        with StopSignals() as signals, join_team() as team, ExitStack() as held:
+        with StopSignals(say_farewell) as signals, join_team() as team, ExitStack() as held:
             with agreed(team):
                 plan = make_plan(options)
                 options = with_limit(options, plan)
@@ -148,7 +148,7 @@ def main() -> int:
         complain_once(str(refusal))
         return 1
     except Stopped as stopped:
-        complain_once(farewell(stopped))
+        say_farewell(stopped)
         return 128 + stopped.number
     except Alarm as alarm:
         complain(str(alarm))
@@ -528,7 +528,7 @@ def denoise_all(run: Run) -> int:
     run.records.extend({"input": job.name, "output": output_name(job, run.options)} for job in jobs)
     for record in run.records:
         record["status"] = "not started"
-    run.signals.last_words = lambda: last_words(run)
+    run.signals.last_words = partial(last_words, run)
     saved = Saved()
     try:
         for number, (job, record) in enumerate(zip(jobs, run.records, strict=True), 1):
@@ -1193,17 +1193,18 @@ def save_metadata(run: Run, status: str) -> None:
         raise Refusal(f"{run.options.output / METADATA}: expected to write the metadata, {found}") from error
 
 
-def last_words(run: Run) -> None:
+def last_words(run: Run, stopped: Stopped) -> None:
     """When a signal finds the main thread in a long computation: what it would have tidied up and said."""
     from denoise.atomic import discard_all
 
     discard_all()
     save_metadata(run, "stopped")
-    complain_once(farewell(Stopped(run.signals.arrived[0])))
+    say_farewell(stopped)
 
 
-def farewell(stopped: Stopped) -> str:
-    return f"stopped by {stopped}: the movies reported as done are complete, nothing is half-written; --resume goes on"
+def say_farewell(stopped: Stopped) -> None:
+    rest = "the movies reported as done are complete, nothing is half-written; --resume goes on"
+    complain_once(f"stopped by {stopped}: {rest}")
 
 
 def ending(run: Run) -> str:

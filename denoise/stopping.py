@@ -3,6 +3,9 @@
 A signal raises Stopped in the main thread, which the with blocks on its way turn into tidying up. But the main
 thread runs no Python during one long computation in C. So a second thread, woken by the C handler itself, gives
 the main thread a second; if the process is still there, it says the last words and ends it.
+
+While a module is imported nothing is raised: libraries run Python from their C++ then, through which no exception
+passes (the process aborts). The second thread sends the signal again until the import is done.
 """
 
 from __future__ import annotations
@@ -11,12 +14,15 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
 HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
 SIGNALS = {signal.SIGINT, signal.SIGTERM, HANGUP}
 GRACE = 1.0  # seconds for the main thread; users are promised two seconds in all
+AGAIN = 0.02  # seconds until a signal that met an import is sent again
+IMPORT = "<frozen importlib._bootstrap>"  # the file of Python's own functions that import
 
 
 class Stopped(BaseException):
@@ -38,13 +44,14 @@ class Lost(Alarm):
 class StopSignals:
     """A context manager of the main thread: inside it the first of the signals raises Stopped.
 
-    last_words: what to do before a hard end, in a thread of its own and in well under a second.
+    last_words: what to do before a hard end by this signal, in a thread of its own and in well under a second.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last_words: Callable[[Stopped], None]) -> None:
         self.arrived: list[int] = []
-        self.last_words: Callable[[], None] = lambda: None
+        self.last_words = last_words
         self._over = threading.Event()
+        self._met_import = threading.Event()
 
     def __enter__(self) -> StopSignals:
         self._bell, self._listener = socket.socketpair()
@@ -71,7 +78,10 @@ class StopSignals:
         if self.arrived:
             raise Stopped(self.arrived[0])
 
-    def _stop(self, number: int, _: FrameType | None) -> None:
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if imports(frame):
+            self._met_import.set()
+            return
         ignore_signals()  # a second one would break the tidying up
         self.arrived.append(number)
         raise Stopped(number)
@@ -82,13 +92,26 @@ class StopSignals:
             number = self._listener.recv(1)[0]
             if self._over.is_set():
                 return
-        if not self._over.wait(GRACE):
-            if not self.arrived:
-                self.arrived.append(number)
-            try:
-                self.last_words()
-            finally:
-                os._exit(128 + number)
+        end = time.monotonic() + GRACE
+        while time.monotonic() < end:
+            if self._over.wait(AGAIN):
+                return
+            if self._met_import.is_set():
+                self._met_import.clear()
+                signal.raise_signal(number)
+        if not self.arrived:
+            self.arrived.append(number)
+        try:
+            self.last_words(Stopped(self.arrived[0]))
+        finally:
+            os._exit(128 + number)
+
+
+def imports(frame: FrameType | None) -> bool:
+    """Whether the code of this frame runs because a module is imported."""
+    while frame and frame.f_code.co_filename != IMPORT:
+        frame = frame.f_back
+    return frame is not None
 
 
 def ignore_signals() -> None:

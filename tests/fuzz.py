@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import shutil
 import signal
 import struct
@@ -336,11 +337,12 @@ def kill(process: subprocess.Popen[str], _: random.Random, __: Findings) -> None
 def stop(process: subprocess.Popen[str], rng: random.Random, findings: Findings) -> None:
     """Ask a run to end: it says so, with the signal's status, and tidies up; nothing else ends it."""
     number = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    begun = process.poll() is not None or catches(process.pid, number)
     start = time.monotonic()
     process.send_signal(number)
     _, said = process.communicate()
     findings.slowest = max(findings.slowest, time.monotonic() - start)
-    if process.returncode == -number:
+    if not begun and process.returncode in (-number, 1):  # Python was still at its own start
         findings.files["before the program had begun"] += 1
     elif process.returncode:
         lines = said.splitlines()
@@ -349,6 +351,12 @@ def stop(process: subprocess.Popen[str], rng: random.Random, findings: Findings)
         folder = Path(process.args[process.args.index("--output") + 1])  # type: ignore[union-attr, index, arg-type]
         if any(name.endswith(".part") for name in contents(folder)):
             findings.broken.append(f"{number.name}: temporary files left")
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler for SIGTERM, which Python has not, and for this signal (Linux only)."""
+    (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return all(int(caught, 16) >> (one - 1) & 1 for one in (number, signal.SIGTERM))
 
 
 def end_often(

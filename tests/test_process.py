@@ -850,7 +850,7 @@ def test_a_terminal_that_goes_away_does_not_stop_the_work(tmp_path: Path, weight
 
 
 def test_a_line_for_each_tenth(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    progress = names["Progress"]("[1/1] a.tif", names["StopSignals"]())
+    progress = names["Progress"]("[1/1] a.tif", names["StopSignals"](names["say_farewell"]))
     for done in range(0, 201, 3):
         progress("reading", min(done, 200), 200)
     for done in (3, 3, 7):

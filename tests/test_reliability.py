@@ -251,6 +251,31 @@ def test_a_signal_during_one_long_computation_ends_the_run_in_time(
     assert (run.metadata()["status"], run.statuses()) == ("stopped", {"a.tif": "stopped"})
 
 
+@pytest.mark.parametrize(("seconds", "slow"), [(0.5, False), (60, True)])
+def test_a_signal_during_an_import_waits_for_it_or_ends_the_run(
+    run: Runner, tmp_path: Path, seconds: float, slow: bool
+) -> None:
+    """A library that runs Python from C++ when it is imported, as torch does: an exception there is its death."""
+    (tmp_path / "library.py").write_text(
+        "import os, time\nprint('importing', flush=True)\nend = time.monotonic() + " + str(seconds) + "\n"
+        "try:\n    while time.monotonic() < end: time.sleep(0.001)\nexcept BaseException: os.abort()\n"
+        "print('imported', flush=True)\n"
+    )
+    script = "import runpy, sys, denoise.layout\nsys.argv = sys.argv[1:]\n" \
+             "def plan(*_): import library, time; time.sleep(60)\n" \
+             "denoise.layout.plan_movies = plan; runpy.run_path(sys.argv[0], run_name='__main__')\n"  # fmt: skip
+    run.command[1:1] = ["-c", script]
+    paths = os.pathsep.join([str(PROCESS.parent), str(tmp_path)])
+    with run.start(env={**os.environ, "PYTHONPATH": paths}) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (143, "" if slow else "imported\n"), err
+    assert err.startswith("stopped by SIGTERM: ")
+    assert len(err.splitlines()) == 1
+
+
 # ---- resume -------------------------------------------------------------------------------------------------
 
 
