@@ -31,7 +31,7 @@ from denoise.context import Context, ContextSums, inpainted
 from denoise.limits import free_memory
 from denoise.lines import Lines, lines_of
 from denoise.missing import FILLED, PIECE_VOXELS, as_recorded, period_of, without_missing
-from denoise.motion import STILL, Motion, motion_of, moves, tracker_of
+from denoise.motion import STILL, Motion, displacements_of, in_phase, moves, phase_of, tracker_of
 from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
 from denoise.ranks import ALONE, Team
@@ -187,7 +187,7 @@ def denoise_movie(
     """
     with torch.inference_mode():
         survey = survey_movie(movie, settings.percentiles, progress, team, motion or STILL)
-    if motion is None and survey.moves:
+    if motion is None:
         motion = team.of(0, None if team.rank else motion_found(movie, model, settings, survey, progress))
         if not motion.still:
             with torch.inference_mode():
@@ -233,7 +233,11 @@ def motion_found(
     by a slow movement, and shows: what comes out is further from the recording, since noise is the same both ways.
     """
     with torch.inference_mode():
-        motion = motion_of(partial(sharp_blocks, movie, survey, progress))
+        phase = phase_of(survey.context.mean)
+        by = STILL.by
+        if phase or survey.moves:
+            by = displacements_of(partial(blocks_in_phase, movie, survey, phase, progress))
+    motion = Motion(by, phase).whole()
     if motion.still:
         return STILL
     excerpt, start = excerpt_of(movie)
@@ -252,9 +256,9 @@ def excerpt_of(movie: Readable) -> tuple[ArrayMovie, int]:
     length = min(frames, TRIED[0])
     start = (frames - length) // 2
     y, x = (centre(size, TRIED[1]) for size in field)
-    return ArrayMovie(
-        np.concatenate([block[:, y, x] for block in blocks(movie, start, start + length)])
-    ), start
+    rows = slice(y.start // 2 * 2, y.stop)  # odd rows stay odd ones
+    found = np.concatenate([block[:, rows, x] for block in blocks(movie, start, start + length)])
+    return ArrayMovie(found), start
 
 
 def result_type(dtype: np.dtype) -> np.dtype:
@@ -492,11 +496,11 @@ def whitened(movie: Readable, survey: Survey, start: int) -> Generator[Tensor, N
         start += len(block)
 
 
-def sharp_blocks(movie: Readable, survey: Survey, progress: Progress) -> Iterator[Tensor]:
+def blocks_in_phase(movie: Readable, survey: Survey, phase: float, progress: Progress) -> Iterator[Tensor]:
     """A movie's blocks of frames, (n, Y, X), as they are to be held still."""
     start = 0
     for block in blocks(movie):
-        yield torch.cat(list(survey.sharpened(block, start)))
+        yield in_phase(phase).hold(torch.cat(list(survey.sharpened(block, start))), start)
         start += len(block)
         progress("following", start, movie.info.shape[0])
 

@@ -5,12 +5,15 @@ moves each frame is told how far, and goes onto a canvas on which the scene stan
 beyond the frame. What is made of it there goes back to where the frame has it: the output is not registered, and no
 pixel is lost.
 
-    survey: do cells of the field move alike? -> no, as in most movies: nothing else happens
+    survey: are odd rows out of phase, or do cells of the field move alike? -> no, as in most movies: nothing else happens
         -> yes: each frame held against the mean of all, once by all cells, then by each half of them for itself
         -> what the halves tell alike: Wiener filter over time -> Motion
 
 Noise and activity displace each cell in its own way, movement displaces all alike: what a cell has in common with the
 others tells whether there is any, and how much of what was measured is chance.
+
+A scanner that writes odd rows on its way back may have them further left or right by a part of a pixel, the same in all
+frames. Movement and structure cannot be told where rows are out of phase, so they are put in phase first, and back.
 
 Sources: displacements are found by least squares on the slopes of the mean (Lucas and Kanade, IJCAI 1981; inverse
 compositional as in Baker and Matthews, IJCV 2004), starting from the best fit in whole pixels. Windowed sinc
@@ -20,8 +23,8 @@ interpolation leaves white noise white.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -39,11 +42,20 @@ AGREE = 0.25  # of what a half sees has the other one to see too
 SURE = 3.0  # deviations by chance by which a cell agrees with all others
 CELLS = 4  # of the field along each side; so many with structure in them have to agree
 SOFT = 0.7  # pixels: the slopes are those of the mean smoothed by so much
+ROUGH = 1.5  # pixels: frames are smoothed by so much before they are placed in whole pixels
 AROUND = 3  # pixels a side in which variance is averaged
 TAPS = 8  # of the interpolation, to each side
 SHAPE = 5.0  # of its Kaiser window
 STEPS = 2  # of least squares
 SINGULAR = 1e-3  # of slopes and light: what else could not be told apart
+OUT_OF_PHASE = 0.3  # pixels: less than that costs hardly anything
+FURTHEST = 4  # odd rows are sought up to this part of a cell's width
+FINE = 0.02  # pixels between two places at which they are sought
+ALIKE = 0.3  # of what is found is what half of the field may differ by
+LIKELIER = 20.0  # in the logarithm of likelihood, than the other answers
+FOLDS = 4  # of the frames; those of one are compared to the mean of the others
+PIECE = 16  # frames in a row that are of the same one
+COHERENT = 0.99  # at most: structure is not the same in two rows
 SECTION = 1024  # frames at most, whose displacements are looked at together
 TINY = torch.finfo().tiny
 
@@ -53,67 +65,68 @@ class Motion:
     """Where a movie (T, Y, X) has its scene.
 
     by (T, 2): pixels along (y, x) by which a frame has it further on than the canvas; (0, 2) where it stands still.
+    phase: pixels by which odd rows have it further on along x, since a scanner writes them on its way back.
     margins: rows before and after the frame, and columns, that the canvas has more.
     """
 
     by: Tensor
+    phase: float = 0.0
     margins: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
 
     @property
     def still(self) -> bool:
-        return not len(self.by)
+        """Whether frames are as the scene is."""
+        return not len(self.by) and not self.phase
 
     def hold(self, frames: Tensor, start: int) -> Tensor:
         """Frames (n, Y, X) from that one on, on the canvas (n, H, W): NaN where a frame shows nothing, or misses it."""
         if self.still:
             return frames
-        by = self.by[start : start + len(frames)]
+        at_y, at_x = (
+            torch.arange(-before, size + after) + by[:, None]
+            for (before, after), size, by in zip(self.margins, frames.shape[1:], self._by(start, len(frames)))
+        )
         missing = frames.isnan()
-        lost = bool(missing.any())
-        if lost:
+        if missing.any():
             frames = filled(frames)
-        places = [self._places(frames.shape[1 + axis], axis, by[:, axis]) for axis in (0, 1)]
-        held = interpolated(frames, places)
-        for axis, at in enumerate(places):
-            size = frames.shape[1 + axis]
-            outside = (at < -0.5) | (at > size - 0.5)  # (n, H) or (n, W)
-            held.masked_fill_(outside.unsqueeze(2 - axis), torch.nan)
-        if lost:
-            held.masked_fill_(nearest(missing, places), torch.nan)
-        return held
+        held = along_y(along_x(frames, at_x, self.phase), at_y)
+        return held.masked_fill_(unseen(missing, at_y, at_x, self.phase), torch.nan)
 
     def release(self, canvas: Tensor, start: int) -> Tensor:
         """The inverse: what was made of them (n, H, W), where the frames (n, Y, X) have it."""
         if self.still:
             return canvas
-        by = self.by[start : start + len(canvas)]
-        places = []
-        for axis, (before, after) in enumerate(self.margins):
-            size = canvas.shape[1 + axis] - before - after
-            places.append(torch.arange(before, before + size) - by[:, axis, None])
-        return interpolated(canvas, places)
+        at_y, at_x = (
+            torch.arange(before, size - after) - by[:, None]
+            for (before, after), size, by in zip(self.margins, canvas.shape[1:], self._by(start, len(canvas)))
+        )
+        return along_x(along_y(canvas, at_y), at_x, -self.phase)
 
-    def _places(self, size: int, axis: int, by: Tensor) -> Tensor:
-        """Where the canvas's rows or columns lie in frames of that size: (n, H) or (n, W)."""
-        before, after = self.margins[axis]
-        return torch.arange(-before, size + after) + by[:, None]
+    def _by(self, start: int, count: int) -> tuple[Tensor, Tensor]:
+        """Of so many frames from that one on, along y and x: (count,) each, or (1,) for all of them."""
+        along_y, along_x = (self.by[start : start + count] if len(self.by) else torch.zeros(1, 2)).unbind(1)
+        return along_y, along_x
 
     @property
     def reach(self) -> tuple[float, float]:
         """The largest displacement along (y, x) from the mean one, in pixels."""
-        if self.still:
+        if not len(self.by):
             return 0.0, 0.0
         along_y, along_x = (self.by - self.by.mean(0)).abs().amax(0).tolist()
         return along_y, along_x
 
+    def whole(self) -> Motion:
+        """The same with the margins that it takes to lose nothing."""
+        by = self.by if len(self.by) else torch.zeros(1, 2)
+        further = torch.tensor([0.0, self.phase])
+        places = torch.cat([by, by + further])
+        (top, left), (bottom, right) = (
+            its.amax(0).ceil().clamp(min=0).int().tolist() for its in (places, -places)
+        )
+        return replace(self, margins=((top, bottom), (left, right)))
+
 
 STILL = Motion(torch.zeros(0, 2))
-
-
-def motion_by(by: Tensor) -> Motion:
-    """Of displacements (T, 2), with the margins that they need."""
-    (top, left), (bottom, right) = (its.amax(0).ceil().clamp(min=0).int().tolist() for its in (by, -by))
-    return Motion(by, ((top, bottom), (left, right)))
 
 
 # ---- frames at other places
@@ -127,10 +140,42 @@ def filled(frames: Tensor) -> Tensor:
     return torch.where(frames.isnan(), beside, frames)
 
 
-def interpolated(frames: Tensor, places: list[Tensor]) -> Tensor:
-    """Frames (n, Y, X) at rows (n, H) and columns (n, W) between theirs: (n, H, W)."""
-    rows, columns = (weights_at(at, size) for at, size in zip(places, frames.shape[1:]))
-    return rows @ frames @ columns.transpose(1, 2)
+def along_y(frames: Tensor, at: Tensor) -> Tensor:
+    """Frames (n, Y, X) at rows (n, H) between theirs: (n, H, X); places (1, H) are those in all frames."""
+    return weights_at(at, frames.shape[1]) @ frames
+
+
+def along_x(frames: Tensor, at: Tensor, phase: float) -> Tensor:
+    """Frames (n, Y, X) at columns (n, W) between theirs, so many pixels further on in odd rows: (n, Y, W)."""
+    return by_rows(frames, at, phase, lambda rows, at: rows @ weights_at(at, frames.shape[2]).transpose(1, 2))
+
+
+def by_rows(
+    frames: Tensor, at: Tensor, phase: float, take: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """What `take` makes of frames (n, Y, X) at columns (n, W), so many pixels further on in odd rows: (n, Y, W)."""
+    taken = take(frames, at)
+    if phase:
+        taken[:, 1::2] = take(frames[:, 1::2], at + phase)
+    return taken
+
+
+def unseen(missing: Tensor, at_y: Tensor, at_x: Tensor, phase: float) -> Tensor:
+    """Where frames (n, Y, X) show nothing at rows (n, H) and columns (n, W), since it is missing or beyond: (n, H, W)."""
+
+    def take(rows: Tensor, at: Tensor) -> Tensor:
+        index, beyond = nearest(at, rows.shape[2])
+        return rows.gather(2, index[:, None].expand(len(rows), rows.shape[1], -1)) | beyond[:, None]
+
+    index, beyond = nearest(at_y, missing.shape[1])
+    columns = by_rows(missing, at_x, phase, take)
+    return columns.gather(1, index[..., None].expand(len(missing), -1, columns.shape[2])) | beyond[..., None]
+
+
+def nearest(places: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Of `size` samples that at each place, and whether it is beyond all of them."""
+    index = places.round().long().clamp(0, size - 1)
+    return index, (places - index).abs() > 0.5
 
 
 def weights_at(places: Tensor, size: int) -> Tensor:
@@ -143,13 +188,6 @@ def weights_at(places: Tensor, size: int) -> Tensor:
     weights = weights / weights.sum(-1, keepdim=True)
     matrix = torch.zeros(*places.shape, size)
     return matrix.scatter_add_(-1, taps.long().clamp(0, size - 1), weights)
-
-
-def nearest(images: Tensor, places: list[Tensor]) -> Tensor:
-    """Images (n, Y, X) at rows (n, H) and columns (n, W), by the nearest sample: (n, H, W)."""
-    at_y, at_x = (at.round().long().clamp(0, size - 1) for at, size in zip(places, images.shape[1:]))
-    rows = images.gather(1, at_y[:, :, None].expand(-1, -1, images.shape[2]))
-    return rows.gather(2, at_x[:, None, :].expand(-1, rows.shape[1], -1))
 
 
 # ---- how far frames are displaced
@@ -180,13 +218,31 @@ class Tracker:
         rest = torch.nan_to_num(frames - self.image).flatten(1)
         return -(rest @ self.solvers.flatten(0, 1).T).unflatten(1, self.solvers.shape[:2])
 
+    def places(self, frames: Tensor, farthest: int) -> tuple[Tensor, Tensor]:
+        """Displacements of frames (n, Y, X) along (y, x), and those of the cells: (n, 2) and (n, cells, 2).
+
+        What no cell tells of is in whole pixels; a frame that shows nothing has NaN in the cells.
+        """
+        by = fit = self.best_fit(frames, farthest)
+        cells = by[:, None].expand(-1, len(self.solvers), -1)
+        for _ in range(STEPS if cells.numel() else 0):
+            cells = by[:, None] + self.displacements(Motion(by).hold(frames, 0))
+            by = fit + (cells.median(1).values - fit).clamp(-1, 1)
+        seen = frames.isfinite().any(2).any(1)
+        return by, torch.where(seen[:, None, None], cells, torch.nan)
+
     def best_fit(self, frames: Tensor, farthest: int) -> Tensor:
         """Whole pixels that are the most probable displacements of frames (n, Y, X), some USUAL ones: (n, 2)."""
         level = self.image.mean()
         rest, image = torch.nan_to_num(frames - level), self.image - level
-        own, shared = (torch.fft.rfft2(its).conj() for its in (self.weights, self.weights * image))
-        spectrum = 2 * torch.fft.rfft2(rest) * shared - torch.fft.rfft2(rest.square()) * own
-        fit = torch.fft.irfft2(spectrum, s=self.image.shape)
+        rest = filtered(rest, gaussian(ROUGH).expand(len(rest), 2, -1))
+        known, shared = self.weights, self.weights * image
+        likeness, power, light = (
+            torch.fft.irfft2(torch.fft.rfft2(its) * torch.fft.rfft2(by).conj(), s=image.shape)
+            for its, by in ((rest, shared), (rest.square(), known), (rest, known))
+        )
+        even = (light - shared.sum()).square() / known.sum().clamp(min=TINY)
+        fit = 2 * likeness - power + even
         side = 2 * farthest + 1
         pixels = torch.arange(side) - farthest
         unusual = (pixels[:, None].square() + pixels.square()) / USUAL**2
@@ -251,9 +307,14 @@ def mirrored(image: Tensor) -> Tensor:
 
 def smoothed(image: Tensor, sigma: float) -> Tensor:
     """An image (Y, X) smoothed by a Gaussian."""
+    return filtered(image[None], gaussian(sigma).expand(1, 2, -1))[0]
+
+
+def gaussian(sigma: float) -> Tensor:
+    """Weights of pixels in a row, of sum 1."""
     reach = math.ceil(4 * sigma)
     taps = torch.exp(-torch.arange(-reach, reach + 1).square() / (2 * sigma**2))
-    return filtered(image[None], (taps / taps.sum()).expand(1, 2, -1))[0]
+    return taps / taps.sum()
 
 
 def agreement(told: Tensor) -> tuple[Tensor, Tensor]:
@@ -292,24 +353,53 @@ def weighted_median(values: Tensor, weights: Tensor) -> Tensor:
     return values[order[int((weights[order].cumsum(0) < 0.5 * weights.sum()).sum())]]
 
 
-def motion_of(blocks: Callable[[], Iterable[Tensor]]) -> Motion:
-    """Of a movie whose frames are `blocks`, (n, Y, X) each, in order; NaN where missing. It is read three times."""
-    first = middle(next(iter(blocks())))
-    farthest = min(first.shape[1:]) // FARTHEST
-    image, variance = image_of(first)
-    for _ in range(STEPS):
-        image, variance, _, _ = follow([first], Tracker(image, variance, farthest), farthest)
-    image, variance, by, _ = follow(map(middle, blocks()), Tracker(image, variance, farthest), farthest)
-    edge = min(farthest, math.ceil(float(by.abs().max())))
-    halves = []
-    for part in (slice(CELLS**2 // 2), slice(CELLS**2 // 2, None)):
-        tracker = Tracker(image, variance, edge, part)
-        if not len(tracker.solvers):
-            return STILL
-        *_, told = follow(map(middle, blocks()), tracker, edge)
-        halves.append(together(told))
-    both = torch.stack(halves, 1)
-    return motion_by(steadied(both)) if agree(both[both.isfinite().all(2).all(1)]) else STILL
+def displacements_of(blocks: Callable[[], Iterable[Tensor]]) -> Tensor:
+    """Of a movie's frames along (y, x): (T, 2) pixels, or (0, 2) where there is no telling.
+
+    `blocks` are its frames (n, Y, X), in order and in phase, NaN where missing. They are read three times.
+    """
+    first = next(iter(blocks()))
+    farthest = min(middle(first).shape[1:]) // FARTHEST
+    images = [image_of(middle(first))] * FOLDS
+    for again in [lambda: [first]] * STEPS + [blocks] * STEPS:
+        trackers = [Tracker(*its, farthest) for its in images]
+        images, moved = held_images(pieces(again()), trackers, farthest)
+    edge = min(farthest, math.ceil(moved))
+    parts = slice(CELLS**2 // 2), slice(CELLS**2 // 2, None)
+    halves = [[Tracker(*its, edge, part) for part in parts] for its in images]
+    if not all(len(its.solvers) for pair in halves for its in pair):
+        return STILL.by
+    told = [[its.places(frames, edge)[1] for its in halves[fold]] for fold, frames in pieces(blocks())]
+    both = torch.stack([together(torch.cat(its)) for its in zip(*told)], 1)
+    return steadied(both) if agree(both[both.isfinite().all(2).all(1)]) else STILL.by
+
+
+def pieces(blocks: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """The middle of a movie's frames (n, Y, X), a few at a time, and of which of the FOLDS they are."""
+    every = (piece for block in blocks for piece in middle(block).split(PIECE))
+    return ((number % FOLDS, piece) for number, piece in enumerate(every))
+
+
+def held_images(
+    frames: Iterable[tuple[int, Tensor]], trackers: list[Tracker], farthest: int
+) -> tuple[list[tuple[Tensor, Tensor]], float]:
+    """Mean and variance (Y, X) of frames held still, without each of the folds, and the largest displacement, in pixels.
+
+    In a mean that has a frame in it, the frame's noise would be found where it was put before, by both halves.
+    """
+    count, total, squares = torch.zeros(3, FOLDS, *trackers[0].image.shape)
+    moved = 0.0
+    for fold, piece in frames:
+        by, _ = trackers[fold].places(piece, farthest)
+        rest = Motion(by).hold(piece, 0) - trackers[0].image
+        count[fold] += rest.isfinite().sum(0)
+        total[fold] += rest.nansum(0)
+        squares[fold] += rest.square().nansum(0)
+        moved = max(moved, float(by.abs().max()))
+    count, total, squares = (its.sum(0) - its for its in (count, total, squares))
+    shift = total / count.clamp(min=1)
+    variance = squares / count.clamp(min=1) - shift.square()
+    return list(zip(trackers[0].image + shift, variance)), moved
 
 
 def together(told: Tensor) -> Tensor:
@@ -326,34 +416,6 @@ def agree(halves: Tensor) -> bool:
     shared, own = away.prod(1).mean(0), away.square().mean(0)  # (2,) and (2 halves, 2)
     chance = own.prod(0).sqrt() / len(away) ** 0.5
     return bool(((shared > LEAST**2) & (shared > SURE * chance) & (shared > AGREE * own.amin(0))).any())
-
-
-def follow(
-    blocks: Iterable[Tensor], tracker: Tracker, farthest: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean and variance (Y, X) of frames held still, displacements (T, 2), and those of the cells (T, cells, 2).
-
-    A frame that shows nothing has NaN in the last.
-    """
-    count, total, squares = torch.zeros(3, *tracker.image.shape)
-    found: list[Tensor] = []
-    told: list[Tensor] = []
-    for frames in blocks:
-        by = tracker.best_fit(frames, farthest)
-        cells = by[:, None].expand(-1, len(tracker.solvers), -1)
-        for _ in range(STEPS if cells.numel() else 0):
-            cells = by[:, None] + tracker.displacements(Motion(by).hold(frames, 0))
-            by = cells.median(1).values.clamp(-farthest, farthest)
-        rest = Motion(by).hold(frames, 0) - tracker.image
-        count += rest.isfinite().sum(0)
-        total += rest.nansum(0)
-        squares += rest.square().nansum(0)
-        seen = frames.isfinite().any(2).any(1)
-        found.append(by)
-        told.append(torch.where(seen[:, None, None], cells, torch.nan))
-    shift = total / count.clamp(min=1)
-    variance = squares / count.clamp(min=1) - shift.square()
-    return tracker.image + shift, variance, torch.cat(found), torch.cat(told)
 
 
 def steadied(halves: Tensor) -> Tensor:
@@ -378,3 +440,60 @@ def without_chance(halves: Tensor) -> Tensor:
     gain = torch.where(power > 0, shared / power, 0).clamp(0, 1)
     gain[0] = 1
     return waves.T @ (whole * (member @ gain))
+
+
+# ---- rows out of phase
+
+
+def phase_of(image: Tensor) -> float:
+    """By how many pixels the odd rows of a mean image (Y, X) lie further on along x; 0.0 where they do not, or may not.
+
+    As the rows beside them tell: half of the field like the other one, and far likelier than that all are in phase,
+    or that structure slants, which fits to the left as it does to the right.
+    """
+    if min(image.shape) < FEWEST:
+        return 0.0
+    shifts, halves = row_fits(image)
+    fits = halves.sum(0)
+    phase, *told = (float(shifts[its.argmax()]) for its in (fits, *halves))
+    if abs(phase) < OUT_OF_PHASE or max(abs(its - phase) for its in told) > ALIKE * abs(phase):
+        return 0.0
+    in_place, mirrored = fits[len(shifts) // 2], fits[len(shifts) - 1 - fits.argmax()]
+    if fits.max() - max(in_place, mirrored) < LIKELIER:
+        return 0.0
+    for _ in range(STEPS):
+        shifts, halves = row_fits(in_phase(phase).hold(image[None], 0)[0])
+        phase += float(shifts[halves.sum(0).argmax()])
+    return phase
+
+
+def in_phase(phase: float) -> Motion:
+    """Odd rows are put where the others are; without the columns that some rows do not show."""
+    cut = math.ceil(abs(phase))
+    return Motion(STILL.by, phase, ((0, 0), (-cut, -cut)))
+
+
+def row_fits(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Shifts (S,) in pixels, and how likely odd rows of an image (Y, X) lie so much further on: (2 halves, S).
+
+    Logarithms of likelihood, but for a constant: what waves along x of odd rows share with those of the rows beside,
+    each kind of wave by its coherence (Knapp and Carter, IEEE ASSP 1976). The halves are the black and white squares
+    of a chess board.
+    """
+    side = image.shape[1] // CELLS
+    odd, above, below = (image[start : image.shape[0] - 2 + start : 2] for start in (1, 0, 2))
+    parts = torch.stack([odd, (above + below) / 2])[..., : side * CELLS].unflatten(-1, (CELLS, side))
+    parts = (parts - parts.mean(-1, keepdim=True)) * torch.hann_window(side, periodic=False)
+    odds, others = torch.fft.rfft(parts)  # (rows, CELLS, waves)
+    shared, power = odds * others.conj(), odds.abs().square().sum((0, 1)) * others.abs().square().sum((0, 1))
+    strength = shared.sum((0, 1)).abs().clamp(min=TINY)
+    count = odds[..., 0].numel()
+    coherence = (strength.square() / power.clamp(min=TINY) - 1 / count).clamp(0, COHERENT)
+    coherence[0] = 0  # the mean tells nothing
+    shared = shared * (count * coherence / (1 - coherence) / strength)
+    cells = torch.stack([its.sum(0) for its in shared.tensor_split(CELLS)])  # (CELLS, CELLS, waves)
+    black = torch.arange(CELLS**2).view(CELLS, CELLS).add(torch.arange(CELLS)[:, None]) % 2 == 0
+    steps = round(side / FURTHEST / FINE)
+    shifts = torch.arange(-steps, steps + 1) * FINE
+    turns = torch.exp(2j * math.pi * torch.fft.rfftfreq(side) * shifts[:, None])
+    return shifts, torch.stack([(cells[its].sum(0) * turns).sum(1).real for its in (black, ~black)])

@@ -19,10 +19,14 @@ from denoise.motion import (
     Tracker,
     agree,
     agreement,
-    interpolated,
-    motion_by,
-    motion_of,
+    along_x,
+    along_y,
+    displacements_of,
+    held_images,
+    in_phase,
     moves,
+    phase_of,
+    pieces,
     steadied,
     tracker_of,
     weighted_median,
@@ -51,6 +55,14 @@ def seen(scene: np.ndarray, by: np.ndarray, noise: float, edge: int = 20) -> tor
     )
 
 
+def oddly(frames: torch.Tensor, phase: float) -> torch.Tensor:
+    """Frames (n, Y, X) whose odd rows lie so many pixels further on, as if they went on at the other side."""
+    frames = frames.clone()
+    waves = torch.exp(-2j * torch.pi * torch.fft.rfftfreq(frames.shape[2]) * phase)
+    frames[:, 1::2] = torch.fft.irfft(torch.fft.rfft(frames[:, 1::2]) * waves, n=frames.shape[2])
+    return frames
+
+
 def in_blocks(frames: torch.Tensor, size: int = 64) -> Iterator[torch.Tensor]:
     yield from frames.split(size)
 
@@ -61,7 +73,7 @@ def tells_of_movement(frames: torch.Tensor) -> bool:
 
 def test_whole_pixels_are_moved_without_loss() -> None:
     frames = torch.randn(3, 9, 11)
-    motion = motion_by(torch.tensor([[0.0, 0.0], [2.0, -1.0], [-3.0, 4.0]]))
+    motion = Motion(torch.tensor([[0.0, 0.0], [2.0, -1.0], [-3.0, 4.0]])).whole()
     assert motion.margins == ((2, 3), (4, 1))
     held = motion.hold(frames, 0)
     assert held.shape == (3, 9 + 5, 11 + 5)
@@ -72,12 +84,18 @@ def test_whole_pixels_are_moved_without_loss() -> None:
     torch.testing.assert_close(motion.release(held.nan_to_num(), 0), frames, atol=1e-4, rtol=0)
 
 
-@given(st.lists(st.tuples(*[st.floats(-6, 6)] * 2), min_size=1, max_size=3), st.integers(24, 40))
-def test_what_is_held_and_released_is_as_recorded_inside(by: list[tuple[float, float]], size: int) -> None:
+@given(
+    st.lists(st.tuples(*[st.floats(-6, 6)] * 2), min_size=1, max_size=3),
+    st.integers(24, 40),
+    st.sampled_from([0.0, 0.4, -1.3, 3.0]),
+)
+def test_what_is_held_and_released_is_as_recorded_inside(
+    by: list[tuple[float, float]], size: int, phase: float
+) -> None:
     """Waves of four pixels and more; the outermost TAPS pixels have neighbours that nobody knows."""
-    image = smooth_noise(size, size + 3, sigma=2.0)
-    frames = torch.from_numpy(np.stack([image] * len(by)))
-    motion = motion_by(torch.tensor(by))
+    image = torch.from_numpy(smooth_noise(size, size + 3, sigma=2.0))
+    frames = oddly(image[None].repeat(len(by), 1, 1), phase)
+    motion = Motion(torch.tensor(by), phase).whole()
     back = motion.release(motion.hold(frames, 0).nan_to_num(), 0)
     assert back.shape == frames.shape
     inner = slice(TAPS, -TAPS)
@@ -116,6 +134,82 @@ def test_missing_voxels_stay_missing_and_spoil_no_others() -> None:
     torch.testing.assert_close(held[~lost], motion.hold(frames, 0)[~lost], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("phase", [2.0, -1.0])
+def test_odd_rows_are_put_beside_the_others_without_loss(phase: float) -> None:
+    """By whole pixels, by hand: what lies further on is put back, and what is beyond in some rows is missing."""
+    frames = torch.arange(4 * 7.0).reshape(1, 4, 7)
+    motion = Motion(STILL.by, phase).whole()
+    before = int(max(phase, 0))
+    assert motion.margins == ((0, 0), (before, int(abs(phase)) - before))
+    held = motion.hold(frames, 0)
+    for row in range(4):
+        first = before - (int(phase) if row % 2 else 0)
+        expected = torch.full((held.shape[2],), torch.nan)
+        expected[first : first + 7] = frames[0, row]
+        torch.testing.assert_close(held[0, row], expected, equal_nan=True, atol=1e-4, rtol=0)
+    torch.testing.assert_close(motion.release(held.nan_to_num(), 0), frames, atol=1e-3, rtol=0)
+    cut = int(abs(phase))
+    inner = in_phase(phase).hold(frames, 0)
+    torch.testing.assert_close(inner, held[:, :, before + cut : before + 7 - cut])
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+@pytest.mark.parametrize("phase", [0.5, -0.8, 1.3, 3.0])
+def test_rows_out_of_phase_are_found(phase: float, noise: float) -> None:
+    image = torch.from_numpy(smooth_noise(128, 128))[None]
+    image = oddly(image, phase) + noise * torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
+    assert phase_of(image[0]) == pytest.approx(phase, abs=0.03 + 0.1 * noise)
+
+
+@given(st.integers(0, 2**31), st.integers(32, 130), st.floats(0.5, 8), st.floats(0, 4), st.booleans())
+def test_rows_in_phase_are_left_alone(
+    seed: int, size: int, sigma: float, noise: float, oblique: bool
+) -> None:
+    """Fine and coarse structure, slanting as well, bright or below the noise."""
+    image = smooth_noise(size, size + 7, seed=seed, sigma=sigma)
+    if oblique:
+        image = np.stack([np.roll(row, 2 * number) for number, row in enumerate(image)])
+    image = image + noise * np.random.default_rng(seed).standard_normal(image.shape)
+    assert phase_of(torch.from_numpy(image.astype(np.float32))) == 0
+
+
+def test_displacements_are_found_where_rows_are_out_of_phase() -> None:
+    by = wander(np.random.default_rng(3), 300, 0.8, 0.0)
+    frames = oddly(seen(smooth_noise(168, 168), by, 1.0), 1.3)
+    phase = phase_of(frames.mean(0))
+    assert phase == pytest.approx(1.3, abs=0.15)
+    found = displacements_of(
+        lambda: (in_phase(phase).hold(block, 0) for block in in_blocks(frames))
+    ).numpy()
+    away = (found - found.mean(0)) - (by - by.mean(0))
+    assert away.std(0).max() < 0.05
+
+
+def test_a_frame_is_not_compared_to_a_mean_that_has_it_in() -> None:
+    """Each of the means lacks a quarter of the frames: those that are held against it."""
+    frames = torch.randn(64, 40, 40, generator=torch.Generator().manual_seed(0))
+    folds = [fold for fold, _ in pieces(in_blocks(frames))]
+    assert folds == [0, 1, 2, 3]
+    trackers = [Tracker(frames.mean(0), torch.zeros(40, 40), 4)] * 4  # without weights nothing is displaced
+    images, moved = held_images(pieces(in_blocks(frames)), trackers, 4)
+    assert moved == 0
+    for fold, (mean, variance) in enumerate(images):
+        others = torch.cat([frames[: 16 * fold], frames[16 * fold + 16 :]])
+        torch.testing.assert_close(mean, others.mean(0), atol=1e-5, rtol=0)
+        torch.testing.assert_close(variance, others.var(0, correction=0), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("light", [1.0, 0.9, 1.2])
+def test_light_that_changes_and_a_flash_are_no_displacement(light: float) -> None:
+    """Uneven light, under noise, and a cell that shines as bright as the brightest place of the field."""
+    y, x = np.mgrid[:128, :128]
+    scene = smooth_noise(128, 128, sigma=2.5) + 12 * np.exp(-((y - 30) ** 2 + (x - 90) ** 2) / 60**2)
+    frame = light * scene + 14 * np.exp(-((y - 90) ** 2 + (x - 40) ** 2) / 8)
+    noisy = frame + 2 * np.random.default_rng(0).standard_normal((20, 128, 128))
+    tracker = Tracker(torch.from_numpy(scene.astype(np.float32)), torch.full((128, 128), 4.0), edge=16)
+    assert not tracker.best_fit(torch.from_numpy(noisy.astype(np.float32)), 16).any()
+
+
 def test_where_nothing_moves_frames_pass_untouched() -> None:
     frames = torch.randn(4, 6, 7)
     assert STILL.hold(frames, 0) is frames
@@ -129,7 +223,7 @@ def test_displacements_are_found(noise: float, error: float, drift: float) -> No
     by = wander(np.random.default_rng(3), 300, 0.8, drift)
     frames = seen(smooth_noise(168, 168), by, noise)
     assert tells_of_movement(frames)
-    found = motion_of(partial(in_blocks, frames)).by.numpy()
+    found = displacements_of(partial(in_blocks, frames)).numpy()
     away = (found - found.mean(0)) - (by - by.mean(0))
     assert away.std(0).max() < error
     assert float(np.abs(away).max()) < 6 * error
@@ -160,14 +254,15 @@ def test_activity_and_noise_are_no_movement(noise: float) -> None:
 )
 def test_what_tells_nothing_stands_still(frames: torch.Tensor) -> None:
     assert not tells_of_movement(frames)
-    assert motion_of(partial(in_blocks, frames)).still
+    assert not len(displacements_of(partial(in_blocks, frames)))
+    assert phase_of(frames[0].nan_to_num()) == 0
 
 
 def test_frames_that_show_nothing_are_between_those_around_them() -> None:
     by = np.stack([np.linspace(0, 3, 200), np.zeros(200)], 1)
     frames = seen(smooth_noise(168, 168), by, 0.3)
     frames[100:104] = torch.nan
-    found = motion_of(partial(in_blocks, frames)).by.numpy()
+    found = displacements_of(partial(in_blocks, frames)).numpy()
     away = (found - found.mean(0)) - (by - by.mean(0))
     assert float(np.abs(away).max()) < 0.05
 
@@ -230,5 +325,5 @@ def test_whole_pixels_are_found_by_the_best_fit() -> None:
 
 def test_interpolated_frames_are_those_of_both_axes() -> None:
     frames = torch.from_numpy(np.outer(np.arange(30.0), np.ones(20)).astype(np.float32))[None]
-    there = interpolated(frames, [torch.tensor([[12.25]]), torch.tensor([[9.5]])])
+    there = along_y(along_x(frames, torch.tensor([[9.5]]), 0.0), torch.tensor([[12.25]]))
     assert float(there) == pytest.approx(12.25, abs=0.02)
