@@ -113,6 +113,9 @@ class Result:
     motion: tuple[
         float, float
     ]  # pixels from the mean place along (y, x), at most; 0 where it was not held still
+    row_phase: (
+        float  # pixels by which odd rows lay further on along x, and were put back; 0 where they were not
+    )
     warnings: list[str] = field(default_factory=list)
     adaptation: dict[str, object] | None = None  # see denoise.adaptation.Adaptation; None if there was none
     model: UNet3D | None = None  # that denoised the movie: the adapted one, where that was kept
@@ -182,8 +185,8 @@ def denoise_movie(
     """Denoise a movie (T, Y, X): `write` gets frames (n, Y, X) of result_type in the input's units, in order.
 
     `progress(stage, done, frames)` is told how far the stages "reading" and "denoising" are, and "following" where the
-    scene moves. In a team a rank gets its own share of the frames only; `place` is told the number of the first of them.
-    `motion` is found where it is not given.
+    scene moves or rows are out of phase. In a team a rank gets its own share of the frames only; `place` is told the
+    number of the first of them. `motion` is found where it is not given.
     """
     with torch.inference_mode():
         survey = survey_movie(movie, settings.percentiles, progress, team, motion or STILL)
@@ -229,6 +232,8 @@ def motion_found(
 ) -> Motion:
     """By which a movie is to be held still; STILL where an excerpt of it tells that this would do harm.
 
+    And by which its rows are to be put in phase: by whole pixels where nothing moves, which loses nothing.
+
     Interpolation costs a little of the finest waves. Where there is hardly any noise that is more than the network loses
     by a slow movement, and shows: what comes out is further from the recording, since noise is the same both ways.
     """
@@ -237,7 +242,7 @@ def motion_found(
         by = STILL.by
         if phase or survey.moves:
             by = displacements_of(partial(blocks_in_phase, movie, survey, phase, progress))
-    motion = Motion(by, phase).whole()
+    motion = Motion(by, phase if len(by) else float(round(phase))).whole()
     if motion.still:
         return STILL
     excerpt, start = excerpt_of(movie)
@@ -599,7 +604,10 @@ def result_of(survey: Survey, network: Network) -> Result:
     along_y, along_x = survey.smoothing.mean(0).tolist()
     warnings = [*network.notes, *values_told(survey), *missing_told(survey), *noise_told(survey)]
     smoothing = along_y, along_x
-    return Result((n.low, n.low + n.scale), network.tiles, noise, smoothing, survey.motion.reach, warnings)
+    motion = survey.motion
+    return Result(
+        (n.low, n.low + n.scale), network.tiles, noise, smoothing, motion.reach, motion.phase, warnings
+    )
 
 
 def values_told(survey: Survey) -> Iterator[str]:

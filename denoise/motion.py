@@ -5,7 +5,7 @@ moves each frame is told how far, and goes onto a canvas on which the scene stan
 beyond the frame. What is made of it there goes back to where the frame has it: the output is not registered, and no
 pixel is lost.
 
-    survey: are odd rows out of phase, or do cells of the field move alike? -> no, as in most movies: nothing else happens
+    survey: are rows out of phase, or do cells of the field move alike? -> no, as in most movies: nothing else happens
         -> yes: each frame held against the mean of all, once by all cells, then by each half of them for itself
         -> what the halves tell alike: Wiener filter over time -> Motion
 
@@ -45,6 +45,7 @@ SOFT = 0.7  # pixels: the slopes are those of the mean smoothed by so much
 ROUGH = 1.5  # pixels: frames are smoothed by so much before they are placed in whole pixels
 AROUND = 3  # pixels a side in which variance is averaged
 TAPS = 8  # of the interpolation, to each side
+BEYOND = 0.95  # pixels outside of a frame is as far as it still tells something
 SHAPE = 5.0  # of its Kaiser window
 STEPS = 2  # of least squares
 SINGULAR = 1e-3  # of slopes and light: what else could not be told apart
@@ -52,7 +53,7 @@ OUT_OF_PHASE = 0.3  # pixels: less than that costs hardly anything
 FURTHEST = 4  # odd rows are sought up to this part of a cell's width
 FINE = 0.02  # pixels between two places at which they are sought
 ALIKE = 0.3  # of what is found is what half of the field may differ by
-LIKELIER = 20.0  # in the logarithm of likelihood, than the other answers
+LIKELIER = 20.0  # in the logarithm of likelihood, than that rows are in phase
 FOLDS = 4  # of the frames; those of one are compared to the mean of the others
 PIECE = 16  # frames in a row that are of the same one
 COHERENT = 0.99  # at most: structure is not the same in two rows
@@ -100,7 +101,8 @@ class Motion:
             torch.arange(before, size - after) - by[:, None]
             for (before, after), size, by in zip(self.margins, canvas.shape[1:], self._by(start, len(canvas)))
         )
-        return along_x(along_y(canvas, at_y), at_x, -self.phase)
+        # held frames went on beyond their edges as they ended there, so they do on the way back
+        return along_x(along_y(canvas, at_y, BEYOND), at_x, -self.phase, BEYOND)
 
     def _by(self, start: int, count: int) -> tuple[Tensor, Tensor]:
         """Of so many frames from that one on, along y and x: (count,) each, or (1,) for all of them."""
@@ -140,19 +142,21 @@ def filled(frames: Tensor) -> Tensor:
     return torch.where(frames.isnan(), beside, frames)
 
 
-def along_y(frames: Tensor, at: Tensor) -> Tensor:
+def along_y(frames: Tensor, at: Tensor, beyond: float = math.inf) -> Tensor:
     """Frames (n, Y, X) at rows (n, H) between theirs: (n, H, X); places (1, H) are those in all frames."""
-    return weights_at(at, frames.shape[1]) @ frames
+    return weights_at(at, frames.shape[1], beyond) @ frames
 
 
-def along_x(frames: Tensor, at: Tensor, phase: float) -> Tensor:
+def along_x(frames: Tensor, at: Tensor, phase: float, beyond: float = math.inf) -> Tensor:
     """Frames (n, Y, X) at columns (n, W) between theirs, so many pixels further on in odd rows: (n, Y, W)."""
-    return by_rows(frames, at, phase, lambda rows, at: rows @ weights_at(at, frames.shape[2]).transpose(1, 2))
+
+    def take(rows: Tensor, at: Tensor) -> Tensor:
+        return rows @ weights_at(at, frames.shape[2], beyond).transpose(1, 2)
+
+    return by_rows(frames, at, phase, take)
 
 
-def by_rows(
-    frames: Tensor, at: Tensor, phase: float, take: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
+def by_rows(frames: Tensor, at: Tensor, phase: float, take: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """What `take` makes of frames (n, Y, X) at columns (n, W), so many pixels further on in odd rows: (n, Y, W)."""
     taken = take(frames, at)
     if phase:
@@ -161,7 +165,7 @@ def by_rows(
 
 
 def unseen(missing: Tensor, at_y: Tensor, at_x: Tensor, phase: float) -> Tensor:
-    """Where frames (n, Y, X) show nothing at rows (n, H) and columns (n, W), since it is missing or beyond: (n, H, W)."""
+    """Where frames (n, Y, X) show nothing at rows (n, H) and columns (n, W), missing or beyond them: bool (n, H, W)."""
 
     def take(rows: Tensor, at: Tensor) -> Tensor:
         index, beyond = nearest(at, rows.shape[2])
@@ -175,19 +179,23 @@ def unseen(missing: Tensor, at_y: Tensor, at_x: Tensor, phase: float) -> Tensor:
 def nearest(places: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Of `size` samples that at each place, and whether it is beyond all of them."""
     index = places.round().long().clamp(0, size - 1)
-    return index, (places - index).abs() > 0.5
+    return index, (places - index).abs() > BEYOND
 
 
-def weights_at(places: Tensor, size: int) -> Tensor:
-    """Of `size` samples, for the value at places (n, L) between them: (n, L, size); the outermost ones go on."""
+def weights_at(places: Tensor, size: int, beyond: float = math.inf) -> Tensor:
+    """Of `size` samples, for the value at places (n, L) between them: (n, L, size); the outermost ones go on.
+
+    Those further than `beyond` outside of the places count as the last one within.
+    """
     first = places.floor() - TAPS + 1
     taps = first[..., None] + torch.arange(2 * TAPS)
     away = places[..., None] - taps
     window = torch.special.i0(SHAPE * (1 - (away / TAPS).square()).clamp(min=0).sqrt())
     weights = torch.sinc(away) * window
     weights = weights / weights.sum(-1, keepdim=True)
-    matrix = torch.zeros(*places.shape, size)
-    return matrix.scatter_add_(-1, taps.long().clamp(0, size - 1), weights)
+    low, high = (its[:, None, None] for its in (places.amin(1) - beyond, places.amax(1) + beyond))
+    taps = taps.clamp(low.ceil().clamp(min=0), high.floor().clamp(max=size - 1))
+    return torch.zeros(*places.shape, size).scatter_add_(-1, taps.long(), weights)
 
 
 # ---- how far frames are displaced
@@ -448,8 +456,8 @@ def without_chance(halves: Tensor) -> Tensor:
 def phase_of(image: Tensor) -> float:
     """By how many pixels the odd rows of a mean image (Y, X) lie further on along x; 0.0 where they do not, or may not.
 
-    As the rows beside them tell: half of the field like the other one, and far likelier than that all are in phase,
-    or that structure slants, which fits to the left as it does to the right.
+    As the rows beside them tell: half of the field like the other one, and far likelier than that all are in phase.
+    Where structure slants, rows fit further on to the left as they do to the right, better than where they are.
     """
     if min(image.shape) < FEWEST:
         return 0.0
@@ -459,7 +467,7 @@ def phase_of(image: Tensor) -> float:
     if abs(phase) < OUT_OF_PHASE or max(abs(its - phase) for its in told) > ALIKE * abs(phase):
         return 0.0
     in_place, mirrored = fits[len(shifts) // 2], fits[len(shifts) - 1 - fits.argmax()]
-    if fits.max() - max(in_place, mirrored) < LIKELIER:
+    if fits.max() - in_place < LIKELIER or mirrored > in_place:
         return 0.0
     for _ in range(STEPS):
         shifts, halves = row_fits(in_phase(phase).hold(image[None], 0)[0])

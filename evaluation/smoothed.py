@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from unittest.mock import patch
 
@@ -68,6 +68,13 @@ def moved(frames: np.ndarray, by: np.ndarray, order: int = EXACT, mode: str = "r
     return np.stack([shift(frame, its, order=order, mode=mode) for frame, its in zip(frames, by)])
 
 
+def out_of_phase(by: float, frames: np.ndarray) -> np.ndarray:
+    """Odd rows lie so many pixels further on along x, as a scanner writes them that is out of phase."""
+    frames = frames.copy()
+    frames[:, 1::2] = shift(frames[:, 1::2], (0, 0, by), order=EXACT, mode="reflect")
+    return frames
+
+
 def mean_of_frames(count: int, frames: np.ndarray) -> np.ndarray:
     """Every frame is the mean of so many, as a running average over time leaves it."""
     return convolve1d(frames, [1 / count] * count, axis=0, mode="nearest")
@@ -103,6 +110,7 @@ SMOOTHINGS = {
     "moves by 0.1 pixels": Smoothing(partial(moving, 0.1, 0)),
     "moves by 1 pixel": Smoothing(partial(moving, 1, 0)),
     "drifts by 2 pixels": Smoothing(partial(moving, 0, 2)),
+    "odd rows out of phase by 1.3 pixels": Smoothing(partial(out_of_phase, 1.3)),
     "registered, linear": Smoothing(partial(displaced, EXACT, 1), partial(displaced, LINEAR, -1)),
     "registered, cubic": Smoothing(partial(displaced, EXACT, 1), partial(displaced, CUBIC, -1)),
     "one frame in ten repeated": Smoothing(after=partial(repeated, 10)),
@@ -122,7 +130,8 @@ def recorded(
         scene = challenge_scene(FIRST_EVALUATION_SEED, frames, size)
     else:
         scene = different_scene(kind, FIRST_EVALUATION_SEED, frames, size)
-    clean = np.maximum(smoothing.before(scene.clean()), 0)
+    before = smoothing.before(replace(scene, row_shift=0.0).clean())
+    clean = np.maximum(out_of_phase(scene.row_shift, before) if scene.row_shift else before, 0)
     random = np.random.default_rng([FIRST_EVALUATION_SEED, level])
     movie = noisy(clean, *LEVELS[level], random, row_correlation=smoothing.rows)
     if smoothing.lines:
@@ -139,6 +148,7 @@ def unaware(movie: np.ndarray, model: UNet3D) -> np.ndarray:
         patch.object(inference, "memory_of", lambda _: NO_MEMORY),
         patch.object(inference, "lines_of", lambda _, axis: Lines(axis)),
         patch.object(inference, "moves", lambda _: False),
+        patch.object(inference, "phase_of", lambda _: 0.0),
     ):
         return denoised(movie, model)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -23,9 +24,18 @@ from denoise.precision import precision
 from denoise.readout import Cleaner, Readout
 from evaluation import harm
 from evaluation.metrics import score
-from evaluation.smoothed import SMOOTHINGS, displaced, mean_of_frames, moved, recorded, repeated, unaware
+from evaluation.smoothed import (
+    SMOOTHINGS,
+    displaced,
+    mean_of_frames,
+    moved,
+    out_of_phase,
+    recorded,
+    repeated,
+    unaware,
+)
 from model import MovieNet, Past, UNet3D, UNetConfig, load_model
-from simulation import LEVELS, challenge_scene, noisy
+from simulation import LEVELS, challenge_scene, digitize, noisy
 
 WEIGHTS = Path(__file__).parents[1] / "best_model_n2v.pth"
 CPU = torch.device("cpu")
@@ -550,6 +560,7 @@ def test_smoothing_is_undone_and_told(shipped: UNet3D, name: str) -> None:
     without = unaware(movie, shipped)
     if name == "none":
         assert result.smoothing == result.motion == (0, 0)
+        assert result.row_phase == 0
         np.testing.assert_array_equal(out, without)
     else:
         assert result.smoothing == pytest.approx((0.15, 0.15) if "filter" in name else (0.1, 0.1), abs=0.02)
@@ -583,6 +594,26 @@ def test_what_loses_by_being_held_still_is_not(shipped: UNet3D, noise: float) ->
     out, result = run(movie, shipped)
     assert result.motion == (0, 0)
     assert score(clean, out)["stsnr"] > score(clean, movie)["stsnr"] + 2
+
+
+@pytest.mark.parametrize("size", [64, 67])
+def test_rows_out_of_phase_are_put_in_phase_and_come_out_where_they_were(shipped: UNet3D, size: int) -> None:
+    """In fields of any size, at its edges too, and wherever an excerpt of it starts."""
+    clean = out_of_phase(1.3, challenge_scene(1, 200, size).clean()).clip(0)
+    movie = digitize(noisy(clean, *LEVELS[1], np.random.default_rng(0)), np.int16, clip_at_zero=False)
+    movie[90, 21] = 0
+    with patch("denoise.inference.TRIED", (100, size - 2)):  # which starts at an odd row
+        out, result = run(movie, shipped)
+    assert result.row_phase == 1  # of 1.3: whole pixels lose nothing
+    assert result.motion == (0, 0)
+    gains = [
+        score(clean[..., part], out[..., part])["stsnr"] - score(clean[..., part], its[..., part])["stsnr"]
+        for its in [unaware(movie, shipped)]
+        for part in (slice(None), slice(0, 3), slice(-3, None))
+    ]
+    assert gains[0] > 0.3, gains
+    assert min(gains[1:]) > -0.5, gains
+    assert np.abs(out[90, 21] - clean[90, 21]).mean() < 1.2 * np.abs(out[91, 21] - clean[91, 21]).mean() + 20
 
 
 @pytest.mark.parametrize("gain", [1, 40])
