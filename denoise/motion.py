@@ -364,7 +364,8 @@ def weighted_median(values: Tensor, weights: Tensor) -> Tensor:
 def displacements_of(blocks: Callable[[], Iterable[Tensor]]) -> Tensor:
     """Of a movie's frames along (y, x): (T, 2) pixels, or (0, 2) where there is no telling.
 
-    `blocks` are its frames (n, Y, X), in order and in phase, NaN where missing. They are read three times.
+    `blocks` are its frames (n, Y, X), in order and in phase, NaN where missing. They are read three times, the first of
+    them more often.
     """
     first = next(iter(blocks()))
     farthest = min(middle(first).shape[1:]) // FARTHEST
