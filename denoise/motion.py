@@ -458,7 +458,7 @@ def phase_of(image: Tensor) -> float:
     """By how many pixels the odd rows of a mean image (Y, X) lie further on along x; 0.0 where they do not, or may not.
 
     As the rows beside them tell: half of the field like the other one, and far likelier than that all are in phase.
-    Where structure slants, rows fit further on to the left as they do to the right, better than where they are.
+    Where structure slants, rows fit further on to the left nearly as they do to the right.
     """
     if min(image.shape) < FEWEST:
         return 0.0
@@ -467,8 +467,10 @@ def phase_of(image: Tensor) -> float:
     phase, *told = (float(shifts[its.argmax()]) for its in (fits, *halves))
     if abs(phase) < OUT_OF_PHASE or max(abs(its - phase) for its in told) > ALIKE * abs(phase):
         return 0.0
-    in_place, mirrored = fits[len(shifts) // 2], fits[len(shifts) - 1 - fits.argmax()]
-    if fits.max() - in_place < LIKELIER or mirrored > in_place:
+    in_place, mirrored = (
+        float(fits.max() - fits[n]) for n in (len(shifts) // 2, len(shifts) - 1 - fits.argmax())
+    )
+    if in_place < LIKELIER or mirrored < in_place / 2:  # worse by so much
         return 0.0
     for _ in range(STEPS):
         shifts, halves = row_fits(in_phase(phase).hold(image[None], 0)[0])
