@@ -113,9 +113,7 @@ class Result:
     motion: tuple[
         float, float
     ]  # pixels from the mean place along (y, x), at most; 0 where it was not held still
-    row_phase: (
-        float  # pixels by which odd rows lay further on along x, and were put back; 0 where they were not
-    )
+    row_phase: float  # pixels that odd rows lay further on along x and were put back by; 0 if not
     warnings: list[str] = field(default_factory=list)
     adaptation: dict[str, object] | None = None  # see denoise.adaptation.Adaptation; None if there was none
     model: UNet3D | None = None  # that denoised the movie: the adapted one, where that was kept

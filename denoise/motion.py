@@ -83,45 +83,49 @@ class Motion:
         """Frames (n, Y, X) from that one on, on the canvas (n, H, W): NaN where a frame shows nothing, or misses it."""
         if self.still:
             return frames
-        at_y, at_x = (
-            torch.arange(-before, size + after) + by[:, None]
-            for (before, after), size, by in zip(self.margins, frames.shape[1:], self._by(start, len(frames)))
-        )
+        at_y, at_x = self._places(frames, start, 1)
         missing = frames.isnan()
         if missing.any():
             frames = filled(frames)
-        held = along_y(along_x(frames, at_x, self.phase), at_y)
+        held = along_x(frames, at_x, self.phase)
+        if len(self.by):  # rows stay where they are otherwise
+            held = along_y(held, at_y)
         return held.masked_fill_(unseen(missing, at_y, at_x, self.phase), torch.nan)
 
     def release(self, canvas: Tensor, start: int) -> Tensor:
         """The inverse: what was made of them (n, H, W), where the frames (n, Y, X) have it."""
         if self.still:
             return canvas
-        at_y, at_x = (
-            torch.arange(before, size - after) - by[:, None]
-            for (before, after), size, by in zip(self.margins, canvas.shape[1:], self._by(start, len(canvas)))
-        )
+        at_y, at_x = self._places(canvas, start, -1)
         # held frames went on beyond their edges as they ended there, so they do on the way back
-        return along_x(along_y(canvas, at_y, BEYOND), at_x, -self.phase, BEYOND)
+        rows = along_y(canvas, at_y, BEYOND) if len(self.by) else canvas
+        return along_x(rows, at_x, -self.phase, BEYOND)
 
-    def _by(self, start: int, count: int) -> tuple[Tensor, Tensor]:
-        """Of so many frames from that one on, along y and x: (count,) each, or (1,) for all of them."""
-        along_y, along_x = (self.by[start : start + count] if len(self.by) else torch.zeros(1, 2)).unbind(1)
-        return along_y, along_x
+    def _places(self, frames: Tensor, start: int, sign: int) -> Iterator[Tensor]:
+        """Of what is to come, in frames (n, Y, X) from that one on: rows (n, H), and columns (n, W); n may be 1 for all.
+
+        sign: 1 onto the canvas, -1 from it.
+        """
+        by = self._every[start : start + len(frames)] if len(self.by) else self._every
+        for (before, after), size, its in zip(self.margins, frames.shape[1:], by.unbind(1)):
+            yield torch.arange(-sign * before, size + sign * after) + sign * its[:, None]
+
+    @property
+    def _every(self) -> Tensor:
+        """Displacements of all frames: (T, 2), or (1, 2) where they are the same."""
+        return self.by if len(self.by) else torch.zeros(1, 2)
 
     @property
     def reach(self) -> tuple[float, float]:
         """The largest displacement along (y, x) from the mean one, in pixels."""
-        if not len(self.by):
-            return 0.0, 0.0
-        along_y, along_x = (self.by - self.by.mean(0)).abs().amax(0).tolist()
-        return along_y, along_x
+        by_y, by_x = (self._every - self._every.mean(0)).abs().amax(0).tolist()
+        return by_y, by_x
 
     def whole(self) -> Motion:
         """The same with the margins that it takes to lose nothing."""
-        by = self.by if len(self.by) else torch.zeros(1, 2)
-        further = torch.tensor([0.0, self.phase])
-        places = torch.cat([by, by + further])
+        places = torch.cat(
+            [self._every, self._every + torch.tensor([0.0, self.phase])]
+        )  # even rows, odd rows
         (top, left), (bottom, right) = (
             its.amax(0).ceil().clamp(min=0).int().tolist() for its in (places, -places)
         )
@@ -244,13 +248,13 @@ class Tracker:
         level = self.image.mean()
         rest, image = torch.nan_to_num(frames - level), self.image - level
         rest = filtered(rest, gaussian(ROUGH).expand(len(rest), 2, -1))
-        known, shared = self.weights, self.weights * image
-        likeness, power, light = (
-            torch.fft.irfft2(torch.fft.rfft2(its) * torch.fft.rfft2(by).conj(), s=image.shape)
-            for its, by in ((rest, shared), (rest.square(), known), (rest, known))
+        weighted = self.weights * image
+        own, shared = (torch.fft.rfft2(its).conj() for its in (self.weights, weighted))
+        seen, power = (torch.fft.rfft2(its) for its in (rest, rest.square()))
+        squares, light = (
+            torch.fft.irfft2(its, s=image.shape) for its in (2 * seen * shared - power * own, seen * own)
         )
-        even = (light - shared.sum()).square() / known.sum().clamp(min=TINY)
-        fit = 2 * likeness - power + even
+        fit = squares + (light - weighted.sum()).square() / self.weights.sum().clamp(min=TINY)
         side = 2 * farthest + 1
         pixels = torch.arange(side) - farthest
         unusual = (pixels[:, None].square() + pixels.square()) / USUAL**2
