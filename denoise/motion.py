@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from denoise.smoothing import filtered, mean_around, middle
+from denoise.smoothing import correlated, filtered, mean_around, middle
 from denoise.waves import cosines, octaves
 
 FEWEST = 32  # frames, and pixels a side, to tell movement from chance
@@ -140,22 +140,29 @@ STILL = Motion(torch.zeros(0, 2))
 
 def filled(frames: Tensor) -> Tensor:
     """Frames (n, Y, X) whose missing voxels, NaN, are as in the frames before and after, or as those around."""
-    none = torch.full_like(frames[:1], torch.nan)
-    beside = torch.stack([torch.cat([none, frames[:-1]]), torch.cat([frames[1:], none])]).nanmean(0)
-    beside = torch.where(beside.isnan(), mean_around(frames), beside)
-    return torch.where(frames.isnan(), beside, frames)
+    time, *pixel = frames.isnan().nonzero(as_tuple=True)
+    beside = [frames[((time + step).clamp(0, len(frames) - 1), *pixel)] for step in (-1, 1)]
+    values = torch.stack(beside).nanmean(0)
+    alone = values.isnan()
+    if alone.any():
+        values = torch.where(alone, mean_around(frames)[(time, *pixel)], values)
+    return frames.index_put((time, *pixel), values)
 
 
 def along_y(frames: Tensor, at: Tensor, beyond: float = math.inf) -> Tensor:
-    """Frames (n, Y, X) at rows (n, H) between theirs: (n, H, X); places (1, H) are those in all frames."""
-    return weights_at(at, frames.shape[1], beyond) @ frames
+    """Frames (n, Y, X) at rows (n, H) between theirs, one apart: (n, H, X); places (1, H) are those in all frames."""
+    index, weights = taps_at(at, frames.shape[1], beyond)
+    rows = frames.gather(1, index[..., None].expand(len(frames), -1, frames.shape[2]))
+    return correlated(rows, weights.expand(len(frames), -1), 1)
 
 
 def along_x(frames: Tensor, at: Tensor, phase: float, beyond: float = math.inf) -> Tensor:
     """Frames (n, Y, X) at columns (n, W) between theirs, so many pixels further on in odd rows: (n, Y, W)."""
 
     def take(rows: Tensor, at: Tensor) -> Tensor:
-        return rows @ weights_at(at, frames.shape[2], beyond).transpose(1, 2)
+        index, weights = taps_at(at, frames.shape[2], beyond)
+        columns = rows.gather(2, index[:, None].expand(*rows.shape[:2], -1))
+        return correlated(columns, weights.expand(len(rows), -1), 2)
 
     return by_rows(frames, at, phase, take)
 
@@ -186,20 +193,20 @@ def nearest(places: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return index, (places - index).abs() > BEYOND
 
 
-def weights_at(places: Tensor, size: int, beyond: float = math.inf) -> Tensor:
-    """Of `size` samples, for the value at places (n, L) between them: (n, L, size); the outermost ones go on.
+def taps_at(places: Tensor, size: int, beyond: float = math.inf) -> tuple[Tensor, Tensor]:
+    """Of `size` samples, for the values at places (n, L) between them, one apart: which ones, and their weights.
 
-    Those further than `beyond` outside of the places count as the last one within.
+    Samples (n, L + 2 TAPS - 1), each value from 2 TAPS in a row of them, and weights (n, 2 TAPS). The outermost samples
+    go on; those further than `beyond` outside of the places count as the last one within.
     """
-    first = places.floor() - TAPS + 1
-    taps = first[..., None] + torch.arange(2 * TAPS)
-    away = places[..., None] - taps
+    first, last = places[:, :1], places[:, -1:]
+    start = first.floor() - TAPS + 1
+    away = first - start - torch.arange(2 * TAPS)
     window = torch.special.i0(SHAPE * (1 - (away / TAPS).square()).clamp(min=0).sqrt())
     weights = torch.sinc(away) * window
-    weights = weights / weights.sum(-1, keepdim=True)
-    low, high = (its[:, None, None] for its in (places.amin(1) - beyond, places.amax(1) + beyond))
-    taps = taps.clamp(low.ceil().clamp(min=0), high.floor().clamp(max=size - 1))
-    return torch.zeros(*places.shape, size).scatter_add_(-1, taps.long(), weights)
+    low, high = (first - beyond).ceil().clamp(min=0), (last + beyond).floor().clamp(max=size - 1)
+    index = (start + torch.arange(places.shape[1] + 2 * TAPS - 1)).clamp(low, high)
+    return index.long(), weights / weights.sum(1, keepdim=True)
 
 
 # ---- how far frames are displaced

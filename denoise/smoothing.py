@@ -205,15 +205,19 @@ def redo(frames: Tensor, weights: Tensor) -> Tensor:
 def filtered(frames: Tensor, kernels: Tensor) -> Tensor:
     """Frames (n, Y, X) filtered along Y and X by kernels (n, 2, taps), borders mirrored."""
     reach = kernels.shape[-1] // 2
-    for axis in (1, 2):
-        size = frames.shape[axis]
-        places = torch.from_numpy(np.pad(np.arange(size), reach, mode="symmetric")).to(frames.device)
-        padded = frames.index_select(axis, places)
-        taps = kernels[:, axis - 1, :, None, None].unbind(1)  # (n, 1, 1) each
-        frames = padded.narrow(axis, 0, size) * taps[0]
-        for step, tap in enumerate(taps[1:], 1):
-            frames.addcmul_(padded.narrow(axis, step, size), tap)
+    for axis, taps in enumerate(kernels.unbind(1), 1):
+        places = np.pad(np.arange(frames.shape[axis]), reach, mode="symmetric")
+        padded = frames.index_select(axis, torch.from_numpy(places).to(frames.device))
+        frames = correlated(padded, taps, axis)
     return frames
+
+
+def correlated(frames: Tensor, taps: Tensor, axis: int) -> Tensor:
+    """Frames (n, Y, X), each correlated along Y or X with taps (n, L) of its own: shorter by L - 1."""
+    if len(frames) == 1:  # which torch would add up in another order
+        return correlated(frames.expand(2, -1, -1), taps.expand(2, -1), axis)[:1]
+    kernels = taps.unsqueeze(1).unsqueeze(4 - axis)  # (n, 1, L, 1) or (n, 1, 1, L)
+    return F.conv2d(frames[None], kernels, groups=len(frames))[0]
 
 
 def mean_around(frames: Tensor) -> Tensor:

@@ -28,9 +28,9 @@ from denoise.motion import (
     phase_of,
     pieces,
     steadied,
+    taps_at,
     tracker_of,
     weighted_median,
-    weights_at,
 )
 from simulation.activity import wander
 
@@ -113,13 +113,22 @@ def test_a_part_of_a_pixel_is_as_waves_say() -> None:
 
 def test_interpolation_keeps_constants_and_leaves_white_noise_white() -> None:
     places = torch.linspace(0, 1, 5)[:, None] + torch.arange(20, 200)
-    weights = weights_at(places, 220)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(5, 180))
-    power = weights.square().sum(-1)
+    index, weights = taps_at(places, 220)
+    assert index.shape == (5, 180 + 2 * TAPS - 1)
+    torch.testing.assert_close(weights.sum(1), torch.ones(5))
+    power = weights.square().sum(1)
     assert float(power.min()) > 0.9
     assert float(power.max()) < 1 + 1e-5
-    beside = (weights[:, 1:] * weights[:, :-1]).sum(-1) / power[:, 1:]
+    beside = (weights[:, 1:] * weights[:, :-1]).sum(1) / power
     assert float(beside.abs().max()) < 0.11
+
+
+def test_samples_beyond_the_last_ones_that_tell_are_as_those() -> None:
+    places = torch.tensor([[-2.5, -1.5, -0.5]])
+    index, _ = taps_at(places, 5)
+    assert index.unique().tolist() == [0, 1, 2, 3, 4]
+    index, _ = taps_at(places + 4, 5, beyond=0.5)  # 1.5 to 3.5
+    assert index.unique().tolist() == [1, 2, 3, 4]
 
 
 def test_missing_voxels_stay_missing_and_spoil_no_others() -> None:

@@ -14,6 +14,7 @@ from denoise.smoothing import (
     NO_MEMORY,
     STRONGEST,
     Gauge,
+    correlated,
     correlated_axes,
     memory_of,
     neighbour_correlations,
@@ -150,3 +151,13 @@ def test_light_is_no_memory_of_noise() -> None:
     assert memory_of(torch.full((64, 64, 64), torch.nan)) == NO_MEMORY
     assert memory_of(movie[:3].repeat_interleave(2, 0)) == NO_MEMORY
     assert memory_of(movie[:, :1, :1]) == NO_MEMORY
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_frame_is_correlated_alone_bit_by_bit_as_among_others(axis: int) -> None:
+    frames, taps = torch.randn(5, 40, 43), torch.randn(5, 3)
+    whole = correlated(frames, taps, axis)
+    windows = frames.unfold(axis, 3, 1)  # (n, H, W, 3)
+    torch.testing.assert_close(whole, torch.einsum("nyxk,nk->nyx", windows, taps))
+    for n in range(5):
+        assert torch.equal(correlated(frames[n : n + 1], taps[n : n + 1], axis), whole[n : n + 1])
