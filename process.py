@@ -707,7 +707,7 @@ def note_parts(
     for note, (part, result, _) in zip(notes_of(record), done, strict=True):
         note |= {"percentiles": run.options.percentiles, "percentile_values": result.percentiles}
         note |= {"noise": result.noise, "smoothing": result.smoothing}
-        note |= {"motion": result.motion, "row_phase": result.row_phase}
+        note |= {"motion": result.motion, "row_phase": result.row_phase, "flicker": result.flicker}
         note["tiles"] = result.tiles
         note["adaptation"] = result.adaptation
         if result.adaptation:
@@ -946,6 +946,7 @@ def report_facts(run: Run, job: Job, record: dict[str, Any], note: dict[str, Any
         "smoothing undone": "{:.2g} from each neighbour along y, {:.2g} along x".format(*note["smoothing"]),
         "held still": "{:.2g} pixels at most along y, {:.2g} along x".format(*note["motion"]),
         "odd rows put in phase": "{:.2g} pixels along x".format(note["row_phase"]),
+        "flicker held steady": "{:.3g} in brightness, root mean square".format(note["flicker"]),
         "adaptation": adaptation_in_words(note["adaptation"]) if note["adaptation"] else "none",
         "frames": ":".join("" if end is None else str(end) for end in run.options.frames),
         "speed": f"{record['voxels_per_second'] / 1e6:.3g} million voxels a second",

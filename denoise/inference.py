@@ -2,12 +2,13 @@
 
 One pass over the file finds the percentiles and the whole-movie context; a second one goes straight on:
 
-    read -> normalize -> undo smoothing -> take out line noise -> hold still -> whiten -> | network |
-        -> slabs -> read out -> restore -> let move -> redo smoothing -> denormalize -> write
+    read -> normalize -> undo smoothing -> steady the light -> take out line noise -> hold still -> whiten -> | network |
+        -> slabs -> read out -> restore -> let move -> let flicker -> redo smoothing -> denormalize -> write
 
-Smoothing is what a frame has been through before it came here (`denoise.smoothing`), line noise what the voxels of a row
-share (`denoise.lines`), and what is held still is the sample, where it moves (`denoise.motion`): mostly there is none of
-these. A movie that moves is surveyed once more, held still. The bars are borders between threads (`denoise.ahead`), so
+Smoothing is what a frame has been through before it came here (`denoise.smoothing`), light is steadied where it flickers
+(`denoise.light`), line noise is what the voxels of a row share (`denoise.lines`), and what is held still is the sample,
+where it moves (`denoise.motion`): mostly there is none of these. A movie that moves or flickers is surveyed once more,
+held still in steady light. The bars are borders between threads (`denoise.ahead`), so
 that reading, computing and writing overlap. Memory does not grow with the length of the movie.
 """
 
@@ -28,6 +29,7 @@ from torch import Tensor
 from denoise.adaptation import Adaptation, adapt
 from denoise.ahead import ahead
 from denoise.context import Context, ContextSums, inpainted
+from denoise.light import STEADY, Light, Photometer, flickers, light_of
 from denoise.limits import free_memory
 from denoise.lines import Lines, lines_of
 from denoise.missing import FILLED, PIECE_VOXELS, as_recorded, period_of, without_missing
@@ -114,9 +116,27 @@ class Result:
         float, float
     ]  # pixels from the mean place along (y, x), at most; 0 where it was not held still
     row_phase: float  # pixels that odd rows lay further on along x and were put back by; 0 if not
+    flicker: (
+        float  # root mean square by which the brightness of frames flickers; 0 where light was not steadied
+    )
     warnings: list[str] = field(default_factory=list)
     adaptation: dict[str, object] | None = None  # see denoise.adaptation.Adaptation; None if there was none
     model: UNet3D | None = None  # that denoised the movie: the adapted one, where that was kept
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What changes of the scene as a whole: its light, in the recording's units, and where it is."""
+
+    light: Light
+    motion: Motion
+
+    @property
+    def none(self) -> bool:
+        return self.light.steady and self.motion.still
+
+
+NONE = Changes(STEADY, STILL)
 
 
 @dataclass
@@ -126,10 +146,16 @@ class Survey:
     normalization: PercentileNormalization
     smoothing: Tensor  # (T, 2), by which each frame has been smoothed, see denoise.smoothing
     lines: tuple[Lines, ...]  # of rows and of columns, of the movie without its smoothing
-    offsets: list[Tensor]  # (T, Y) and (T, X), what line noise added to them; (T, 0) where there is none
+    light: Light  # in normalized units
+    offsets: list[
+        Tensor
+    ]  # in normalized units: (T, Y) and (T, X), what line noise added to them; (T, 0) where there is none
     motion: Motion
-    context: Context  # in normalized units, as the offsets, of the movie without smoothing and line noise, held still
+    context: (
+        Context  # in normalized units, of the movie held still, without smoothing, flicker and line noise
+    )
     moves: bool  # and is not held still yet
+    flickers: bool  # and its light is not steadied yet
     not_finite: int
     dropped: int  # rows
     flashes: Tensor  # (T,) bool: frames in which another light flashed
@@ -140,22 +166,28 @@ class Survey:
     recorded: dict[int, np.ndarray] = field(default_factory=dict)  # (Y, X), of kept frames on their way
 
     def sharpened(self, recorded: np.ndarray, start: int) -> Iterator[Tensor]:
-        """Pieces (n, Y, X) of recorded frames from that one on, normalized, without smoothing and line noise.
+        """Pieces (n, Y, X) of recorded frames from that one on, normalized, without smoothing, in steady light.
 
         Missing voxels are NaN.
         """
         flashes = self.flashes[start : start + len(recorded)]
         frames, _ = without_missing(self.normalization.normalize(recorded), flashes)
         for part in with_smoothing(frames, self.smoothing[start:]):
-            stop = start + len(part[0])
-            yield without_lines(undo(*part), [its[start:stop] for its in self.offsets])
+            yield self.light.hold(undo(*part), start)
+            start += len(part[0])
+
+    def cleaned(self, recorded: np.ndarray, start: int) -> Iterator[Tensor]:
+        """The same, without line noise."""
+        for sharp in self.sharpened(recorded, start):
+            stop = start + len(sharp)
+            yield without_lines(sharp, [its[start:stop] for its in self.offsets])
             start = stop
 
     def held(self, recorded: np.ndarray, start: int) -> Iterator[Tensor]:
         """The same, on the canvas on which the scene stands still (n, H, W)."""
-        for sharp in self.sharpened(recorded, start):
-            yield self.motion.hold(sharp, start)
-            start += len(sharp)
+        for frames in self.cleaned(recorded, start):
+            yield self.motion.hold(frames, start)
+            start += len(frames)
 
     def remember(self, frames: np.ndarray, start: int) -> None:
         """Hold on to those of the frames (n, Y, X) as recorded, from that one on, that are to come out so."""
@@ -178,21 +210,21 @@ def denoise_movie(
     team: Team = ALONE,
     place: Callable[[int], None] = lambda first: None,
     *,
-    motion: Motion | None = None,
+    known: Changes | None = None,
 ) -> Result:
     """Denoise a movie (T, Y, X): `write` gets frames (n, Y, X) of result_type in the input's units, in order.
 
     `progress(stage, done, frames)` is told how far the stages "reading" and "denoising" are, and "following" where the
-    scene moves or rows are out of phase. In a team a rank gets its own share of the frames only; `place` is told the
-    number of the first of them. `motion` is found where it is not given.
+    scene moves, its light flickers or rows are out of phase. In a team a rank gets its own share of the frames only;
+    `place` is told the number of the first of them. What changes as a whole is found where it is not known.
     """
     with torch.inference_mode():
-        survey = survey_movie(movie, settings.percentiles, progress, team, motion or STILL)
-    if motion is None:
-        motion = team.of(0, None if team.rank else motion_found(movie, model, settings, survey, progress))
-        if not motion.still:
+        survey = survey_movie(movie, settings.percentiles, progress, team, known or NONE)
+    if known is None:
+        found = team.of(0, None if team.rank else changes_found(movie, model, settings, survey, progress))
+        if not found.none:
             with torch.inference_mode():
-                survey = survey_movie(movie, settings.percentiles, progress, team, motion)
+                survey = survey_movie(movie, settings.percentiles, progress, team, found)
     model, adaptation = adapted(movie, model, survey, settings.adapt_minutes, progress, team)
     frames = movie.info.shape[0]
     with torch.inference_mode():
@@ -216,7 +248,7 @@ def denoise_movie(
                 done = start
                 for part, smoothing in with_smoothing(whole, survey.smoothing[start:]):
                     restored = survey.motion.release(survey.context.restore(part.cpu()), done)
-                    restored = redo(restored, smoothing)
+                    restored = redo(survey.light.release(restored, done), smoothing)
                     result = survey.normalization.denormalize(restored.numpy(), result_type(movie.info.dtype))
                     survey.put_back(result, done)
                     done += len(result)
@@ -225,8 +257,22 @@ def denoise_movie(
     return replace(result_of(survey, network), adaptation=told, model=model)
 
 
-def motion_found(
+def changes_found(
     movie: Readable, model: UNet3D, settings: Settings, survey: Survey, progress: Progress
+) -> Changes:
+    """How the light of a movie flickers, and how it moves."""
+    n = survey.normalization
+    light = STEADY
+    if survey.flickers:
+        with torch.inference_mode():
+            light = light_of(partial(followed, movie, survey.sharpened, progress))
+    survey = replace(survey, light=light)
+    recorded = light.rescaled(n.scale, n.low)
+    return Changes(recorded, motion_found(movie, model, settings, survey, recorded, progress))
+
+
+def motion_found(
+    movie: Readable, model: UNet3D, settings: Settings, survey: Survey, light: Light, progress: Progress
 ) -> Motion:
     """By which a movie is to be held still; STILL where an excerpt of it tells that this would do harm.
 
@@ -239,7 +285,7 @@ def motion_found(
         phase = phase_of(survey.context.mean)
         by = STILL.by
         if phase or survey.moves:
-            by = displacements_of(partial(blocks_in_phase, movie, survey, phase, progress))
+            by = displacements_of(partial(followed, movie, partial(in_phase_pieces, survey, phase), progress))
     motion = Motion(by, phase if len(by) else float(round(phase))).whole()
     if motion.still:
         return STILL
@@ -248,7 +294,8 @@ def motion_found(
     away = []
     for its in (STILL, replace(motion, by=motion.by[start:])):
         parts: list[np.ndarray] = []
-        denoise_movie(excerpt, model, alone, parts.append, lambda *_: None, motion=its)
+        known = Changes(light.since(start), its)
+        denoise_movie(excerpt, model, alone, parts.append, lambda *_: None, known=known)
         away.append(float(np.nanmean(np.square(np.concatenate(parts) - excerpt.frames, dtype=np.float64))))
     return motion if away[1] < FURTHER * away[0] else STILL
 
@@ -308,7 +355,7 @@ def survey_movie(
     percentiles: tuple[float, float],
     progress: Progress,
     team: Team = ALONE,
-    motion: Motion = STILL,
+    known: Changes = NONE,
 ) -> Survey:
     """First pass: percentiles, context, and what is missing. Every frame is read once, by one rank of the team.
 
@@ -316,7 +363,7 @@ def survey_movie(
     """
     frames, height, width = movie.info.shape
     count = math.ceil(frames / SECTION)
-    surveyor = Surveyor(movie, percentiles, motion)
+    surveyor = Surveyor(movie, percentiles, known)
     own = team.share(count)
     surveyor.found.skip(own.start * SECTION * height * width)
     sums = ContextSums(surveyor.reference)
@@ -334,8 +381,8 @@ def survey_movie(
 class Surveyor:
     """Goes through a movie in sections. The first block's percentiles and mean centre the sums of all of them."""
 
-    def __init__(self, movie: Readable, percentiles: tuple[float, float], motion: Motion) -> None:
-        self.movie, self.percentiles, self.motion = movie, percentiles, motion
+    def __init__(self, movie: Readable, percentiles: tuple[float, float], known: Changes) -> None:
+        self.movie, self.percentiles, self.known, self.motion = movie, percentiles, known, known.motion
         self.found = Percentiles(movie.info.dtype, math.prod(movie.info.shape))
         self.not_finite = self.dropped = 0
         self.blank, self.flashes = torch.zeros(2, movie.info.shape[0], dtype=torch.bool)
@@ -345,14 +392,18 @@ class Surveyor:
         found = Percentiles(self.first.dtype, self.first.size)
         found.update(self.first)
         self.provisional = found.result(percentiles)
+        self.light = normalized(known.light, self.provisional)
         values, _ = without_missing(self.provisional.normalize(self.first))
         self.gauge = Gauge(values)
         self.smoothing = torch.zeros(movie.info.shape[0], 2)
-        sharp = torch.cat([undo(*part) for part in with_smoothing(values, self.gauge.weights(values))])
+        smoothed = with_smoothing(values, self.gauge.weights(values))
+        sharp = self.light.hold(torch.cat([undo(*part) for part in smoothed]), 0)
         self.mean = inpainted(sharp.nanmean(0))
-        self.reference = self.mean if motion.still else inpainted(motion.hold(sharp, 0).nanmean(0))
+        self.reference = self.mean if self.motion.still else inpainted(self.motion.hold(sharp, 0).nanmean(0))
         self.tracker = tracker_of(sharp)
         self.displaced = torch.zeros(movie.info.shape[0], *self.tracker.solvers.shape[:2])
+        self.photometer = Photometer(middle(sharp))
+        self.brightness = torch.zeros(movie.info.shape[0], len(self.photometer.solver))
         self.lines = tuple(lines_of(sharp, axis) for axis in (1, 2))
         means = self.line_means(sharp)
         self.memory = memory_of(without_lines(sharp, [its.offsets(m) for its, m in zip(self.lines, means)]))
@@ -377,10 +428,12 @@ class Surveyor:
                 smoothing = self.gauge.weights(values)
                 self.smoothing[done : done + len(block)] = smoothing
                 for part in with_smoothing(values, smoothing):
-                    sharp = undo(*part)
+                    sharp = self.light.hold(undo(*part), done)
                     sums.update(self.motion.hold(sharp, done))
-                    if self.motion.still:
-                        self.displaced[done : done + len(sharp)] = self.tracker.displacements(middle(sharp))
+                    if self.known.none:
+                        seen, stop = middle(sharp), done + len(sharp)
+                        self.displaced[done:stop] = self.tracker.displacements(seen)
+                        self.brightness[done:stop] = self.photometer.brightness(seen)
                     for every, its in zip(self.means, self.line_means(sharp)):
                         every[done : done + len(its)] = its
                     done += len(sharp)
@@ -404,7 +457,8 @@ class Surveyor:
             return None
         with closing(blocks(self.movie, frame - LONGEST_BLOCK, frame)) as read:
             values, _ = without_missing(self.provisional.normalize(list(read)[-1]))
-        last = self.motion.hold(undo(values[-1:], self.gauge.weights(values)[-1:]), frame - 1)
+        sharp = self.light.hold(undo(values[-1:], self.gauge.weights(values)[-1:]), frame - 1)
+        last = self.motion.hold(sharp, frame - 1)
         return torch.where(torch.isfinite(last), last - self.reference, torch.nan)
 
     def survey(self, sums: ContextSums, team: Team) -> Survey:
@@ -418,9 +472,8 @@ class Surveyor:
             self.provisional.scale / n.scale, (self.provisional.low - n.low) / n.scale
         )
         # each has its own frames
-        smoothing, displaced, *means = (
-            torch.stack(its).sum(0) for its in zip(*team.all((self.smoothing, self.displaced, *self.means)))
-        )
+        own = (self.smoothing, self.displaced, self.brightness, *self.means)
+        smoothing, displaced, brightness, *means = (torch.stack(its).sum(0) for its in zip(*team.all(own)))
         blank, flashes = (torch.stack(its).any(0) for its in zip(*team.all((self.blank, self.flashes))))
         not_finite, dropped = (sum(its) for its in zip(*team.all((self.not_finite, self.dropped))))
         kept = as_recorded(blank, flashes)
@@ -432,7 +485,9 @@ class Surveyor:
                 its.offsets(m) * (self.provisional.scale / n.scale) for its, m in zip(self.lines, means)
             ],
             motion=self.motion,
-            moves=self.motion.still and not self.period and moves(displaced),
+            light=normalized(self.known.light, n),
+            moves=self.known.none and not self.period and moves(displaced),
+            flickers=self.known.none and not self.period and flickers(brightness),
             context=context,
             not_finite=not_finite,
             dropped=dropped + int((blank & ~kept).sum()) * self.movie.info.shape[1],
@@ -442,6 +497,11 @@ class Surveyor:
             wrapped=self.found.wrapped(),
             period=self.period,
         )
+
+
+def normalized(light: Light, normalization: PercentileNormalization) -> Light:
+    """A recording's light in normalized units."""
+    return light.rescaled(1 / normalization.scale, -normalization.low / normalization.scale)
 
 
 def blocks(movie: Readable, start: int = 0, stop: int | None = None) -> Generator[np.ndarray, None, None]:
@@ -499,13 +559,20 @@ def whitened(movie: Readable, survey: Survey, start: int) -> Generator[Tensor, N
         start += len(block)
 
 
-def blocks_in_phase(movie: Readable, survey: Survey, phase: float, progress: Progress) -> Iterator[Tensor]:
-    """A movie's blocks of frames, (n, Y, X), as they are to be held still."""
+def followed(
+    movie: Readable, pieces_of: Callable[[np.ndarray, int], Iterator[Tensor]], progress: Progress
+) -> Iterator[Tensor]:
+    """What is made of a movie's blocks of frames, (n, Y, X)."""
     start = 0
     for block in blocks(movie):
-        yield in_phase(phase).hold(torch.cat(list(survey.sharpened(block, start))), start)
+        yield torch.cat(list(pieces_of(block, start)))
         start += len(block)
         progress("following", start, movie.info.shape[0])
+
+
+def in_phase_pieces(survey: Survey, phase: float, recorded: np.ndarray, start: int) -> Iterator[Tensor]:
+    """Pieces (n, Y, X) of recorded frames from that one on, as they are to be held still."""
+    return (in_phase(phase).hold(its, start) for its in survey.cleaned(recorded, start))
 
 
 def telling(items: Iterable[Pair], tell: Callable[[int], None]) -> Iterator[Pair]:
@@ -602,9 +669,16 @@ def result_of(survey: Survey, network: Network) -> Result:
     along_y, along_x = survey.smoothing.mean(0).tolist()
     warnings = [*network.notes, *values_told(survey), *missing_told(survey), *noise_told(survey)]
     smoothing = along_y, along_x
-    motion = survey.motion
+    motion, flicker = survey.motion, n.scale * survey.light.flicker(float(survey.context.mean.mean()))
     return Result(
-        (n.low, n.low + n.scale), network.tiles, noise, smoothing, motion.reach, motion.phase, warnings
+        (n.low, n.low + n.scale),
+        network.tiles,
+        noise,
+        smoothing,
+        motion.reach,
+        motion.phase,
+        flicker,
+        warnings,
     )
 
 

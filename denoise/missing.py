@@ -139,8 +139,13 @@ def looked_at(frames: Tensor) -> Tensor:
 
 
 def period_of(frames: Tensor) -> int:
-    """After how many frames (n, Y, X) the next of the same kind comes where planes or channels take turns; 0 else."""
+    """After how many frames (n, Y, X) the next of the same kind comes where planes or channels take turns; 0 else.
+
+    Their light may flicker: what is compared is their structure.
+    """
     some = looked_at(frames)
+    some = some - some.nanmean(1, keepdim=True)
+    some = some / some.square().nanmean(1, keepdim=True).sqrt().clamp(min=torch.finfo().tiny)
     longest = min(LONGEST_PERIOD, len(some) // 4)
     steps = [some[lag:] - some[:-lag] for lag in range(1, longest + 1)]
     if not steps:

@@ -221,9 +221,8 @@ class Tracker:
 
     def __init__(self, image: Tensor, variance: Tensor, edge: int, part: slice = slice(None)) -> None:
         self.image = image
-        usual = F.avg_pool2d(F.pad(variance[None, None], [AROUND // 2] * 4, "replicate"), AROUND, 1)[0, 0]
         cells = cells_of(image.shape, edge)[part]  # (cells, Y, X)
-        self.weights = torch.where((variance > 0) & cells.any(0), 1 / usual.clamp(min=TINY), 0)
+        self.weights = per_variance(variance) * cells.any(0)
         light = torch.stack([image, torch.ones_like(image)])  # may change
         seen, true = (
             torch.cat([slopes(its), light]).flatten(1) for its in (smoothed(image, SOFT), image)
@@ -278,6 +277,12 @@ def image_of(frames: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (Y, X) of frames (n, Y, X), and their variance."""
     mean = frames.nanmean(0).nan_to_num()
     return mean, (frames - mean).square().nanmean(0).nan_to_num()
+
+
+def per_variance(variance: Tensor) -> Tensor:
+    """Weights (Y, X): 1 / variance around each pixel; 0 for those that do not vary."""
+    usual = F.avg_pool2d(F.pad(variance[None, None], [AROUND // 2] * 4, "replicate"), AROUND, 1)[0, 0]
+    return torch.where(variance > 0, 1 / usual.clamp(min=TINY), 0)
 
 
 def cells_of(shape: Sequence[int], edge: int) -> Tensor:
@@ -337,10 +342,10 @@ def gaussian(sigma: float) -> Tensor:
 
 
 def agreement(told: Tensor) -> tuple[Tensor, Tensor]:
-    """What cells of the field tell of displacements (T, cells, 2): the weight of each (cells, 2), and what others tell.
+    """What cells of the field tell (T, cells, K), as displacements: the weight of each (cells, K), and what others tell.
 
     Its weight is the inverse of the variance by which it differs from the others: by noise, by activity, or for want of
-    structure. What others tell (T, cells, 2) has no part of its own.
+    structure. What others tell (T, cells, K) has no part of its own.
     """
     away = told - told.mean(0)
     whole = away.median(1, keepdim=True).values
@@ -352,15 +357,23 @@ def agreement(told: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def moves(told: Tensor) -> bool:
-    """Whether displacements (T, cells, 2) tell of movement: most cells agree with all others, by more than chance."""
+    """Whether displacements (T, cells, 2) tell of movement."""
+    return alike(told, LEAST)
+
+
+def alike(told: Tensor, least: float) -> bool:
+    """Whether what cells tell (T, cells, K) changes alike: most agree with all others, by more than chance.
+
+    least: root mean square of what they have in common, in one of the K at least.
+    """
     if len(told) < FEWEST or told.shape[1] < CELLS:
         return False
     weights, others = agreement(told)
     away = told - told.mean(0)
-    shared = (away * others).mean(0)  # (cells, 2)
+    shared = (away * others).mean(0)  # (cells, K)
     chance = (away.square().mean(0) * others.square().mean(0)).sqrt() / len(told) ** 0.5
     return any(
-        float(weighted_median(its, weights[:, axis])) > LEAST**2
+        float(weighted_median(its, weights[:, axis])) > least**2
         and float(weighted_median((its / chance[:, axis]), weights[:, axis])) > SURE
         for axis, its in enumerate(shared.unbind(1))
     )
@@ -439,14 +452,14 @@ def agree(halves: Tensor) -> bool:
 
 
 def steadied(halves: Tensor) -> Tensor:
-    """Displacements (T, 2) without what is chance in them, from those that two halves of the field tell of (T, 2, 2).
+    """What two halves of the field tell (T, 2 halves, K), as displacements, without what is chance in it: (T, K).
 
     Frames that show nothing, NaN, are between those around them.
     """
     seen = halves.isfinite().all((1, 2)).numpy()
     times = np.arange(len(seen))
     known = [np.interp(times, times[seen], its[seen]) for its in halves.flatten(1).T.numpy()]
-    parts = torch.from_numpy(np.stack(known, 1)).float().unflatten(1, (2, 2))
+    parts = torch.from_numpy(np.stack(known, 1)).float().unflatten(1, (2, -1))
     return torch.cat([without_chance(its) for its in parts.tensor_split(math.ceil(len(seen) / SECTION))])
 
 

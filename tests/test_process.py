@@ -250,7 +250,7 @@ def test_metadata_of_a_movie_is_complete(folder_run: FolderRun) -> None:
     assert record["tiles"] >= 1
     assert record["noise"].keys() >= {"gain", "read_variance"}
     assert record["smoothing"] == record["motion"] == [0, 0]
-    assert record["row_phase"] == 0
+    assert record["row_phase"] == record["flicker"] == 0
     assert record["warnings"] == []
     assert record["voxels_per_second"] >= 12 * 16 * 20 / record["seconds"]
     assert record["peak_memory"] > 50e6
@@ -514,7 +514,8 @@ def failing(errors: dict[str, Exception], noise: float) -> Callable[..., Result]
         if source.info.path.name in errors:
             raise errors[source.info.path.name]
         put(frames[1:])
-        return Result((0.0, 1.0), 1, {"gain": noise, "read_variance": 0.0}, (0.0, 0.0), (0.0, 0.0), 0.0, [])
+        noise_model = {"gain": noise, "read_variance": 0.0}
+        return Result((0.0, 1.0), 1, noise_model, (0.0, 0.0), (0.0, 0.0), 0.0, 0.0, [])
 
     return denoise_movie
 

@@ -1,0 +1,158 @@
+"""Light that flickers: found, held steady while a movie is denoised, and given back to the output.
+
+A lamp or a laser that flickers brightens and dims all of the field alike, by another amount in each frame. For a pixel
+by itself that is noise, and more of it than a good denoiser leaves; for the whole field it is two numbers a frame, which
+thousands of pixels tell.
+
+    survey: do cells of the field brighten alike from frame to frame? -> no, as in most movies: nothing else happens
+        -> yes: contrast and level of each frame against the mean, by each half of the field for itself
+        -> the one mixture of both that halves see flicker alike -> Wiener filter over time -> Light
+
+Activity fades and is somewhere: it is neither alike in most cells nor in every frame. Where all of the neuropil flares
+up at once it may pass for light; nothing is lost, since what was taken out comes back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from denoise.context import DARKEST
+from denoise.motion import alike, cells_of, image_of, per_variance, steadied
+
+LEAST = (
+    0.015  # of the light, root mean square, that it differs by from a usual frame: less costs hardly anything
+)
+DIMMEST = 0.25  # of the usual light: what is darker would become too noisy
+
+
+@dataclass(frozen=True)
+class Light:
+    """Of a movie of T frames, each one is gain (T,) times the scene, and offset (T,) more; (0,) in steady light.
+
+    In float64: in the units of a recording with a large offset the two nearly cancel.
+    """
+
+    gain: Tensor
+    offset: Tensor
+
+    @property
+    def steady(self) -> bool:
+        """Whether frames are as the scene is."""
+        return not len(self.gain)
+
+    def hold(self, frames: Tensor, start: int) -> Tensor:
+        """Frames (n, Y, X) from that one on, in steady light."""
+        if self.steady:
+            return frames
+        gain, offset = self._of(frames, start)
+        return (frames - offset) / gain
+
+    def release(self, frames: Tensor, start: int) -> Tensor:
+        """The inverse."""
+        if self.steady:
+            return frames
+        gain, offset = self._of(frames, start)
+        return frames * gain + offset
+
+    def _of(self, frames: Tensor, start: int) -> list[Tensor]:
+        return [its[start : start + len(frames), None, None].to(frames) for its in (self.gain, self.offset)]
+
+    def since(self, start: int) -> Light:
+        """That of the frames from this one on."""
+        return Light(self.gain[start:], self.offset[start:])
+
+    def rescaled(self, scale: float, shift: float) -> Light:
+        """That of scale * movie + shift."""
+        return Light(self.gain, self.offset * scale + shift * (1 - self.gain))
+
+    def flicker(self, level: float) -> float:
+        """Of what is usually that bright: steps of its brightness between frames, root mean square, over root 2."""
+        brightness = self.gain * level + self.offset
+        return 0.0 if self.steady else float(brightness.diff().square().mean().div(2).sqrt())
+
+
+STEADY = Light(torch.zeros(0), torch.zeros(0))
+
+
+class Photometer:
+    """Tells how bright frames (n, Y, X) are, as cells of the field see it, against the first ones of the movie."""
+
+    def __init__(self, frames: Tensor) -> None:
+        self.image, variance = image_of(frames)
+        black = self.image.flatten().kthvalue(1 + int(DARKEST * (self.image.numel() - 1))).values
+        signal = self.image - black  # that more light makes more of
+        weighted = cells_of(self.image.shape, 0) * (signal * per_variance(variance))
+        power = (weighted * signal).sum((1, 2), keepdim=True)
+        self.solver = (weighted / power)[power[:, 0, 0] > 0].flatten(1)  # (cells, Y X)
+
+    def brightness(self, frames: Tensor) -> Tensor:
+        """In parts of the usual light, how much more there is in each cell: (n, cells)."""
+        return torch.nan_to_num(frames - self.image).flatten(1) @ self.solver.T
+
+
+def flickers(brightness: Tensor) -> bool:
+    """Whether brightness (T, cells) tells of flicker: from frame to frame most cells change like all others."""
+    return alike(brightness.diff(dim=0).unsqueeze(2), LEAST * math.sqrt(2))  # steps are between two frames
+
+
+def light_of(blocks: Callable[[], Iterable[Tensor]]) -> Light:
+    """The light of a movie that flickers; `blocks` are its frames (n, Y, X), NaN where missing, and are read twice."""
+    mean, variance = moments(blocks())
+    weights = per_variance(variance)
+    centre = (weights * mean).sum() / weights.sum()
+    spread = ((weights * (mean - centre).square()).sum() / weights.sum()).sqrt()
+    if not spread > 0:
+        return STEADY
+    patterns = torch.stack([(mean - centre) / spread, torch.ones_like(mean)]).flatten(1)  # contrast, level
+    cells = cells_of(mean.shape, 0)
+    halves = [its.any(0) * weights for its in cells.split(len(cells) // 2)]
+    solvers = torch.cat([solver(patterns, its.flatten()) for its in halves])
+    told = torch.cat([amounts(frames - mean, solvers) for frames in blocks()])
+    course, mixture = flicker_of(told.unflatten(1, (2, 2)))
+    gain = (1 + mixture[0] * course / spread).clamp(min=DIMMEST).double()
+    return Light(gain, mixture[1] * course + (1 - gain) * centre)
+
+
+def moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean (Y, X) of frames (n, Y, X), and their variance."""
+    whole = iter(blocks)
+    first = next(whole)
+    reference, _ = image_of(first)
+    count, total, squares = torch.zeros(3, *reference.shape)
+    for frames in chain([first], whole):
+        rest = frames - reference
+        count += rest.isfinite().sum(0)
+        total += rest.nansum(0)
+        squares += rest.square().nansum(0)
+    shift = total / count.clamp(min=1)
+    return reference + shift, squares / count.clamp(min=1) - shift.square()
+
+
+def solver(patterns: Tensor, weights: Tensor) -> Tensor:
+    """What tells by weighted least squares how much of each pattern (K, N) there is in an image (N,): (K, N)."""
+    weighted = patterns * weights
+    return torch.linalg.pinv(weighted @ patterns.T, hermitian=True) @ weighted
+
+
+def amounts(rest: Tensor, solvers: Tensor) -> Tensor:
+    """Of patterns in frames (n, Y, X), by their solvers (K, N): (n, K), NaN for frames that show nothing."""
+    told = torch.nan_to_num(rest).flatten(1) @ solvers.T
+    return torch.where(rest.isfinite().any(2).any(1)[:, None], told, torch.nan)
+
+
+def flicker_of(told: Tensor) -> tuple[Tensor, Tensor]:
+    """From what halves of the field tell of two amounts (T, 2 halves, 2): a course (T,), and how much of each is in it.
+
+    It is the mixture of them in which steps from frame to frame are the most alike in both halves.
+    """
+    steps = told[told.isfinite().all(2).all(1)].diff(dim=0)
+    shared = steps[:, 0].T @ steps[:, 1]
+    mixture = torch.linalg.eigh(shared + shared.T).eigenvectors[:, -1]
+    course = steadied((told @ mixture)[..., None])[:, 0]
+    return course - course.mean(), mixture

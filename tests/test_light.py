@@ -1,0 +1,168 @@
+"""Light that flickers is found, held steady, and given back; activity and noise are no flicker."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+
+from denoise.light import STEADY, Light, Photometer, flicker_of, flickers, light_of, moments, solver
+
+
+def scene(size: int = 64, seed: int = 0) -> torch.Tensor:
+    """An image (Y, X) of some structure on a background, positive."""
+    image = gaussian_filter(np.random.default_rng(seed).standard_normal((size, size)), 2.0, mode="wrap")
+    return torch.from_numpy((3 + image / image.std()).astype(np.float32))
+
+
+def recording(course: torch.Tensor, noise: float, offset: float = 0.0) -> torch.Tensor:
+    """The scene in light that differs by parts (T,), with white noise: (T, Y, X)."""
+    frames = scene() * (1 + course[:, None, None]) + offset
+    return frames + noise * torch.randn(frames.shape, generator=torch.Generator().manual_seed(1))
+
+
+def random_course(frames: int, rms: float) -> torch.Tensor:
+    return rms * torch.randn(frames, generator=torch.Generator().manual_seed(0))
+
+
+def tells_of_flicker(frames: torch.Tensor) -> bool:
+    return flickers(Photometer(frames[:64]).brightness(frames))
+
+
+def found(frames: torch.Tensor) -> Light:
+    return light_of(partial(frames.split, 64))
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.25, 3), st.floats(-10, 10)), min_size=1, max_size=4),
+    st.floats(0.1, 100),
+    st.floats(-1000, 1000),
+)
+def test_what_is_held_and_released_is_as_recorded_in_any_units(
+    light: list[tuple[float, float]], scale: float, shift: float
+) -> None:
+    frames = torch.randn(len(light) + 2, 3, 4)
+    told = Light(*torch.tensor([(1.0, 0.0)] * 2 + light, dtype=torch.float64).T)
+    held = told.hold(frames[2:], 2)
+    assert held.dtype == torch.float32
+    torch.testing.assert_close(
+        held, (frames[2:] - told.offset[2:, None, None].float()) / told.gain[2:, None, None].float()
+    )
+    torch.testing.assert_close(told.release(held, 2), frames[2:], atol=1e-4, rtol=1e-5)
+    there = told.rescaled(scale, shift)
+    torch.testing.assert_close(
+        there.hold(scale * frames + shift, 0),
+        scale * told.hold(frames, 0) + shift,
+        atol=1e-2 * scale + 1e-3,
+        rtol=1e-3,
+    )
+    back = there.rescaled(1 / scale, -shift / scale)
+    torch.testing.assert_close(
+        torch.stack([back.gain, back.offset]), torch.stack([told.gain, told.offset]), atol=1e-6, rtol=0
+    )
+
+
+def test_in_steady_light_frames_pass_untouched() -> None:
+    frames = torch.randn(3, 4, 5)
+    assert STEADY.hold(frames, 7) is frames
+    assert STEADY.release(frames, 7) is frames
+    assert STEADY.flicker(100.0) == 0
+
+
+def test_flicker_is_told_by_steps_of_brightness() -> None:
+    """Gains of 1.1 and 0.9 in turn, of a level of 50: steps of 10."""
+    gain = torch.tensor([1.1, 0.9] * 10, dtype=torch.float64)
+    assert Light(gain, torch.zeros(20, dtype=torch.float64)).flicker(50.0) == pytest.approx(10 / 2**0.5)
+
+
+@pytest.mark.parametrize("noise", [0.1, 1.0, 3.0])
+@pytest.mark.parametrize("rms", [0.03, 0.1])
+def test_flicker_is_found_and_held(noise: float, rms: float) -> None:
+    """What is left of it is what two numbers a frame have of the noise of 4,096 pixels, and less by the filter."""
+    course = random_course(200, rms)
+    frames = recording(course, noise, offset=50.0)
+    assert tells_of_flicker(frames)
+    light = found(frames)
+    held = light.hold(recording(course, 0.0, offset=50.0), 0)
+    assert float(held.std(0).square().mean()) < 3 * noise**2 / 4096
+    assert float(light.gain.mean()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("noise", [0.1, 1.0, 5.0])
+def test_activity_and_noise_are_no_flicker(noise: float) -> None:
+    """Cells that are active in turn, and neuropil that brightens slowly all over."""
+    frames = recording(0.05 * torch.sin(torch.arange(300) / 30), noise)
+    rng = np.random.default_rng(2)
+    for _ in range(40):
+        y, x = rng.integers(4, 60, 2)
+        spikes = rng.random(300) < 0.02
+        trace = np.convolve(spikes, np.exp(-np.arange(50) / 10))[:300]
+        frames[:, y - 3 : y + 4, x - 3 : x + 4] += torch.from_numpy(trace).float()[:, None, None]
+    assert not tells_of_flicker(frames)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        torch.zeros(100, 64, 64),
+        torch.randn(100, 64, 64),
+        recording(random_course(20, 0.1), 0.1),
+        recording(random_course(100, 0.1), 0.1)[:, :20, :20],
+        torch.full((100, 64, 64), torch.nan),
+    ],
+    ids=["nothing", "noise", "few frames", "few pixels", "missing"],
+)
+def test_what_tells_nothing_is_in_steady_light(frames: torch.Tensor) -> None:
+    assert not tells_of_flicker(frames)
+
+
+def test_a_movie_of_one_brightness_is_in_steady_light() -> None:
+    assert found(torch.ones(40, 40, 40)).steady
+
+
+def test_frames_that_show_nothing_are_lit_as_those_beside() -> None:
+    course = random_course(100, 0.1)
+    course[50] = 0.9  # in a frame that was lost
+    frames = recording(course, 0.1)
+    frames[50] = torch.nan
+    frames[20, 5] = torch.nan
+    gain = found(frames).gain
+    between = (gain[49] + gain[51]) / 2
+    assert float(gain[50]) == pytest.approx(float(between), abs=0.05)
+    assert float((gain[:50] - 1 - course[:50] + course[:50].mean()).abs().max()) < 0.03
+
+
+def test_light_is_never_taken_for_almost_dark() -> None:
+    course = random_course(100, 0.1)
+    course[30] = -0.99
+    assert float(found(recording(course, 0.01)).gain.min()) >= 0.25
+
+
+def test_moments_are_those_of_all_frames() -> None:
+    frames = torch.randn(50, 6, 7) + 1000
+    frames[3, 2] = torch.nan
+    mean, variance = moments(frames.split(16))
+    torch.testing.assert_close(mean, frames.nanmean(0))
+    expected = torch.from_numpy(np.nanvar(frames.numpy(), axis=0))
+    torch.testing.assert_close(variance, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_the_solver_tells_amounts_of_patterns_exactly() -> None:
+    patterns, weights = torch.randn(2, 50), torch.rand(50)
+    told = solver(patterns, weights) @ (3 * patterns[0] - 2 * patterns[1])
+    torch.testing.assert_close(told, torch.tensor([3.0, -2.0]), atol=1e-4, rtol=0)
+
+
+def test_the_mixture_is_that_in_which_both_halves_flicker_alike() -> None:
+    """Of two amounts 0.6 and 0.8 of one course; what each half has of its own is no flicker."""
+    course = random_course(400, 1.0)
+    shared = course[:, None, None] * torch.tensor([0.6, 0.8])
+    own = torch.randn(400, 2, 2, generator=torch.Generator().manual_seed(3))
+    told, mixture = flicker_of(shared + own)
+    assert abs(float(mixture @ torch.tensor([0.6, 0.8]))) > 0.98
+    assert abs(float(np.corrcoef(told, course)[0, 1])) > 0.75
