@@ -6,9 +6,10 @@ thousands of pixels tell.
 
     survey: do cells of the field brighten alike from frame to frame? -> no, as in most movies: nothing else happens
         -> yes: contrast and level of each frame against the mean, by each half of the field for itself
-        -> the one mixture of both that halves see flicker alike -> Wiener filter over time -> Light
+        -> the one mixture of both that halves see flicker alike -> Wiener filter over time
+        -> do pixels change with it as light makes them, and not otherwise? -> Light
 
-Activity fades and is somewhere: it is neither alike in most cells nor in every frame. Where all of the neuropil flares
+Activity is somewhere: it is not alike in most cells, and where it is, not in all of their pixels. Where all of the neuropil flares
 up at once it may pass for light; nothing is lost, since what was taken out comes back.
 """
 
@@ -23,11 +24,13 @@ import torch
 from torch import Tensor
 
 from denoise.context import DARKEST
-from denoise.motion import alike, cells_of, image_of, per_variance, steadied
+from denoise.motion import PIECE, alike, cells_of, image_of, per_variance, steadied
 
 LEAST = (
     0.015  # of the light, root mean square, that it differs by from a usual frame: less costs hardly anything
 )
+ALIKE = 0.6  # of how others change, squared, a cell has to change; the rest is their noise and activity
+FOLLOWED = 0.77  # of how pixels change with the light, squared, has to be what light makes of them
 DIMMEST = 0.25  # of the usual light: what is darker would become too noisy
 
 
@@ -98,11 +101,15 @@ class Photometer:
 
 def flickers(brightness: Tensor) -> bool:
     """Whether brightness (T, cells) tells of flicker: from frame to frame most cells change like all others."""
-    return alike(brightness.diff(dim=0).unsqueeze(2), LEAST * math.sqrt(2))  # steps are between two frames
+    steps = brightness.diff(dim=0).unsqueeze(2)  # each the difference of two frames' light
+    return alike(steps, LEAST * math.sqrt(2), ALIKE)
 
 
 def light_of(blocks: Callable[[], Iterable[Tensor]]) -> Light:
-    """The light of a movie that flickers; `blocks` are its frames (n, Y, X), NaN where missing, and are read twice."""
+    """The light of a movie that flickers, or STEADY where pixels tell otherwise.
+
+    `blocks` are its frames (n, Y, X), in order, NaN where missing; they are read three times.
+    """
     mean, variance = moments(blocks())
     weights = per_variance(variance)
     centre = (weights * mean).sum() / weights.sum()
@@ -115,8 +122,27 @@ def light_of(blocks: Callable[[], Iterable[Tensor]]) -> Light:
     solvers = torch.cat([solver(patterns, its.flatten()) for its in halves])
     told = torch.cat([amounts(frames - mean, solvers) for frames in blocks()])
     course, mixture = flicker_of(told.unflatten(1, (2, 2)))
+    if not is_light(blocks(), course, mixture @ patterns, weights.flatten()):
+        return STEADY
     gain = (1 + mixture[0] * course / spread).clamp(min=DIMMEST).double()
     return Light(gain, mixture[1] * course + (1 - gain) * centre)
+
+
+def is_light(blocks: Iterable[Tensor], course: Tensor, pattern: Tensor, weights: Tensor) -> bool:
+    """Whether the pixels of frames (n, Y, X) change with a course (T,) of light by a pattern (N,), and not otherwise.
+
+    A process that runs through most of the field makes its cells alike, too, but other pixels do not change with it.
+    By two images of how pixels change, each from every other few frames, so that their noise is not the same.
+    """
+    images, power = torch.zeros(2, pattern.numel()), torch.zeros(2, 1)
+    pieces = (piece for frames in blocks for piece in frames.split(PIECE))
+    for number, (piece, its) in enumerate(zip(pieces, course.split(PIECE))):
+        steps = its.diff()
+        images[number % 2] += steps @ torch.nan_to_num(piece.diff(dim=0)).flatten(1)
+        power[number % 2] += steps.square().sum()
+    first, second = images / power.clamp(min=torch.finfo().tiny)
+    told = (weights * first * second).sum()
+    return bool((weights * pattern.square()).sum() > FOLLOWED * told)
 
 
 def moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

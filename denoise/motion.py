@@ -361,22 +361,24 @@ def moves(told: Tensor) -> bool:
     return alike(told, LEAST)
 
 
-def alike(told: Tensor, least: float) -> bool:
+def alike(told: Tensor, least: float, part: float = 0.0) -> bool:
     """Whether what cells tell (T, cells, K) changes alike: most agree with all others, by more than chance.
 
-    least: root mean square of what they have in common, in one of the K at least.
+    least: root mean square of what they have in common, in one of the K at least. part: of what others tell.
     """
     if len(told) < FEWEST or told.shape[1] < CELLS:
         return False
     weights, others = agreement(told)
     away = told - told.mean(0)
-    shared = (away * others).mean(0)  # (cells, K)
-    chance = (away.square().mean(0) * others.square().mean(0)).sqrt() / len(told) ** 0.5
-    return any(
-        float(weighted_median(its, weights[:, axis])) > least**2
-        and float(weighted_median((its / chance[:, axis]), weights[:, axis])) > SURE
-        for axis, its in enumerate(shared.unbind(1))
-    )
+    shared, power = (away * others).mean(0), others.square().mean(0)  # (cells, K)
+    chance = (away.square().mean(0) * power).sqrt() / len(told) ** 0.5
+    for axis, its in enumerate(shared.unbind(1)):
+        usual, surely, agreed = (
+            float(weighted_median(its / by, weights[:, axis])) for by in (1, chance[:, axis], power[:, axis])
+        )
+        if usual > least**2 and surely > SURE and agreed > part:
+            return True
+    return False
 
 
 def weighted_median(values: Tensor, weights: Tensor) -> Tensor:

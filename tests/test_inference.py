@@ -36,6 +36,7 @@ from evaluation.smoothed import (
 )
 from model import MovieNet, Past, UNet3D, UNetConfig, load_model
 from simulation import LEVELS, challenge_scene, digitize, noisy
+from simulation.activity import wander
 
 WEIGHTS = Path(__file__).parents[1] / "best_model_n2v.pth"
 CPU = torch.device("cpu")
@@ -560,7 +561,7 @@ def test_smoothing_is_undone_and_told(shipped: UNet3D, name: str) -> None:
     without = unaware(movie, shipped)
     if name == "none":
         assert result.smoothing == result.motion == (0, 0)
-        assert result.row_phase == 0
+        assert result.row_phase == result.flicker == 0
         np.testing.assert_array_equal(out, without)
     else:
         assert result.smoothing == pytest.approx((0.15, 0.15) if "filter" in name else (0.1, 0.1), abs=0.02)
@@ -583,6 +584,30 @@ def test_what_moves_is_held_still_and_comes_out_where_it_was(shipped: UNet3D, le
     scaled, told = run(3 * movie.astype(np.float32) + 70, shipped)
     assert told.motion == pytest.approx(result.motion, abs=1e-3)
     np.testing.assert_allclose((scaled - 70) / 3, out, atol=1e-3 * float(np.abs(out).max()))
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_light_that_flickers_is_held_steady_and_comes_out(shipped: UNet3D, moving: bool) -> None:
+    """By decibels better; where the sample moves too. A frame that another light flashed in comes out as recorded."""
+    scene = challenge_scene(1_000_100, 200, 64).clean()
+    light = 1 + 0.1 * np.random.default_rng(3).standard_normal((200, 1, 1)).astype(np.float32)
+    by = wander(np.random.default_rng(7), 200, 1.0, 0.0)
+    clean = (moved(scene, by).clip(0) if moving else scene) * light
+    movie = digitize(noisy(clean, *LEVELS[1], np.random.default_rng(0)), np.int16, clip_at_zero=False)
+    movie[50] += 8000
+    movie[90, 20] = 0
+    out, result = run(movie, shipped)
+    assert result.flicker == pytest.approx(0.1 * clean.mean(), rel=0.2)
+    assert (min(result.motion) > 1) == moving
+    np.testing.assert_array_equal(out[50], movie[50])
+    others = np.arange(200) != 50
+    scores = [score(clean[others], its[others])["stsnr"] for its in (out, unaware(movie, shipped))]
+    assert scores[0] > scores[1] + 1.5
+    slope = np.polyfit(clean[others].mean((1, 2)), out[others].mean((1, 2)), 1)[0]
+    assert slope == pytest.approx(1, abs=0.02)  # its flicker is the recording's
+    scaled, told = run(3 * movie.astype(np.float32) + 70, shipped)
+    assert told.flicker == pytest.approx(3 * result.flicker, rel=1e-3)
+    np.testing.assert_allclose((scaled - 70) / 3, out, atol=2e-3 * float(np.abs(out).max()))
 
 
 @pytest.mark.parametrize("noise", [1, 5])

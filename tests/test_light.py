@@ -80,8 +80,7 @@ def test_flicker_is_told_by_steps_of_brightness() -> None:
     assert Light(gain, torch.zeros(20, dtype=torch.float64)).flicker(50.0) == pytest.approx(10 / 2**0.5)
 
 
-@pytest.mark.parametrize("noise", [0.1, 1.0, 3.0])
-@pytest.mark.parametrize("rms", [0.03, 0.1])
+@pytest.mark.parametrize(("noise", "rms"), [(0.1, 0.03), (1.0, 0.03), (1.0, 0.1), (3.0, 0.1)])
 def test_flicker_is_found_and_held(noise: float, rms: float) -> None:
     """What is left of it is what two numbers a frame have of the noise of 4,096 pixels, and less by the filter."""
     course = random_course(200, rms)
@@ -119,6 +118,18 @@ def test_activity_and_noise_are_no_flicker(noise: float) -> None:
 )
 def test_what_tells_nothing_is_in_steady_light(frames: torch.Tensor) -> None:
     assert not tells_of_flicker(frames)
+
+
+def test_a_process_that_runs_through_the_field_is_no_light() -> None:
+    """It flickers, in one pixel of each row and the two beside, and most cells of the field have it."""
+    course = random_course(300, 0.5)
+    frames = recording(torch.zeros(300), 0.3)
+    lit = recording(course, 0.3)
+    for row in range(64):
+        frames[:, row, row - 1 : row + 2] = lit[:, row, row - 1 : row + 2]
+        frames[:, row, 62 - row : 65 - row] = lit[:, row, 62 - row : 65 - row]
+    assert found(frames).steady
+    assert not found(lit).steady
 
 
 def test_a_movie_of_one_brightness_is_in_steady_light() -> None:

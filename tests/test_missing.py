@@ -137,3 +137,12 @@ def test_noise_and_odd_voxels_do_not_take_turns(frames: int) -> None:
     movie = torch.randn(frames, 20, 30, generator=torch.Generator().manual_seed(0))
     movie.view(-1)[torch.randint(0, movie.numel(), (10,), generator=torch.Generator().manual_seed(1))] = 1e6
     assert period_of(movie) == 0
+
+
+def test_light_that_flickers_does_not_take_turns() -> None:
+    """Where it is more than the noise, frames of about the same light are alike, and their neighbours are not."""
+    light = 1 + 0.3 * torch.randn(64, 1, 1, generator=torch.Generator().manual_seed(5))
+    frames = light * torch.from_numpy(challenge_scene(5_000_030, 64, 64).clean())
+    steps = [float((frames[lag:] - frames[:-lag]).square().mean()) for lag in range(1, 13)]
+    assert min(steps) < 0.8 * steps[0]
+    assert period_of(frames + torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))) == 0

@@ -89,11 +89,12 @@ def test_ranks_write_one_movie_bit_by_bit_as_one_process_does(folder: Path) -> N
         assert sum("done, " in line for line in ended.stdout.splitlines()) == 1
 
 
-def test_ranks_hold_a_moving_movie_still_as_one_process_does(folder: Path, tmp_path: Path) -> None:
+def test_ranks_hold_a_movie_that_moves_and_flickers_as_one_process_does(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.pth").symlink_to(folder / "tiny.pth")
     (tmp_path / "in").mkdir()
     by = wander(np.random.default_rng(0), 300, 1.0, 0.0)  # two sections
-    frames = moved(challenge_scene(1, 300, (48, 64)).clean(), by)
+    light = 1 + 0.2 * np.random.default_rng(2).standard_normal((300, 1, 1))
+    frames = light * moved(challenge_scene(1, 300, (48, 64)).clean(), by)
     with MovieWriter(tmp_path / "in" / "a.tif", frames.shape, "float32") as writer:
         writer.append(np.random.default_rng(1).poisson(frames.clip(0)).astype(np.float32))
     told = []
@@ -102,7 +103,8 @@ def test_ranks_hold_a_moving_movie_still_as_one_process_does(folder: Path, tmp_p
         assert ended.returncode == 0, ended.stderr
         told.append(json.loads((tmp_path / f"of {ranks}" / "metadata.json").read_text())["movies"][0])
     assert min(told[0]["motion"]) > 1
-    assert told[0]["motion"] == told[1]["motion"]
+    assert told[0]["flicker"] > 1
+    assert all(told[0][name] == told[1][name] for name in ("motion", "flicker"))
     assert (tmp_path / "of 1" / "a.tif").read_bytes() == (tmp_path / "of 2" / "a.tif").read_bytes()
 
 
