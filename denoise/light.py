@@ -9,8 +9,8 @@ thousands of pixels tell.
         -> the one mixture of both that halves see flicker alike -> Wiener filter over time
         -> do pixels change with it as light makes them, and not otherwise? -> Light
 
-Activity is somewhere: it is not alike in most cells, and where it is, not in all of their pixels. Where all of the neuropil flares
-up at once it may pass for light; nothing is lost, since what was taken out comes back.
+Activity is somewhere: it is not alike in most cells, and where it is, not in all of their pixels. Where all neuropil
+flares up at once it may pass for light; nothing is lost, since what was taken out comes back.
 """
 
 from __future__ import annotations
