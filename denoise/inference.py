@@ -8,8 +8,8 @@ One pass over the file finds the percentiles and the whole-movie context; a seco
 Smoothing is what a frame has been through before it came here (`denoise.smoothing`), light is steadied where it flickers
 (`denoise.light`), line noise is what the voxels of a row share (`denoise.lines`), and what is held still is the sample,
 where it moves (`denoise.motion`): mostly there is none of these. A movie that moves or flickers is surveyed once more,
-held still in steady light. The bars are borders between threads (`denoise.ahead`), so
-that reading, computing and writing overlap. Memory does not grow with the length of the movie.
+held still in steady light. The bars are borders between threads (`denoise.ahead`): reading, computing and writing overlap.
+Memory does not grow with the length of the movie.
 """
 
 from __future__ import annotations
@@ -116,9 +116,7 @@ class Result:
         float, float
     ]  # pixels from the mean place along (y, x), at most; 0 where it was not held still
     row_phase: float  # pixels that odd rows lay further on along x and were put back by; 0 if not
-    flicker: (
-        float  # root mean square by which the brightness of frames flickers; 0 where light was not steadied
-    )
+    flicker: float  # of the brightness of frames, root mean square; 0 where light was not steadied
     warnings: list[str] = field(default_factory=list)
     adaptation: dict[str, object] | None = None  # see denoise.adaptation.Adaptation; None if there was none
     model: UNet3D | None = None  # that denoised the movie: the adapted one, where that was kept
@@ -147,13 +145,9 @@ class Survey:
     smoothing: Tensor  # (T, 2), by which each frame has been smoothed, see denoise.smoothing
     lines: tuple[Lines, ...]  # of rows and of columns, of the movie without its smoothing
     light: Light  # in normalized units
-    offsets: list[
-        Tensor
-    ]  # in normalized units: (T, Y) and (T, X), what line noise added to them; (T, 0) where there is none
+    offsets: list[Tensor]  # (T, Y) and (T, X) of line noise, in normalized units; (T, 0) where there is none
     motion: Motion
-    context: (
-        Context  # in normalized units, of the movie held still, without smoothing, flicker and line noise
-    )
+    context: Context  # in normalized units, held still, without smoothing, flicker and line noise
     moves: bool  # and is not held still yet
     flickers: bool  # and its light is not steadied yet
     not_finite: int
