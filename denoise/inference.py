@@ -8,8 +8,8 @@ One pass over the file finds the percentiles and the whole-movie context; a seco
 Smoothing is what a frame has been through before it came here (`denoise.smoothing`), light is steadied where it flickers
 (`denoise.light`), line noise is what the voxels of a row share (`denoise.lines`), and what is held still is the sample,
 where it moves (`denoise.motion`): mostly there is none of these. A movie that moves or flickers is surveyed once more,
-held still in steady light. The bars are borders between threads (`denoise.ahead`): reading, computing and writing overlap.
-Memory does not grow with the length of the movie.
+held still in steady light. The bars are borders between threads (`denoise.ahead`): reading, computing and writing
+overlap. Memory does not grow with the length of the movie.
 """
 
 from __future__ import annotations
