@@ -28,7 +28,7 @@ FLASH = 3.0  # deviations of a voxel's noise by which a flash is brighter or dar
 STRONG = 0.5  # and times the movie's own scale
 UNUSUAL = 15.0  # and times the median of what frames are off by
 LONGEST_PERIOD = 12  # frames in which planes or channels may take turns
-FARTHEST = 10.0  # times the median of what neighbours differ by
+FARTHEST = 10.0  # times the median by which voxels differ from their frame's median
 ALIKE = 0.9  # times what neighbours differ by, squared, do frames of one of them differ by
 SUDDEN = 0.5  # of it comes and goes from one frame to the next: activity fades
 
@@ -144,14 +144,15 @@ def period_of(frames: Tensor) -> int:
     Their light may flicker: what is compared is their structure.
     """
     some = looked_at(frames)
-    some = some - some.nanmean(1, keepdim=True)
+    some = some - some.nanmedian(1, keepdim=True).values
+    most = FARTHEST * float(some.abs().nanmedian())  # odd voxels do not count for more
+    some = some.clamp(-most, most)
     some = some / some.square().nanmean(1, keepdim=True).sqrt().clamp(min=torch.finfo().tiny)
     longest = min(LONGEST_PERIOD, len(some) // 4)
     steps = [some[lag:] - some[:-lag] for lag in range(1, longest + 1)]
     if not steps:
         return 0
-    most = FARTHEST * float(steps[0].abs().nanmedian())  # odd voxels do not count for more
-    apart = [float(its.clamp_(-most, most).square().nanmean()) for its in steps]
+    apart = [float(its.square().nanmean()) for its in steps]
     found = [lag for lag, its in enumerate(apart, 1) if its < ALIKE * apart[0]]
     return found[0] if found and apart[found[0] - 1] <= min(apart) / ALIKE else 0
 
