@@ -159,6 +159,11 @@ class Survey:
     period: int  # of frames that are alike, where neighbours are not; 0 for none
     recorded: dict[int, np.ndarray] = field(default_factory=dict)  # (Y, X), of kept frames on their way
 
+    @property
+    def recorded_light(self) -> Light:
+        """In the recording's units."""
+        return self.light.rescaled(self.normalization.scale, self.normalization.low)
+
     def sharpened(self, recorded: np.ndarray, start: int) -> Iterator[Tensor]:
         """Pieces (n, Y, X) of recorded frames from that one on, normalized, without smoothing, in steady light.
 
@@ -255,18 +260,15 @@ def changes_found(
     movie: Readable, model: UNet3D, settings: Settings, survey: Survey, progress: Progress
 ) -> Changes:
     """How the light of a movie flickers, and how it moves."""
-    n = survey.normalization
-    light = STEADY
     if survey.flickers:
         with torch.inference_mode():
             light = light_of(partial(followed, movie, survey.sharpened, progress))
-    survey = replace(survey, light=light)
-    recorded = light.rescaled(n.scale, n.low)
-    return Changes(recorded, motion_found(movie, model, settings, survey, recorded, progress))
+        survey = replace(survey, light=light)
+    return Changes(survey.recorded_light, motion_found(movie, model, settings, survey, progress))
 
 
 def motion_found(
-    movie: Readable, model: UNet3D, settings: Settings, survey: Survey, light: Light, progress: Progress
+    movie: Readable, model: UNet3D, settings: Settings, survey: Survey, progress: Progress
 ) -> Motion:
     """By which a movie is to be held still; STILL where an excerpt of it tells that this would do harm.
 
@@ -288,7 +290,7 @@ def motion_found(
     away = []
     for its in (STILL, replace(motion, by=motion.by[start:])):
         parts: list[np.ndarray] = []
-        known = Changes(light.since(start), its)
+        known = Changes(survey.recorded_light.since(start), its)
         denoise_movie(excerpt, model, alone, parts.append, lambda *_: None, known=known)
         away.append(float(np.nanmean(np.square(np.concatenate(parts) - excerpt.frames, dtype=np.float64))))
     return motion if away[1] < FURTHER * away[0] else STILL
@@ -396,7 +398,7 @@ class Surveyor:
         self.reference = self.mean if self.motion.still else inpainted(self.motion.hold(sharp, 0).nanmean(0))
         self.tracker = tracker_of(sharp)
         self.displaced = torch.zeros(movie.info.shape[0], *self.tracker.solvers.shape[:2])
-        self.photometer = Photometer(middle(sharp))
+        self.photometer = Photometer(self.tracker.image, self.tracker.weights)
         self.brightness = torch.zeros(movie.info.shape[0], len(self.photometer.solver))
         self.lines = tuple(lines_of(sharp, axis) for axis in (1, 2))
         means = self.line_means(sharp)

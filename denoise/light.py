@@ -24,11 +24,9 @@ import torch
 from torch import Tensor
 
 from denoise.context import DARKEST
-from denoise.motion import PIECE, alike, cells_of, image_of, per_variance, steadied
+from denoise.motion import PIECE, alike, cells_of, image_of, per_variance, solver, steadied
 
-LEAST = (
-    0.015  # of the light, root mean square, that it differs by from a usual frame: less costs hardly anything
-)
+LEAST = 0.015  # of the light, root mean square, that it has to differ by from that of a usual frame
 ALIKE = 0.6  # of how others change, squared, a cell has to change; the rest is their noise and activity
 FOLLOWED = 0.77  # of how pixels change with the light, squared, has to be what light makes of them
 DIMMEST = 0.25  # of the usual light: what is darker would become too noisy
@@ -84,13 +82,16 @@ STEADY = Light(torch.zeros(0), torch.zeros(0))
 
 
 class Photometer:
-    """Tells how bright frames (n, Y, X) are, as cells of the field see it, against the first ones of the movie."""
+    """Tells how bright frames (n, Y, X) are against an image (Y, X) of the scene, as cells of the field see it.
 
-    def __init__(self, frames: Tensor) -> None:
-        self.image, variance = image_of(frames)
-        black = self.image.flatten().kthvalue(1 + int(DARKEST * (self.image.numel() - 1))).values
-        signal = self.image - black  # that more light makes more of
-        weighted = cells_of(self.image.shape, 0) * (signal * per_variance(variance))
+    weights (Y, X): the inverse of how much its pixels vary.
+    """
+
+    def __init__(self, image: Tensor, weights: Tensor) -> None:
+        self.image = image
+        black = image.flatten().kthvalue(1 + int(DARKEST * (image.numel() - 1))).values
+        signal = image - black  # that more light makes more of
+        weighted = cells_of(image.shape, 0) * (signal * weights)
         power = (weighted * signal).sum((1, 2), keepdim=True)
         self.solver = (weighted / power)[power[:, 0, 0] > 0].flatten(1)  # (cells, Y X)
 
@@ -118,9 +119,11 @@ def light_of(blocks: Callable[[], Iterable[Tensor]]) -> Light:
         return STEADY
     patterns = torch.stack([(mean - centre) / spread, torch.ones_like(mean)]).flatten(1)  # contrast, level
     cells = cells_of(mean.shape, 0)
-    halves = [its.any(0) * weights for its in cells.split(len(cells) // 2)]
-    solvers = torch.cat([solver(patterns, its.flatten()) for its in halves])
-    told = torch.cat([amounts(frames - mean, solvers) for frames in blocks()])
+    halves = [(its.any(0) * weights).flatten() for its in cells.split(len(cells) // 2)]
+    solvers = [its for its in (solver(patterns * half, patterns) for half in halves) if its is not None]
+    if len(solvers) < len(halves):
+        return STEADY
+    told = torch.cat([amounts(frames - mean, torch.cat(solvers)) for frames in blocks()])
     course, mixture = flicker_of(told.unflatten(1, (2, 2)))
     if not is_light(blocks(), course, mixture @ patterns, weights.flatten()):
         return STEADY
@@ -158,12 +161,6 @@ def moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         squares += rest.square().nansum(0)
     shift = total / count.clamp(min=1)
     return reference + shift, squares / count.clamp(min=1) - shift.square()
-
-
-def solver(patterns: Tensor, weights: Tensor) -> Tensor:
-    """What tells by weighted least squares how much of each pattern (K, N) there is in an image (N,): (K, N)."""
-    weighted = patterns * weights
-    return torch.linalg.pinv(weighted @ patterns.T, hermitian=True) @ weighted
 
 
 def amounts(rest: Tensor, solvers: Tensor) -> Tensor:

@@ -301,7 +301,7 @@ def cells_of(shape: Sequence[int], edge: int) -> Tensor:
 
 
 def solver(seen: Tensor, true: Tensor) -> Tensor | None:
-    """What tells from an image (N,) the four amounts of `true` images (4, N) in it, by weighted `seen` ones: (4, N).
+    """What tells from an image (N,) the amounts of `true` images (K, N) in it, by weighted `seen` ones: (K, N).
 
     None where there is not enough in them.
     """

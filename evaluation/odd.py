@@ -34,13 +34,11 @@ def every(count: int, first: int) -> np.ndarray:
 class Fault:
     """light: by which the scene is multiplied and the recording divided. added: to the recording, and its truth.
 
-    flicker: root mean square of the light's own changes from frame to frame, in parts of it; the truth has them.
     spoilt: frames (T,) that become `instead` of them, and do not count.
     """
 
     light: np.ndarray | float = 1.0
     added: np.ndarray | float = 0.0
-    flicker: float = 0.0
     spoilt: np.ndarray | None = None
     instead: Callable[[np.ndarray], np.ndarray | float] = lambda frames: frames
 
@@ -51,8 +49,6 @@ FAULTS = {
     "light in the corners a quarter, corrected": Fault(light=1 / (1 + 3 * FROM_CENTRE**2)),
     "bleached to 0.4, corrected": Fault(light=0.4 + 0.6 * np.exp(-TIMES / 100)),
     "bleached to 0.2, corrected": Fault(light=0.2 + 0.8 * np.exp(-TIMES / 100)),
-    "light flickers by 2%": Fault(flicker=0.02),
-    "light flickers by 10%": Fault(flicker=0.1),
     "offset drifts by the mean brightness": Fault(added=200 * TIMES / FRAMES),
     "one frame in 30 lit up, by 5 times the mean": Fault(
         spoilt=every(30, 15), instead=lambda frames: frames + 1000
@@ -72,8 +68,6 @@ def scores(fault: Fault, level: int, model: UNet3D) -> tuple[float, float]:
     clean = challenge_scene(FIRST_EVALUATION_SEED, FRAMES, SIZE).clean()
     light = np.broadcast_to(np.float32(1) * fault.light, clean.shape).astype(np.float32)
     rng = np.random.default_rng([FIRST_EVALUATION_SEED, level])
-    if fault.flicker:
-        clean = clean * (1 + fault.flicker * rng.standard_normal((FRAMES, 1, 1), np.float32))
     movie = (noisy(clean * light, *LEVELS[level], rng) / light + fault.added).astype(np.float32)
     truth = (clean + fault.added).astype(np.float32)
     counted = np.ones(FRAMES, bool)

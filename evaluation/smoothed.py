@@ -1,5 +1,6 @@
-"""What knowing how voxels share noise, and how the sample moves, brings: `python -m evaluation.smoothed` prints stSNR
-without and with it.
+"""What knowing how voxels share noise, how the sample moves and how its light flickers brings.
+
+`python -m evaluation.smoothed` prints stSNR without and with it.
 
 Held-out scenes, recorded as the challenge's movies are, then smoothed as detectors, programs and registration do; what
 that does to the clean movie is the truth. Line noise is added to all voxels of a row. The last lines tell the error at
@@ -75,6 +76,12 @@ def out_of_phase(by: float, frames: np.ndarray) -> np.ndarray:
     return frames
 
 
+def flickering(by: float, frames: np.ndarray) -> np.ndarray:
+    """In light that differs from frame to frame, by parts of it, root mean square."""
+    light = 1 + by * np.random.default_rng(FIRST_EVALUATION_SEED).standard_normal((len(frames), 1, 1))
+    return frames * light.astype(np.float32)
+
+
 def mean_of_frames(count: int, frames: np.ndarray) -> np.ndarray:
     """Every frame is the mean of so many, as a running average over time leaves it."""
     return convolve1d(frames, [1 / count] * count, axis=0, mode="nearest")
@@ -111,6 +118,8 @@ SMOOTHINGS = {
     "moves by 1 pixel": Smoothing(partial(moving, 1, 0)),
     "drifts by 2 pixels": Smoothing(partial(moving, 0, 2)),
     "odd rows out of phase by 1.3 pixels": Smoothing(partial(out_of_phase, 1.3)),
+    "light flickers by 2%": Smoothing(partial(flickering, 0.02)),
+    "light flickers by 10%": Smoothing(partial(flickering, 0.1)),
     "registered, linear": Smoothing(partial(displaced, EXACT, 1), partial(displaced, LINEAR, -1)),
     "registered, cubic": Smoothing(partial(displaced, EXACT, 1), partial(displaced, CUBIC, -1)),
     "one frame in ten repeated": Smoothing(after=partial(repeated, 10)),
