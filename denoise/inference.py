@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from denoise.light import STEADY, Light, Photometer, flickers, light_of
 from denoise.limits import free_memory
 from denoise.lines import Lines, lines_of
 from denoise.missing import FILLED, PIECE_VOXELS, as_recorded, period_of, without_missing
-from denoise.motion import STILL, Motion, displacements_of, in_phase, moves, phase_of, tracker_of
+from denoise.motion import STILL, Moments, Motion, displacements_of, in_phase, moves, phase_of, tracker_of
 from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
 from denoise.ranks import ALONE, Team
@@ -94,6 +94,7 @@ class ArrayMovie:
 
 
 Progress = Callable[[str, int, int], None]
+Sums = TypeVar("Sums", Moments, ContextSums)
 
 
 @dataclass(frozen=True)
@@ -355,23 +356,31 @@ def survey_movie(
 ) -> Survey:
     """First pass: percentiles, context, and what is missing. Every frame is read once, by one rank of the team.
 
-    Sums are taken section by section and added in order, so that they do not depend on the number of ranks.
+    Where the scene moves, once before, for what it is like in the mean.
     """
     frames, height, width = movie.info.shape
     count = math.ceil(frames / SECTION)
     surveyor = Surveyor(movie, percentiles, known)
-    own = team.share(count)
-    surveyor.found.skip(own.start * SECTION * height * width)
-    sums = ContextSums(surveyor.reference)
+    if len(known.motion.by):
+        seen = partial(surveyor.scene, tell=lambda done: progress("following", done, frames))
+        surveyor.look_at(summed(Moments(surveyor.reference), seen, count, team).mean)
+    surveyor.found.skip(team.share(count).start * SECTION * height * width)
+    section = partial(surveyor.section, tell=lambda done: progress("reading", done, frames))
+    sums = summed(ContextSums(surveyor.reference), section, count, team)
+    progress("reading", frames, frames)
+    return surveyor.survey(sums, team)
+
+
+def summed(sums: Sums, section: Callable[[int], Sums], count: int, team: Team) -> Sums:
+    """With those of so many sections, each taken by one rank of the team, in order: they do not depend on its size."""
     sections = {}
-    for index in own:
-        sections[index] = surveyor.section(index, lambda done: progress("reading", done, frames))
+    for index in team.share(count):
+        sections[index] = section(index)
         if team.size == 1:
             sums.add(sections.pop(index))
     for index in range(count if team.size > 1 else 0):
         sums.add(team.of(team.owner(index, count), sections.pop(index, None)))
-    progress("reading", frames, frames)
-    return surveyor.survey(sums, team)
+    return sums
 
 
 class Surveyor:
@@ -392,8 +401,7 @@ class Surveyor:
         values, _ = without_missing(self.provisional.normalize(self.first))
         self.gauge = Gauge(values)
         self.smoothing = torch.zeros(movie.info.shape[0], 2)
-        smoothed = with_smoothing(values, self.gauge.weights(values))
-        sharp = self.light.hold(torch.cat([undo(*part) for part in smoothed]), 0)
+        sharp = torch.cat([its for _, its in self.sharp(values, 0)])
         self.mean = inpainted(sharp.nanmean(0))
         self.reference = self.mean if self.motion.still else inpainted(self.motion.hold(sharp, 0).nanmean(0))
         self.tracker = tracker_of(sharp)
@@ -407,6 +415,31 @@ class Surveyor:
         frames = movie.info.shape[0]
         self.means = [its.new_zeros(frames, its.shape[1]) for its in means]  # of all lines
         self.last: Tensor | None = None  # of the section before, as ContextSums keeps it
+
+    def look_at(self, scene: Tensor) -> None:
+        """Hold frames still against the mean scene (H, W)."""
+        self.motion, self.reference = replace(self.motion, scene=scene), scene
+
+    def sharp(
+        self, values: Tensor, start: int, smoothing: Tensor | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Pieces (n, Y, X) of normalized frames from that one on, without smoothing, in steady light; and their firsts."""
+        smoothing = self.gauge.weights(values) if smoothing is None else smoothing
+        for part in with_smoothing(values, smoothing):
+            yield start, self.light.hold(undo(*part), start)
+            start += len(part[0])
+
+    def scene(self, index: int, tell: Callable[[int], None]) -> Moments:
+        """Sums over the frames of one section, held still."""
+        sums, done = Moments(self.reference), index * SECTION
+        with closing(ahead(self.blocks(done))) as read:
+            for block in read:
+                values, _ = without_missing(self.provisional.normalize(block))
+                for start, sharp in self.sharp(values, done):
+                    sums.update(self.motion.hold(sharp, start))
+                done += len(block)
+                tell(done)
+        return sums
 
     def section(self, index: int, tell: Callable[[int], None]) -> ContextSums:
         """Sums over the frames of one section; called in order."""
@@ -423,16 +456,16 @@ class Surveyor:
                 self.flashes[done : done + len(block)] = lost.flashes
                 smoothing = self.gauge.weights(values)
                 self.smoothing[done : done + len(block)] = smoothing
-                for part in with_smoothing(values, smoothing):
-                    sharp = self.light.hold(undo(*part), done)
-                    sums.update(self.motion.hold(sharp, done))
+                for start, sharp in self.sharp(values, done, smoothing):
+                    stop = start + len(sharp)
+                    sums.update(self.motion.hold(sharp, start))
                     if self.known.none:
-                        seen, stop = middle(sharp), done + len(sharp)
-                        self.displaced[done:stop] = self.tracker.displacements(seen)
-                        self.brightness[done:stop] = self.photometer.brightness(seen)
+                        seen = middle(sharp)
+                        self.displaced[start:stop] = self.tracker.displacements(seen)
+                        self.brightness[start:stop] = self.photometer.brightness(seen)
                     for every, its in zip(self.means, self.line_means(sharp)):
-                        every[done : done + len(its)] = its
-                    done += len(sharp)
+                        every[start:stop] = its
+                done += len(block)
                 tell(done)
         self.last = sums.last
         return sums
@@ -453,7 +486,7 @@ class Surveyor:
             return None
         with closing(blocks(self.movie, frame - LONGEST_BLOCK, frame)) as read:
             values, _ = without_missing(self.provisional.normalize(list(read)[-1]))
-        sharp = self.light.hold(undo(values[-1:], self.gauge.weights(values)[-1:]), frame - 1)
+        ((_, sharp),) = self.sharp(values[-1:], frame - 1, self.gauge.weights(values)[-1:])
         last = self.motion.hold(sharp, frame - 1)
         return torch.where(torch.isfinite(last), last - self.reference, torch.nan)
 
@@ -464,9 +497,8 @@ class Surveyor:
             self.found.add(found)
         n = self.found.result(self.percentiles)
         rows, columns = self.lines
-        context = sums.context(self.memory, (rows.variance, columns.variance)).rescaled(
-            self.provisional.scale / n.scale, (self.provisional.low - n.low) / n.scale
-        )
+        to_final = self.provisional.scale / n.scale, (self.provisional.low - n.low) / n.scale
+        context = sums.context(self.memory, (rows.variance, columns.variance)).rescaled(*to_final)
         # each has its own frames
         own = (self.smoothing, self.displaced, self.brightness, *self.means)
         smoothing, displaced, brightness, *means = (torch.stack(its).sum(0) for its in zip(*team.all(own)))
@@ -480,7 +512,7 @@ class Surveyor:
             offsets=[
                 its.offsets(m) * (self.provisional.scale / n.scale) for its, m in zip(self.lines, means)
             ],
-            motion=self.motion,
+            motion=self.motion.rescaled(*to_final),
             light=normalized(self.known.light, n),
             moves=self.known.none and not self.period and moves(displaced),
             flickers=self.known.none and not self.period and flickers(brightness),

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from denoise.context import DARKEST
-from denoise.motion import PIECE, alike, cells_of, image_of, per_variance, solver, steadied
+from denoise.motion import PIECE, Moments, alike, cells_of, image_of, per_variance, solver, steadied
 
 LEAST = 0.015  # of the light, root mean square, that it has to differ by from that of a usual frame
 ALIKE = 0.6  # of how others change, squared, a cell has to change; the rest is their noise and activity
@@ -152,15 +152,10 @@ def moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean (Y, X) of frames (n, Y, X), and their variance."""
     whole = iter(blocks)
     first = next(whole)
-    reference, _ = image_of(first)
-    count, total, squares = torch.zeros(3, *reference.shape)
+    sums = Moments(image_of(first)[0])
     for frames in chain([first], whole):
-        rest = frames - reference
-        count += rest.isfinite().sum(0)
-        total += rest.nansum(0)
-        squares += rest.square().nansum(0)
-    shift = total / count.clamp(min=1)
-    return reference + shift, squares / count.clamp(min=1) - shift.square()
+        sums.update(frames)
+    return sums.mean, sums.variance
 
 
 def amounts(rest: Tensor, solvers: Tensor) -> Tensor:

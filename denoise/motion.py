@@ -5,6 +5,9 @@ moves each frame is told how far, and goes onto a canvas on which the scene stan
 beyond the frame. What is made of it there goes back to where the frame has it: the output is not registered, and no
 pixel is lost.
 
+Interpolation loses the finest waves, and at the edge of a frame it has to guess. So what is interpolated is only how
+frames differ from the mean scene as they would show it, where that is known.
+
     survey: are rows out of phase, or do cells of the field move alike? -> no, as in most movies: nothing else happens
         -> yes: each frame held against the mean of all, once by all cells, then by each half of them for itself
         -> what the halves tell alike: Wiener filter over time -> Motion
@@ -68,11 +71,13 @@ class Motion:
     by (T, 2): pixels along (y, x) by which a frame has it further on than the canvas; (0, 2) where it stands still.
     phase: pixels by which odd rows have it further on along x, since a scanner writes them on its way back.
     margins: rows before and after the frame, and columns, that the canvas has more.
+    scene: what it is like in the mean (H, W), on the canvas, in the frames' units; None where that is not known.
     """
 
     by: Tensor
     phase: float = 0.0
     margins: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
+    scene: Tensor | None = None
 
     @property
     def still(self) -> bool:
@@ -83,6 +88,9 @@ class Motion:
         """Frames (n, Y, X) from that one on, on the canvas (n, H, W): NaN where a frame shows nothing, or misses it."""
         if self.still:
             return frames
+        if self.scene is not None:
+            shown = self.release(self.scene.expand(len(frames), -1, -1), start)
+            return replace(self, scene=None).hold(frames - shown, start).add_(self.scene)
         at_y, at_x = self._places(frames, start, 1)
         missing = frames.isnan()
         if missing.any():
@@ -130,6 +138,10 @@ class Motion:
             its.amax(0).ceil().clamp(min=0).int().tolist() for its in (places, -places)
         )
         return replace(self, margins=((top, bottom), (left, right)))
+
+    def rescaled(self, scale: float, shift: float) -> Motion:
+        """That of scale * movie + shift."""
+        return self if self.scene is None else replace(self, scene=self.scene * scale + shift)
 
 
 STILL = Motion(torch.zeros(0, 2))
@@ -422,19 +434,50 @@ def held_images(
 
     In a mean that has a frame in it, the frame's noise would be found where it was put before, by both halves.
     """
-    count, total, squares = torch.zeros(3, FOLDS, *trackers[0].image.shape)
+    folds, others = ([Moments(trackers[0].image) for _ in range(FOLDS)] for _ in range(2))
     moved = 0.0
     for fold, piece in frames:
         by, _ = trackers[fold].places(piece, farthest)
-        rest = Motion(by).hold(piece, 0) - trackers[0].image
-        count[fold] += rest.isfinite().sum(0)
-        total[fold] += rest.nansum(0)
-        squares[fold] += rest.square().nansum(0)
+        folds[fold].update(Motion(by).hold(piece, 0))
         moved = max(moved, float(by.abs().max()))
-    count, total, squares = (its.sum(0) - its for its in (count, total, squares))
-    shift = total / count.clamp(min=1)
-    variance = squares / count.clamp(min=1) - shift.square()
-    return list(zip(trackers[0].image + shift, variance)), moved
+    for number, own in enumerate(folds):
+        for its in others[:number] + others[number + 1 :]:
+            its.add(own)
+    return [(its.mean, its.variance) for its in others], moved
+
+
+class Moments:
+    """Sums over frames (n, Y, X), relative to an image (Y, X) near their mean; what is missing, NaN, is left out."""
+
+    def __init__(self, reference: Tensor) -> None:
+        self.reference = reference
+        self.count, self.total, self.squares = torch.zeros(3, *reference.shape, dtype=torch.float64)
+
+    def update(self, frames: Tensor) -> None:
+        rest = frames - self.reference
+        self.count += rest.isfinite().sum(0)
+        self.total += rest.nansum(0)
+        self.squares += rest.square().nansum(0)
+
+    def add(self, other: Moments) -> None:
+        """Take the sums of other frames, relative to the same image."""
+        self.count += other.count
+        self.total += other.total
+        self.squares += other.squares
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the frames (Y, X); the reference where all are missing."""
+        return (self.reference + self._shift).float()
+
+    @property
+    def variance(self) -> Tensor:
+        """Of the frames (Y, X)."""
+        return (self.squares / self.count.clamp(min=1) - self._shift.square()).float()
+
+    @property
+    def _shift(self) -> Tensor:
+        return self.total / self.count.clamp(min=1)
 
 
 def together(told: Tensor) -> Tensor:
