@@ -32,7 +32,8 @@ HOT = 2.0  # times the noise variance of those around it, and
 SPREADS = 10.0  # times the median by which pixels differ from those around them
 WHITE = 0.4  # by which variance may differ from half that of its steps, over that, in white noise
 STILL = 8  # steps from frame to frame in which a pixel does not change, and
-LINE = 16  # pixels in a line that do not: they were not recorded
+LINE = 16  # pixels in a line that do not: they were not recorded, nor is one where others caught
+PHOTONS = 20.0  # in the same time
 
 
 @dataclass
@@ -132,7 +133,7 @@ class ContextSums:
             usually = (memory.variance * memory.slow * half).where(~hot, 0)
             gain, read_variance = self._noise_model(mean, usually)
         read_variance = read_variance - sum(shared)
-        varies = seen & ~unrecorded((self.difference == 0) & (self.steps >= STILL))
+        varies = seen & ~self._unrecorded(half, gain)
         usual = varies & ~hot
         light = inpainted(mean.where(usual, torch.nan))
         noise = noise_map(light, gain, read_variance)
@@ -160,6 +161,19 @@ class ContextSums:
         surprising = ratio > typical + (SPREADS * medians((ratio - typical).abs())).clamp(min=HOT)
         return surprising & (self.steps >= CERTAIN) & ((variance / half - 1).abs() < WHITE)
 
+    def _unrecorded(self, half: Tensor, gain: Tensor) -> Tensor:
+        """Pixels (..., Y, X) that never change, and would if they had been recorded: borders, masks, stuck pixels.
+
+        half (..., Y, X): variance of the noise. Over the gain squared it is the photons of a frame: where those around a
+        pixel caught so many that it would have caught some, too, it is no dark one.
+        """
+        still = (self.difference == 0) & (self.steps >= STILL)
+        if not bool(still.any()):
+            return still
+        usual = inpainted(half.where(~still, torch.nan))
+        certain = self.steps * usual > PHOTONS * gain[..., None, None].square()
+        return still & (certain | in_lines(still))
+
     def _noise_model(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Gain and read variance (...), from variances in time, or in space where there is one frame only."""
         gain, read_variance = photon_transfer(mean, variance.float())
@@ -169,11 +183,8 @@ class ContextSums:
         )
 
 
-def unrecorded(still: Tensor) -> Tensor:
-    """Of pixels that never change (..., Y, X) those in lines of LINE of them, and what touches these: borders, masks.
-
-    Single ones may have caught no photon yet.
-    """
+def in_lines(still: Tensor) -> Tensor:
+    """Of pixels that never change (..., Y, X) those in lines of LINE of them, and what touches these."""
     images = still.float().reshape(-1, 1, *still.shape[-2:])
     found = torch.zeros_like(images)
     for kernel in ((1, min(LINE, images.shape[3])), (min(LINE, images.shape[2]), 1)):

@@ -275,8 +275,9 @@ def motion_found(
 
     And by which its rows are to be put in phase: by whole pixels where nothing moves, which loses nothing.
 
-    Interpolation costs a little of the finest waves. Where there is hardly any noise that is more than the network loses
-    by a slow movement, and shows: what comes out is further from the recording, since noise is the same both ways.
+    What is held by wrong displacements is blurred. Where there is hardly any noise that may cost more than the network
+    loses by a slow movement, and shows: what comes out is further from the recording in most pixels, since noise is the
+    same both ways.
     """
     with torch.inference_mode():
         phase = phase_of(survey.context.mean)
@@ -288,13 +289,17 @@ def motion_found(
         return STILL
     excerpt, start = excerpt_of(movie)
     alone = replace(settings, adapt_minutes=0.0)
+    stop = start + len(excerpt.frames)
+    recorded, _ = without_missing(survey.normalization.normalize(excerpt.frames), survey.flashes[start:stop])
     away = []
     for its in (STILL, replace(motion, by=motion.by[start:])):
         parts: list[np.ndarray] = []
         known = Changes(survey.recorded_light.since(start), its)
         denoise_movie(excerpt, model, alone, parts.append, lambda *_: None, known=known)
-        away.append(float(np.nanmean(np.square(np.concatenate(parts) - excerpt.frames, dtype=np.float64))))
-    return motion if away[1] < FURTHER * away[0] else STILL
+        denoised = torch.from_numpy(survey.normalization.normalize(np.concatenate(parts)))
+        away.append((denoised - recorded).square().nanmean(0))
+    ratio = away[1] / away[0]  # (Y, X); NaN where a pixel stays as it is
+    return motion if float(ratio.log().nanmean().exp()) < FURTHER else STILL
 
 
 def excerpt_of(movie: Readable) -> tuple[ArrayMovie, int]:
@@ -304,8 +309,9 @@ def excerpt_of(movie: Readable) -> tuple[ArrayMovie, int]:
     start = (frames - length) // 2
     y, x = (centre(size, TRIED[1]) for size in field)
     rows = slice(y.start // 2 * 2, y.stop)  # odd rows stay odd ones
-    found = np.concatenate([block[:, rows, x] for block in blocks(movie, start, start + length)])
-    return ArrayMovie(found), start
+    # copies, so that no whole frames stay in memory
+    parts = [block[:, rows, x].copy() for block in blocks(movie, start, start + length)]
+    return ArrayMovie(np.concatenate(parts)), start
 
 
 def result_type(dtype: np.dtype) -> np.dtype:
@@ -399,19 +405,22 @@ class Surveyor:
         self.provisional = found.result(percentiles)
         self.light = normalized(known.light, self.provisional)
         values, _ = without_missing(self.provisional.normalize(self.first))
-        self.gauge = Gauge(values)
+        self.gauge = Gauge(known.motion.hold(values, 0))  # movement looks like smoothing, and like memory
         self.smoothing = torch.zeros(movie.info.shape[0], 2)
         sharp = torch.cat([its for _, its in self.sharp(values, 0)])
         self.mean = inpainted(sharp.nanmean(0))
-        self.reference = self.mean if self.motion.still else inpainted(self.motion.hold(sharp, 0).nanmean(0))
         self.tracker = tracker_of(sharp)
         self.displaced = torch.zeros(movie.info.shape[0], *self.tracker.solvers.shape[:2])
         self.photometer = Photometer(self.tracker.image, self.tracker.weights)
         self.brightness = torch.zeros(movie.info.shape[0], len(self.photometer.solver))
         self.lines = tuple(lines_of(sharp, axis) for axis in (1, 2))
         means = self.line_means(sharp)
-        self.memory = memory_of(without_lines(sharp, [its.offsets(m) for its, m in zip(self.lines, means)]))
-        self.period = period_of(sharp)
+        held = self.motion.hold(
+            without_lines(sharp, [its.offsets(m) for its, m in zip(self.lines, means)]), 0
+        )
+        self.reference = inpainted(held.nanmean(0))
+        self.memory = memory_of(held)
+        self.period = period_of(held) if self.motion.still else 0  # scenes that move repeat themselves, too
         frames = movie.info.shape[0]
         self.means = [its.new_zeros(frames, its.shape[1]) for its in means]  # of all lines
         self.last: Tensor | None = None  # of the section before, as ContextSums keeps it
@@ -420,11 +429,15 @@ class Surveyor:
         """Hold frames still against the mean scene (H, W)."""
         self.motion, self.reference = replace(self.motion, scene=scene), scene
 
+    def smoothing_of(self, values: Tensor, start: int) -> Tensor:
+        """By which normalized frames (n, Y, X) from that one on have been smoothed: (n, 2)."""
+        return self.gauge.weights(self.known.motion.hold(values, start) if self.gauge.differs else values)
+
     def sharp(
         self, values: Tensor, start: int, smoothing: Tensor | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """Pieces (n, Y, X) of normalized frames from that one on, without smoothing, in steady light; and their firsts."""
-        smoothing = self.gauge.weights(values) if smoothing is None else smoothing
+        smoothing = self.smoothing_of(values, start) if smoothing is None else smoothing
         for part in with_smoothing(values, smoothing):
             yield start, self.light.hold(undo(*part), start)
             start += len(part[0])
@@ -454,7 +467,7 @@ class Surveyor:
                 self.dropped += lost.rows
                 self.blank[done : done + len(block)] = lost.blank
                 self.flashes[done : done + len(block)] = lost.flashes
-                smoothing = self.gauge.weights(values)
+                smoothing = self.smoothing_of(values, done)
                 self.smoothing[done : done + len(block)] = smoothing
                 for start, sharp in self.sharp(values, done, smoothing):
                     stop = start + len(sharp)
@@ -486,7 +499,8 @@ class Surveyor:
             return None
         with closing(blocks(self.movie, frame - LONGEST_BLOCK, frame)) as read:
             values, _ = without_missing(self.provisional.normalize(list(read)[-1]))
-        ((_, sharp),) = self.sharp(values[-1:], frame - 1, self.gauge.weights(values)[-1:])
+        smoothing = self.smoothing_of(values, frame - len(values))
+        ((_, sharp),) = self.sharp(values[-1:], frame - 1, smoothing[-1:])
         last = self.motion.hold(sharp, frame - 1)
         return torch.where(torch.isfinite(last), last - self.reference, torch.nan)
 
@@ -514,8 +528,8 @@ class Surveyor:
             ],
             motion=self.motion.rescaled(*to_final),
             light=normalized(self.known.light, n),
-            moves=self.known.none and not self.period and moves(displaced),
-            flickers=self.known.none and not self.period and flickers(brightness),
+            moves=self.known.none and moves(displaced),
+            flickers=self.known.none and flickers(brightness),
             context=context,
             not_finite=not_finite,
             dropped=dropped + int((blank & ~kept).sum()) * self.movie.info.shape[1],

@@ -241,7 +241,12 @@ class Tracker:
         )  # (4, N)
         solved = [solver(seen * (self.weights * its).flatten(), true) for its in cells]
         known = [its[:2] for its in solved if its is not None]
+        self.known = torch.tensor([its is not None for its in solved], dtype=torch.bool)  # (cells,)
         self.solvers = torch.stack(known) if known else seen.new_zeros(0, 2, image.numel())
+
+    def ask_only(self, cells: Tensor) -> None:
+        """Some of the known cells, bool (cells,)."""
+        self.solvers, self.known = self.solvers[cells[self.known]], cells
 
     def displacements(self, frames: Tensor) -> Tensor:
         """Pixels along (y, x) for each cell with structure in it: (n, cells, 2). True for a pixel or less."""
@@ -414,6 +419,10 @@ def displacements_of(blocks: Callable[[], Iterable[Tensor]]) -> Tensor:
     edge = min(farthest, math.ceil(moved))
     parts = slice(CELLS**2 // 2), slice(CELLS**2 // 2, None)
     halves = [[Tracker(*its, edge, part) for part in parts] for its in images]
+    for half in zip(*halves):
+        in_all_folds = torch.stack([its.known for its in half]).all(0)
+        for its in half:
+            its.ask_only(in_all_folds)
     if not all(len(its.solvers) for pair in halves for its in pair):
         return STILL.by
     told = [[its.places(frames, edge)[1] for its in halves[fold]] for fold, frames in pieces(blocks())]

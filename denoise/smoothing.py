@@ -55,10 +55,15 @@ class Gauge:
             # how much more they differ than by chance
             self.trust = (1 - chance / own.var(0, correction=0).clamp(min=chance)) * self.smooth
 
+    @property
+    def differs(self) -> bool:
+        """Whether each frame has been smoothed in its own way."""
+        return bool(self.trust.any())
+
     def weights(self, frames: Tensor) -> Tensor:
         """Of frames (n, Y, X): those of neighbours along (y, x), (n, 2), 0 where nothing has been smoothed."""
         correlations = torch.where(self.smooth, self.typical, 0).expand(len(frames), 2)
-        if len(frames) >= FEWEST and bool(self.trust.any()):
+        if len(frames) >= FEWEST and self.differs:
             correlations = correlations + self.trust * (frame_correlations(frames) - self.mean)
         return neighbour_weights(correlations)
 

@@ -10,10 +10,10 @@ from denoise.blindspot import context_of
 from denoise.context import (
     ContextSums,
     covariance,
+    in_lines,
     inpainted,
     noise_map,
     photon_transfer,
-    unrecorded,
 )
 from simulation import different_scene, noisy
 
@@ -163,13 +163,13 @@ def test_a_border_comes_out_as_it_is_and_looks_like_its_surroundings() -> None:
 def test_what_was_not_recorded_comes_in_lines() -> None:
     still = torch.zeros(40, 40, dtype=torch.bool)
     still[5, 7] = still[20:30, 20] = True  # no photon yet
-    assert not unrecorded(still).any()
+    assert not in_lines(still).any()
     expected = torch.zeros_like(still)
     expected[0] = expected[25] = True  # a border and a lost row
     y, x = np.mgrid[:40, :40]
     corner = torch.from_numpy(y + x > 60)  # of a mask, the shorter lines of it too
     expected |= corner
-    found = unrecorded(torch.stack([still | expected, still]))
+    found = in_lines(torch.stack([still | expected, still]))
     expected[20:30, 20] = True  # touches the lost row
     assert torch.equal(found, torch.stack([expected, torch.zeros_like(still)]))
 
