@@ -315,22 +315,22 @@ class Spectrum:
 
 
 class CellTraces:
-    """Traces of all cells of a grid, each the mean of side x side pixels."""
+    """Traces of all cells of a grid, each the mean of side x side pixels, or of all there are along a shorter axis."""
 
     def __init__(self, height: int, width: int, frames: int) -> None:
         side = SPOT_SIDE if min(height, width) >= 4 * SPOT_SIDE else 1
-        while (height // side) * (width // side) * frames > CELLS_TIMES_FRAMES:
+        while frames * math.prod(size // min(side, size) for size in (height, width)) > CELLS_TIMES_FRAMES:
             side += 1
-        self.side = side
+        self.sides = min(side, height), min(side, width)
         self.seen = 0
         # at once: small pieces kept between large ones that come and go would tear holes into the memory
-        self.raw = np.zeros((frames, height // side, width // side), np.float32)
+        self.raw = np.zeros((frames, height // self.sides[0], width // self.sides[1]), np.float32)
         self.denoised = np.zeros_like(self.raw)
 
     def add(self, raw: np.ndarray, denoised: np.ndarray) -> None:
         where = slice(self.seen, self.seen + len(raw))
         for frames, kept in ((raw, self.raw), (denoised, self.denoised)):
-            kept[where] = F.avg_pool2d(torch.tensor(frames)[:, None], self.side)[:, 0].numpy()  # (n, y, x)
+            kept[where] = F.avg_pool2d(torch.tensor(frames)[:, None], self.sides)[:, 0].numpy()  # (n, y, x)
         self.seen += len(raw)
 
     def spots(self) -> list[dict[str, Any]]:
@@ -350,8 +350,9 @@ class CellTraces:
             y, x = np.unravel_index(score.argmax(), score.shape)
             if score[y, x] <= 0:
                 break
+            along_y, along_x = self.sides
             found.append({
-                "y": int((y + 0.5) * self.side), "x": int((x + 0.5) * self.side), "side": self.side,
+                "y": int((y + 0.5) * along_y), "x": int((x + 0.5) * along_x), "side": along_x,
                 "raw": raw[:, y, x], "denoised": denoised[:, y, x],
             })  # fmt: skip
             score[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3] = 0

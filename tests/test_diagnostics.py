@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
+from denoise import diagnostics
 from denoise.diagnostics import (
+    CELLS_TIMES_FRAMES,
     REACH,
+    CellTraces,
     Diagnostics,
     Findings,
     PixelSums,
@@ -195,6 +198,33 @@ def test_spots_are_the_cells() -> None:
     places = {(round(spot["y"] / 10), round(spot["x"] / 10)) for spot in found.spots[:4]}
     assert places == {(1, 1), (1, 3), (3, 1), (3, 3)}
     assert found.spots[0]["denoised"].shape == (300,)
+
+
+def test_cells_of_a_line_scan_are_as_high_as_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2 x 12 pixels three cells may be kept: cells of 2 x 4. Each pixel is 100 y + x."""
+    monkeypatch.setattr(diagnostics, "CELLS_TIMES_FRAMES", 3 * 40)
+    traces = CellTraces(2, 12, 40)
+    frames = np.broadcast_to(np.add.outer([0, 100], np.arange(12)).astype(np.float32), (40, 2, 12))
+    traces.add(frames, frames)
+    assert traces.sides == (2, 4)
+    np.testing.assert_array_equal(traces.raw, np.broadcast_to(np.float32([51.5, 55.5, 59.5]), (40, 1, 3)))
+
+
+@pytest.mark.parametrize("size", [(1, 1200), (2, 2200), (2200, 2), (3, 12000), (512, 512), (1, 1)])
+def test_traces_of_any_frame_are_bounded(size: tuple[int, int]) -> None:
+    traces = CellTraces(*size, 2000)
+    assert 0 < traces.raw.size <= CELLS_TIMES_FRAMES
+    assert traces.raw.shape == (2000, size[0] // traces.sides[0], size[1] // traces.sides[1])
+
+
+def test_the_spots_of_a_line_scan_are_its_cells() -> None:
+    """2,000 frames of 2 x 2200 pixels: cells of 2 x 3, of which one fires."""
+    clean = np.full((2000, 2, 2200), 100.0, np.float32)
+    clean[300:310, :, 1500:1503] += 200
+    noise = np.broadcast_to(white((2000, 2, 1)), clean.shape)
+    found = examine(clean + noise, clean, step=500)
+    assert (found.spots[0]["y"], found.spots[0]["x"]) == (1, 1501)
+    np.testing.assert_array_equal(found.spots[0]["denoised"][299:311], [100, *[300] * 10, 100])
 
 
 def test_pixel_sums_agree_with_numpy_in_any_blocks() -> None:
