@@ -208,7 +208,7 @@ def parse_options() -> Options:
     add("--frames", type=a_range, default=(None, None), metavar="A:B",
         help="denoise frames A to B - 1 of each movie, counted from 0; each may be left out (default: all)")  # fmt: skip
     add("--series", action="store_true",
-        help="TIFF files whose names differ by their last number alone are one movie")  # fmt: skip
+        help="TIFF files whose names differ by one number alone are one movie")  # fmt: skip
     add("--dataset", metavar="NAME",
         help="which dataset of HDF5, NWB and Zarr files holds the movie (default: the only one that can)")  # fmt: skip
     add("--demo", action="store_true", help="denoise the example movie that comes along, with a report")

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from denoise.containers import ZARR_SUFFIXES
 from denoise.formats import SUFFIXES
@@ -29,7 +30,7 @@ INPUT_SOCKET = (
 OWN_FORMATS = {suffix: suffix for suffix in SUFFIXES} | {
     ".tiff": ".tif", ".mhd": ".mha", ".nii.gz": ".nii",
 }  # of the input -> of an output of the same format, which is one file and not compressed  # fmt: skip
-NUMBERED = re.compile(r"(?P<before>.*?)(?P<number>[0-9]+)(?P<after>[^0-9]*)", re.DOTALL)  # by the last number
+BEFORE_A_NUMBER = re.compile(r"(_X|[_\-. ]+)\Z")  # what goes with it, as in rec-1, or Andor's rec_X2
 OUTPUT_SOCKET = "stacked-neuron-images-with-reduced-noise"
 INPUTS_JSON_LIMIT = 1 << 20  # bytes; the platform's file has under a thousand
 NAMES_SHOWN = 5  # in one message: the platform drops over-long lines
@@ -78,7 +79,7 @@ class _Found:
 def plan_movies(source: Path, output: Path, series: bool = False, same: bool = False) -> Plan:
     """The movies of `source` (a folder, or one movie file) and their places below the folder `output`.
 
-    series: TIFF files of a folder whose names differ by their last number alone are one movie.
+    series: TIFF files of a folder whose names differ by one number alone are one movie (see _in_series).
     same: outputs have the inputs' formats where they can, in place of TIFF; the challenge's are always TIFF.
 
     Raises LayoutError where no movie is found, where a challenge input holds more than one, and where an
@@ -189,10 +190,10 @@ def _plan_folder(source: Path, root: Path, output: Path, series: bool) -> Plan:
         warnings.append(f"{output}: the output folder lies in the input folder; movies in it are not read")
     unusable = {_name(path, root): reason for path, reason in found.unusable.items()}
     names = sorted((_name(path, root) for path in found.movies), key=_natural_key)
-    groups = _in_series(names, root.name) if series else [(name, [name]) for name in names]
+    rows = _in_series(names, root.name) if series else [_Row(name, [name], []) for name in names]
     jobs = []
-    for (title, files), target in zip(groups, output_names([title for title, _ in groups]), strict=True):
-        numbers = _numbers(files) if len(files) > 1 else []
+    for row, target in zip(rows, output_names([row.title for row in rows]), strict=True):
+        title, files, numbers, by_last = row
         twice = next((i for i, pair in enumerate(pairwise(numbers)) if pair[0] == pair[1]), None)
         if twice is not None:
             unusable[title] = (
@@ -201,44 +202,116 @@ def _plan_folder(source: Path, root: Path, output: Path, series: bool) -> Plan:
             continue
         warnings += _gaps(title, numbers)
         name = f"{files[0]} to {PurePosixPath(files[-1]).name}" if numbers else title
+        if not by_last:
+            warnings.append(f"{name}: one movie by a number that is not the last in the files' names; "
+                            "leave --series out if they are recordings of their own")  # fmt: skip
         paths = tuple(root / file for file in files)
         jobs.append(Job(name, paths[0], output / target, paths if numbers else ()))
     return Plan("folder", jobs, unusable, warnings)
 
 
-def _in_series(names: list[str], top: str) -> list[tuple[str, list[str]]]:
-    """What is one movie each: a name, as if it were one file, and its files in order.
+class _Row(NamedTuple):
+    """One movie: a name, as if it were one file; its files in order, and their numbers if they are several.
 
-    TIFF files of a folder whose names differ by their last number alone are one movie. It is named by what comes before
-    the number, or after the folder where nothing does. `names` are in natural order.
-
-    >>> _in_series(["d/x_2.tif", "d/x_10.tif", "y1.tif", "z.tif"], "top")
-    [('d/x.tif', ['d/x_2.tif', 'd/x_10.tif']), ('y1.tif', ['y1.tif']), ('z.tif', ['z.tif'])]
+    by_last: whether the number that tells the files apart is the last one in their names.
     """
-    groups: dict[tuple[str, ...], list[str]] = {}
+
+    title: str
+    files: list[str]
+    numbers: list[int]
+    by_last: bool = True
+
+
+_Key = tuple[str, ...]  # what stands before and behind a row's number; the name of a file that has no number
+_Rows = dict[_Key, list[tuple[int, str]]]  # numbers and files
+
+
+def _in_series(names: list[str], top: str) -> list[_Row]:
+    """What is one movie each: TIFF files of a folder that differ by one number alone, and each other file.
+
+    If names differ by several numbers, the last one counts. The file that lacks the number comes first, as programs
+    number what follows a first file. A movie is named by all but the number, or after the folder if nothing is left.
+    `names` are in natural order.
+
+    >>> def found(*names): return [row.files for row in _in_series(list(names), "top")]
+    >>> found("d/x_2.tif", "d/x_10.TIFF", "y1.tif", "z.tif")
+    [['d/x_2.tif', 'd/x_10.TIFF'], ['y1.tif'], ['z.tif']]
+    >>> found("f1_ch0.tif", "f2_ch0.tif"), found("f1_ch0.tif", "f1_ch1.tif", "f2_ch0.tif")
+    ([['f1_ch0.tif', 'f2_ch0.tif']], [['f1_ch0.tif', 'f1_ch1.tif'], ['f2_ch0.tif']])
+    >>> found("x-1.tif", "x-2.tif", "x.tif"), found("Pos0.ome.tif", "Pos0_1.ome.tif"), found("x.tif", "x_X2.tif")
+    ([['x.tif', 'x-1.tif', 'x-2.tif']], [['Pos0.ome.tif', 'Pos0_1.ome.tif']], [['x.tif', 'x_X2.tif']])
+    """
+    alike: dict[_Key, list[str]] = {}  # but for their numbers
     for name in names:
+        alike.setdefault(tuple(_parts(name)[::2]), []).append(name)
+    rows: _Rows = {}
+    for files in alike.values():
+        place = _place([_parts(name) for name in files])
+        for name in files:
+            parts = _parts(name)
+            key: _Key = ("".join(parts[:place]), "".join(parts[place + 1 :])) if place else (name,)
+            rows.setdefault(key, []).append((int(parts[place]) if place else 0, name))
+    begins = {key: min(row)[0] for key, row in rows.items()}
+    leads = _leads(rows, begins)
+    rows = {key: [one for one in row if one[1] not in leads] for key, row in rows.items()}
+    for name, key in leads.items():
+        rows[key].append((min(1, begins[key] - 1), name))  # 0 before 1; 1 before 2 and what is later
+    found = [_row(key, sorted(row, key=lambda one: one[0]), top) for key, row in rows.items() if row]
+    return sorted(found, key=lambda row: _natural_key(row.files[0]))
+
+
+def _parts(name: str) -> list[str]:
+    """A TIFF's name cut before and behind each number of the file itself, without the suffix; else [name].
+
+    >>> _parts("d1/x_2.ome.tif"), _parts("x.tif"), _parts("x1.mha")
+    (['d1/x_', '2', '.ome'], ['x.tif'], ['x1.mha'])
+    """
+    stem, suffix = _split_suffix(name)
+    folder, slash, file = stem.rpartition("/")
+    before, *rest = re.split("([0-9]+)", file)
+    return [f"{folder}{slash}{before}", *rest] if rest and suffix in TIFF_SUFFIXES else [name]
+
+
+def _place(files: list[list[str]]) -> int:
+    """Which of their parts is the number that tells files apart; 0 if they have none."""
+    numbers = range(1, len(files[0]), 2)
+    differ = [place for place in numbers if len({parts[place] for parts in files}) > 1]
+    return differ[0] if len(differ) == 1 else max(numbers, default=0)
+
+
+def _leads(rows: _Rows, begins: dict[_Key, int]) -> dict[str, _Key]:
+    """The files that lack a row's number, with that row; but not those in a row of their own with others that do not.
+
+    So Pos0 and Pos1 lead Pos0_1 and Pos1_1, while of x1, x2, x1-1 the last is alone. A row that begins with 0 is whole.
+    """
+    files = [name for row in rows.values() for _, name in row]
+    stems: dict[str, list[str]] = {}
+    for name in files:
         stem, suffix = _split_suffix(name)
-        match = NUMBERED.fullmatch(PurePosixPath(stem).name)
-        alike = (
-            (str(PurePosixPath(name).parent), match["before"], match["after"], suffix) if match else (name,)
-        )
-        groups.setdefault(alike if suffix in TIFF_SUFFIXES else (name,), []).append(name)
-    return [(_title(files, top), files) for files in groups.values()]
+        if suffix in TIFF_SUFFIXES:
+            stems.setdefault(stem, []).append(name)
+    leads = {
+        name: key
+        for key, begin in begins.items()
+        if len(key) == 2 and begin > 0
+        for name in stems.get(BEFORE_A_NUMBER.sub("", key[0]) + key[1], [])
+    }
+    free = {name for row in rows.values() if all(name in leads for _, name in row) for _, name in row}
+    return {
+        name: key
+        for name, key in leads.items()
+        if name in free and any(one not in free for _, one in rows[key])
+    }
 
 
-def _title(files: list[str], top: str) -> str:
-    first = PurePosixPath(files[0])
+def _row(key: _Key, numbered: list[tuple[int, str]], top: str) -> _Row:
+    files = [name for _, name in numbered]
     if len(files) == 1:
-        return files[0]
-    stem, suffix = _split_suffix(first.name)
-    match = NUMBERED.fullmatch(stem)
-    named = match["before"].rstrip("_-. ") + match["after"] if match else stem
-    return (first.parent / f"{named or first.parent.name or top}{suffix}").as_posix()
-
-
-def _numbers(files: list[str]) -> list[int]:
-    """The last number in each file's name."""
-    return [int(re.findall(r"[0-9]+", _split_suffix(name)[0])[-1]) for name in files]
+        return _Row(files[0], files, [])
+    folder, slash, start = key[0].rpartition("/")
+    named = BEFORE_A_NUMBER.sub("", start) + key[1] or PurePosixPath(folder).name or top
+    title = f"{folder}{slash}{named}{_split_suffix(files[0])[1]}"
+    return _Row(title, files, [number for number, _ in numbered], not re.search("[0-9]", key[1]))
 
 
 def _gaps(title: str, numbers: list[int]) -> list[str]:

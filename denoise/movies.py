@@ -267,8 +267,8 @@ def _movie_shape(path: Path, axes: str, shape: tuple[int, ...], one_frame: bool)
     if kept == "YX" and one_frame and set(axes[: axes.index("Y")]) & set(FRAME_AXES):
         sizes = [("T", 1), *sizes]
     elif kept == "YX":
-        advice = "images whose names differ by their last number alone are one movie with --series"
-        _fail(path, f"expected a movie (T, Y, X), {found}; {advice}")
+        advice = "--series makes one movie of images whose names differ by one number alone"
+        _fail(path, f"expected a movie (T, Y, X), {found}: a single image; {advice}")
     elif "S" in kept:
         _fail(path, f"expected one intensity per voxel, {found}: colours; convert it to grayscale")
     elif not kept.endswith("YX"):
@@ -409,10 +409,7 @@ def _difference(layout: dict[int, int], first: dict[int, int]) -> str:
     return f"{name} {layout.get(code, default)} after {first.get(code, default)}"
 
 
-# ---- TIFF: the movie ---------------------------------------------------------------------------------------
-
-
-# ---- TIFF: ScanImage
+# ---- TIFF: ScanImage's header ------------------------------------------------------------------------------
 
 
 def _scanimage(tif: tifffile.TiffFile) -> dict[str, Any]:
@@ -523,6 +520,9 @@ def _scanimage_interval(told: dict[str, Any]) -> float | None:
     )
 
 
+# ---- TIFF: the movie ---------------------------------------------------------------------------------------
+
+
 def _tiff_axes(
     path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries
 ) -> tuple[str, tuple[int, ...]]:
@@ -540,8 +540,13 @@ def _is_thin(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> bool:
     return unnamed and series.ndim == 3 and series.axes != THIN_AXES and "S" not in series.axes
 
 
-def _tiff_notes(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> tuple[str, ...]:
+def _tiff_notes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> tuple[str, ...]:
     notes = []
+    others = _ome_others(path, tif)
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        notes.append(f"its OME-XML names other files of the same movie, which are not read with it ({others[0]}{more}): "
+                     "--series makes one movie of files whose names differ by one number alone")  # fmt: skip
     if _is_thin(tif, series):
         notes.append(f"the file names no axes: {' x '.join(map(str, series.shape))} are taken as time, y, x")
     if series.keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
@@ -582,7 +587,7 @@ def _open_tiff(path: Path, shape_of: ShapeOf = _tiff_shape, of_series: bool = Fa
         dtype = check_frames(path, shape, series.dtype)
         _check_storage(path, tif, series, shape, pages)
         axes = THIN_AXES if _is_thin(tif, series) else series.axes
-        notes = _tiff_notes(tif, series)
+        notes = _tiff_notes(path, tif, series)
         pixel_size, interval, spacing = calibrated
         info = MovieInfo(path, shape, dtype, axes, pixel_size, interval, notes, spacing)
         source = _tiff_source(path, tif, series, shape)
@@ -802,6 +807,19 @@ def _ome_pixels(tif: tifffile.TiffFile) -> Mapping[str, Any]:
         return {}
     pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")  # noqa: S314 (parsed before)
     return {} if pixels is None else pixels.attrib
+
+
+def _ome_others(path: Path, tif: tifffile.TiffFile) -> list[str]:
+    """Other files that hold a part of what this one does, as its OME-XML tells; [] of one that goes by another name."""
+    if not tif.ome_metadata:
+        return []
+    for pixels in ElementTree.fromstring(tif.ome_metadata).iterfind(".//{*}Pixels"):  # noqa: S314 (parsed before)
+        names = dict.fromkeys(
+            uuid.get("FileName", path.name) for uuid in pixels.iterfind("{*}TiffData/{*}UUID")
+        )
+        if path.name in names:
+            return [name for name in names if name != path.name]
+    return []
 
 
 def ome_places(path: Path) -> dict[str, set[tuple[int, int, int]]]:

@@ -381,7 +381,7 @@ def test_a_movie_that_imagej_describes_is_no_single_frame(tmp_path: Path) -> Non
 def test_a_plain_image_is_no_movie(tmp_path: Path) -> None:
     frame = movie_of("uint16")[0]
     Image.fromarray(frame).save(tmp_path / "a.tif")
-    assert "axes YX of sizes 20 x 18; images whose names differ" in error_of(tmp_path / "a.tif")
+    assert "axes YX of sizes 20 x 18: a single image; --series" in error_of(tmp_path / "a.tif")
     tifffile.imwrite(tmp_path / "b.tif", frame)
     assert "axes YX" in error_of(tmp_path / "b.tif")
     tifffile.imwrite(tmp_path / "c.tif", frame, imagej=True)

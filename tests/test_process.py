@@ -1122,7 +1122,7 @@ def test_single_images_ask_for_series(program: Callable[..., Ended], tmp_path: P
     result = program()
     assert result.status == 1
     assert "Img_1.tif: expected a movie (T, Y, X), found axes YX" in result.err[0]
-    assert result.err[0].endswith("--series")
+    assert result.err[0].endswith("--series makes one movie of images whose names differ by one number alone")
 
 
 def test_every_format_comes_back_as_itself(program: Callable[..., Ended], tmp_path: Path) -> None:

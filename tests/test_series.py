@@ -65,17 +65,78 @@ def test_the_last_number_counts_and_names_do_not_collide(tmp_path: Path) -> None
     found = told(planned(tmp_path / "day 1", *names), tmp_path / "day 1")
     assert found["day 1.tif"] == ["0001.tif", "0002.tif"], "named after its folder"
     assert (found["m1.tif"], found["m2.tif"]) == (["m1_1.tif", "m1_2.tif"], ["m2_1.tif", "m2_2.tif"])
-    assert sorted(found.values()).count(["m.tif"]) == 1
-    assert ["m-1.tif", "m-2.tif"] in found.values()
-    assert len(found) == 5
+    assert found["m.tif"] == ["m.tif", "m-1.tif", "m-2.tif"]
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "movies"),
+    [
+        # Micro-Manager, a file for each 4 GB of each position
+        (
+            [f"run_MMStack_Pos{p}{n}.ome.tif" for p in (0, 1) for n in ("", "_1", "_2")],
+            [[f"run_MMStack_Pos{p}{n}.ome.tif" for n in ("", "_1", "_2")] for p in (0, 1)],
+        ),
+        (["rec.tif", "rec_X2.tif", "rec_X3.tif"], [["rec.tif", "rec_X2.tif", "rec_X3.tif"]]),  # Andor
+        (["rec.tiff", "rec-1.tif", "rec-2.TIF"], [["rec.tiff", "rec-1.tif", "rec-2.TIF"]]),
+        (["d/rec.tif", "d/rec 1.tif", "rec.tif"], [["d/rec.tif", "d/rec 1.tif"], ["rec.tif"]]),
+        # no file without the number: another folder, format, copies, a row from 0 on
+        (["d/x_1.tif", "x.tif"], [["d/x_1.tif"], ["x.tif"]]),
+        (["x_1.tif", "x.mha"], [["x.mha"], ["x_1.tif"]]),
+        (["x (2).tif", "x.tif"], [["x (2).tif"], ["x.tif"]]),
+        (["x_0.tif", "x_1.tif", "x.tif"], [["x.tif"], ["x_0.tif", "x_1.tif"]]),
+        # a copy of one of a row does not take it away
+        (["x1.tif", "x2.tif", "x1-1.tif"], [["x1.tif", "x2.tif"], ["x1-1.tif"]]),
+        (["x.tif", "x_1.tif", "x_1_1.tif"], [["x.tif"], ["x_1.tif", "x_1_1.tif"]]),
+    ],
+)
+def test_the_file_without_the_number_comes_first(
+    tmp_path: Path, names: list[str], movies: list[list[str]]
+) -> None:
+    plan = planned(tmp_path / "in", *names)
+    assert sorted(told(plan, tmp_path / "in").values()) == sorted(movies)
+    assert (plan.warnings, plan.unusable) == ([], {})
+
+
+def test_a_movie_is_named_after_the_file_without_the_number(tmp_path: Path) -> None:
+    plan = planned(tmp_path / "in", "rec.tif", "rec_X2.tif", "Pos0.ome.tif", "Pos0_1.ome.tif")
+    assert list(told(plan, tmp_path / "in")) == ["Pos0.ome.tif", "rec.tif"]
+
+
+def test_files_between_the_one_without_number_and_the_next_are_missed(tmp_path: Path) -> None:
+    plan = planned(tmp_path / "in", "x.tif", "x_4.tif")
+    assert len(plan.warnings) == 1
+    assert "expected files numbered 1 to 4, found none for 2-3" in plan.warnings[0]
+
+
+def test_one_number_that_is_not_the_last_makes_a_row_with_a_warning(tmp_path: Path) -> None:
+    plan = planned(tmp_path / "in", *(f"file00{n}_chan0.tif" for n in range(3)), "a_1.tif", "a_2.tif")
+    assert told(plan, tmp_path / "in") == {
+        "a.tif": ["a_1.tif", "a_2.tif"],
+        "file_chan0.tif": ["file000_chan0.tif", "file001_chan0.tif", "file002_chan0.tif"],
+    }
+    assert [warning.split(":")[0] for warning in plan.warnings] == ["file000_chan0.tif to file002_chan0.tif"]
+
+
+def test_of_several_numbers_that_differ_the_last_one_counts(tmp_path: Path) -> None:
+    """Bruker's, of two channels."""
+    names = [f"TS-001_Cycle00001_Ch{c}_00000{t}.ome.tif" for c in (1, 2) for t in (1, 2, 3)]
+    plan = planned(tmp_path / "in", *names)
+    assert list(told(plan, tmp_path / "in").values()) == [names[:3], names[3:]]
+    assert plan.warnings == []
+
+
+def test_endings_of_one_row_may_differ(tmp_path: Path) -> None:
+    plan = planned(tmp_path / "in", "x_1.tif", "x_2.TIFF", "x_3.tiff", "x_4.TIF")
+    assert told(plan, tmp_path / "in") == {"x.tif": ["x_1.tif", "x_2.TIFF", "x_3.tiff", "x_4.TIF"]}
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=2, max_size=30, unique=True))
 def test_order_of_any_numbers(numbers: list[int]) -> None:
     names = sorted((f"x_{number}.tif" for number in numbers), key=layout._natural_key)
-    ((title, files),) = layout._in_series(names, "top")
-    assert title == "x.tif"
-    assert files == [f"x_{number}.tif" for number in sorted(numbers)]
+    (row,) = layout._in_series(names, "top")
+    assert row.title == "x.tif"
+    assert row.files == [f"x_{number}.tif" for number in sorted(numbers)]
 
 
 def test_gaps_are_told(tmp_path: Path) -> None:
@@ -83,6 +144,14 @@ def test_gaps_are_told(tmp_path: Path) -> None:
     assert len(plan.warnings) == 1
     assert "expected files numbered 1 to 9, found none for 3, 5-8" in plan.warnings[0]
     assert doctest.testmod(layout).failed == 0
+
+
+@pytest.mark.parametrize("names", [["x.tif", "x.tiff"], ["x_1.tiff", "x_1.tif"]])
+def test_two_files_of_one_number_are_refused_whatever_their_endings(tmp_path: Path, names: list[str]) -> None:
+    plan = planned(tmp_path / "in", *names, "x_1.tif", "x_2.tif")
+    assert plan.jobs == []
+    assert "expected each number once, found " in plan.unusable["x.tif"]
+    assert all(name in plan.unusable["x.tif"] for name in names)
 
 
 def test_a_number_twice_is_refused(tmp_path: Path) -> None:
@@ -205,6 +274,20 @@ def test_files_of_several_channels_or_planes_by_ome_do_not_follow_in_time(
         return
     with pytest.raises(MovieError, match=re.escape(f"found 1 image(s), {found}")):
         open_series(paths)
+
+
+def test_a_file_read_without_the_others_of_its_movie_tells_of_them(tmp_path: Path) -> None:
+    held = blocks("", 'FirstT="2"', 'FirstT="4"', count=2)
+    description = OME.format(order="CZT", channels="", T=6, C=1, Z=1).replace("<TiffData/>", held)
+    paths = save_pieces(tmp_path, pixels(6), [2, 4], t2=description)
+    with open_recording(paths[1]) as recording:
+        assert recording.info.shape == (2, 7, 9)
+        (note,) = recording.info.notes
+        assert "which are not read with it (x_0.tif and 1 more): --series" in note
+    with open_series(paths) as series:
+        assert (series.info.shape, series.info.notes) == ((6, 7, 9), ())
+    with open_recording(paths[0].rename(tmp_path / "copy.tif")) as recording:
+        assert recording.info.notes == ()
 
 
 def test_positions_by_ome_do_not_follow_in_time(tmp_path: Path) -> None:
