@@ -420,7 +420,7 @@ def check_outputs(options: Options, plan: Plan) -> None:
     if options.report:
         from denoise.report import files_of
 
-        others += [path for job in unknown for path in files_of(report_stem(options, plan, job, {}))]
+        others += [path for job in unknown for path in files_of(report_stem(options, job, {}))]
     for path in others:
         if os.path.isdir(path) or (os.path.lexists(path) and not options.overwrite):
             raise Refusal(
@@ -605,7 +605,7 @@ def has_report(run: Run, job: Job, note: dict[str, Any]) -> bool:
     """Whether page and picture of the report are there that the record of a movie or of a part of it tells of."""
     from denoise.report import files_of
 
-    stem = report_stem(run.options, run.plan, job, note)
+    stem = report_stem(run.options, job, note)
     return "report" in note and all(path.is_file() for path in files_of(stem))
 
 
@@ -734,7 +734,7 @@ def write_beside(
             record |= save_weights(run, run.options.save_weights, record, done[0][1])
     for note, (_, _, diagnostics) in zip(notes_of(record), done, strict=True):
         if diagnostics:
-            page = f"{report_stem(run.options, run.plan, job, note)}.html"
+            page = f"{report_stem(run.options, job, note)}.html"
             with written(job, page):
                 note["report"] = write_report(run, job, record, note, diagnostics)
             progress.say(f"report: {page}: {note['report']['verdict']}")
@@ -904,7 +904,7 @@ def write_report(
 
     low, high = note["percentile_values"]
     findings = diagnostics.findings(note["noise"], high - low)
-    stem = report_stem(run.options, run.plan, job, note)
+    stem = report_stem(run.options, job, note)
     page, picture = report.write_report(findings, report_facts(run, job, record, note), stem)
     return {
         "page": page.relative_to(run.options.output).as_posix(),
@@ -916,10 +916,9 @@ def write_report(
     }
 
 
-def report_stem(options: Options, plan: Plan, job: Job, note: dict[str, Any]) -> Path:
+def report_stem(options: Options, job: Job, note: dict[str, Any]) -> Path:
     """Path and name, without a suffix, of the report about a movie, or about the part of it that the note names."""
-    name = job.output.name if plan.layout == "challenge" else output_name(job, options)
-    stem = (options.output / REPORTS / name).with_suffix("")
+    stem = options.output / REPORTS / job.title
     if "name" not in note:
         return stem
     return stem.with_name(f"{stem.name} {re.sub(r'[^0-9A-Za-z]+', '_', note['name']).strip('_')}")

@@ -44,12 +44,14 @@ class LayoutError(Exception):
 class Job:
     """One movie to denoise: its name (path below the input folder, "/" between parts), file, and output.
 
+    title: names what is written beside it: a path without a suffix that no other job has, whatever its format.
     series: all files, in order, of a recording that is one in several; `source` is the first of them.
     """
 
     name: str
     source: Path
     output: Path
+    title: str
     series: tuple[Path, ...] = ()
 
 
@@ -173,7 +175,8 @@ def _plan_file(source: Path, root: Path, output: Path) -> Plan:
         raise LayoutError(
             f"{source}: expected a movie file, found {_kind(path)}; give a movie or a folder of movies"
         )
-    return Plan("file", [Job(path.name, path, output / output_names([path.name])[0])])
+    target = output_names([path.name])[0]
+    return Plan("file", [Job(path.name, path, output / target, target.removesuffix(".tif"))])
 
 
 def _plan_folder(source: Path, root: Path, output: Path, series: bool) -> Plan:
@@ -206,7 +209,8 @@ def _plan_folder(source: Path, root: Path, output: Path, series: bool) -> Plan:
             warnings.append(f"{name}: one movie by a number that is not the last in the files' names; "
                             "leave --series out if they are recordings of their own")  # fmt: skip
         paths = tuple(root / file for file in files)
-        jobs.append(Job(name, paths[0], output / target, paths if numbers else ()))
+        job = Job(name, paths[0], output / target, target.removesuffix(".tif"))
+        jobs.append(replace(job, series=paths) if numbers else job)
     return Plan("folder", jobs, unusable, warnings)
 
 
@@ -347,8 +351,9 @@ def _plan_challenge(source: Path, root: Path, output: Path) -> Plan:
     name = _name(movies[0], root)
     if not movies[0].is_relative_to(_socket_folder(root)):
         warnings.append(f"images/{INPUT_SOCKET}: expected the movie there, took {name}")
-    target = output / "images" / OUTPUT_SOCKET / output_names([movies[0].name])[0]
-    return Plan("challenge", [Job(name, movies[0], target)], warnings=warnings)
+    target = output_names([movies[0].name])[0]
+    job = Job(name, movies[0], output / "images" / OUTPUT_SOCKET / target, target.removesuffix(".tif"))
+    return Plan("challenge", [job], warnings=warnings)
 
 
 def _first_with_movies(

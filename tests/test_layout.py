@@ -246,6 +246,20 @@ def test_colliding_outputs_are_named_after_their_suffix(names: list[str], output
     assert output_names(names) == outputs
 
 
+def test_what_is_written_beside_movies_has_names_of_its_own(source: Path, output: Path) -> None:
+    touch(source, "a.ome.tif", "a.ome.zarr/x", "d/b.mha", "d/b.nii.gz", "c.h5")
+    for same in (False, True):
+        titles = {job.name: job.title for job in plan_movies(source, output, same=same).jobs}
+        assert titles == {
+            "a.ome.tif": "a.ome",
+            "a.ome.zarr": "a",  # though the output of the same format is a.ome.zarr
+            "d/b.mha": "d/b_mha",
+            "d/b.nii.gz": "d/b_nii_gz",
+            "c.h5": "c",
+        }
+    assert plan_movies(source / "a.ome.tif", output).jobs[0].title == "a.ome"
+
+
 def test_doctests() -> None:
     assert doctest.testmod(layout).failed == 0
 

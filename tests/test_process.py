@@ -907,6 +907,16 @@ def test_report_stands_beside_the_movie_and_its_numbers_in_the_metadata(
     assert any(page in line and record["report"]["verdict"] in line for line in result.out)
 
 
+def test_reports_about_movies_of_two_formats_stand_side_by_side(
+    program: Callable[..., Ended], tmp_path: Path
+) -> None:
+    zarr = pytest.importorskip("zarr")
+    write(tmp_path / "in" / "a.ome.tif", movie((20, 24, 28)), metadata={"axes": "TYX"})
+    zarr.save(str(tmp_path / "in" / "a.ome.zarr"), movie((20, 24, 28)))
+    assert program("--report", "--format", "same").status == 0
+    assert files(tmp_path / "out/report") == {"a.ome.html", "a.ome.png", "a.html", "a.png"}
+
+
 @pytest.mark.parametrize("gone", ["a.html", "a.png"])
 def test_resume_makes_a_report_that_is_not_there(
     program: Callable[..., Ended], tmp_path: Path, gone: str
