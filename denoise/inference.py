@@ -124,11 +124,36 @@ class Result:
 
 
 @dataclass(frozen=True)
+class OddPixels:
+    """Pixels that show nothing of the scene.
+
+    hot (Y, X) bool: far noisier than others. constant (Y, X): what those hold that never change, in the recording's
+    units; NaN elsewhere.
+    """
+
+    hot: Tensor
+    constant: Tensor
+
+    @property
+    def blind(self) -> Tensor | None:
+        """All of them (Y, X); None if there are none."""
+        blind = self.hot | self.constant.isfinite()
+        return blind if bool(blind.any()) else None
+
+    def part(self, rows: slice, columns: slice) -> OddPixels:
+        return OddPixels(self.hot[rows, columns], self.constant[rows, columns])
+
+
+@dataclass(frozen=True)
 class Changes:
-    """What changes of the scene as a whole: its light, in the recording's units, and where it is."""
+    """What changes of the scene as a whole: its light, in the recording's units, and where it is.
+
+    odd: pixels that do not go with it; None where nothing changes.
+    """
 
     light: Light
     motion: Motion
+    odd: OddPixels | None = None
 
     @property
     def none(self) -> bool:
@@ -158,6 +183,7 @@ class Survey:
     saturated: float  # share of the voxels
     wrapped: float  # share of the voxels that seem to be negative numbers
     period: int  # of frames that are alike, where neighbours are not; 0 for none
+    odd: OddPixels
     recorded: dict[int, np.ndarray] = field(default_factory=dict)  # (Y, X), of kept frames on their way
 
     @property
@@ -195,7 +221,9 @@ class Survey:
             self.recorded[start + t] = frames[t].copy()
 
     def put_back(self, frames: np.ndarray, start: int) -> None:
-        """Replace them in denoised frames (n, Y, X), in place, but for what is not finite."""
+        """Replace them in denoised frames (n, Y, X), in place, but for what is not finite; and pixels that never change."""
+        constant = self.odd.constant.numpy()
+        np.copyto(frames, constant, casting="unsafe", where=np.isfinite(constant))
         for t in self.kept[start : start + len(frames)].nonzero()[:, 0].tolist():
             recorded = self.recorded.pop(start + t)
             np.copyto(frames[t], recorded, casting="unsafe", where=np.isfinite(recorded))
@@ -265,7 +293,8 @@ def changes_found(
         with torch.inference_mode():
             light = light_of(partial(followed, movie, survey.sharpened, progress))
         survey = replace(survey, light=light)
-    return Changes(survey.recorded_light, motion_found(movie, model, settings, survey, progress))
+    motion = motion_found(movie, model, settings, survey, progress)
+    return Changes(survey.recorded_light, motion, survey.odd)
 
 
 def motion_found(
@@ -284,17 +313,17 @@ def motion_found(
         by = STILL.by
         if phase or survey.moves:
             by = displacements_of(partial(followed, movie, partial(in_phase_pieces, survey, phase), progress))
-    motion = Motion(by, phase if len(by) else float(round(phase))).whole()
+    motion = Motion(by, phase if len(by) else float(round(phase)), blind=survey.odd.blind).whole()
     if motion.still:
         return STILL
-    excerpt, start = excerpt_of(movie)
+    excerpt, start, place = excerpt_of(movie)
     alone = replace(settings, adapt_minutes=0.0)
     stop = start + len(excerpt.frames)
     recorded, _ = without_missing(survey.normalization.normalize(excerpt.frames), survey.flashes[start:stop])
     away = []
-    for its in (STILL, replace(motion, by=motion.by[start:])):
+    for its in (STILL, motion.part(start, *place)):
         parts: list[np.ndarray] = []
-        known = Changes(survey.recorded_light.since(start), its)
+        known = Changes(survey.recorded_light.since(start), its, survey.odd.part(*place))
         denoise_movie(excerpt, model, alone, parts.append, lambda *_: None, known=known)
         denoised = torch.from_numpy(survey.normalization.normalize(np.concatenate(parts)))
         away.append((denoised - recorded).square().nanmean(0))
@@ -302,8 +331,8 @@ def motion_found(
     return motion if float(ratio.log().nanmean().exp()) < FURTHER else STILL
 
 
-def excerpt_of(movie: Readable) -> tuple[ArrayMovie, int]:
-    """The middle of a movie, in memory, and which frame is its first."""
+def excerpt_of(movie: Readable) -> tuple[ArrayMovie, int, tuple[slice, slice]]:
+    """The middle of a movie, in memory; which frame is its first, and which rows and columns it has."""
     frames, *field = movie.info.shape
     length = min(frames, TRIED[0])
     start = (frames - length) // 2
@@ -311,7 +340,7 @@ def excerpt_of(movie: Readable) -> tuple[ArrayMovie, int]:
     rows = slice(y.start // 2 * 2, y.stop)  # odd rows stay odd ones
     # copies, so that no whole frames stay in memory
     parts = [block[:, rows, x].copy() for block in blocks(movie, start, start + length)]
-    return ArrayMovie(np.concatenate(parts)), start
+    return ArrayMovie(np.concatenate(parts)), start, (rows, x)
 
 
 def result_type(dtype: np.dtype) -> np.dtype:
@@ -538,7 +567,14 @@ class Surveyor:
             saturated=self.found.saturated(),
             wrapped=self.found.wrapped(),
             period=self.period,
+            odd=self.known.odd or odd_pixels(context, n),
         )
+
+
+def odd_pixels(context: Context, normalization: PercentileNormalization) -> OddPixels:
+    """Of a movie that is not held still."""
+    constant = normalization.denormalize(context.mean.numpy(), np.float64)
+    return OddPixels(context.hot, torch.from_numpy(constant).where(context.noise == 0, torch.nan))
 
 
 def normalized(light: Light, normalization: PercentileNormalization) -> Light:
@@ -614,7 +650,10 @@ def followed(
 
 def in_phase_pieces(survey: Survey, phase: float, recorded: np.ndarray, start: int) -> Iterator[Tensor]:
     """Pieces (n, Y, X) of recorded frames from that one on, as they are to be held still."""
-    return (in_phase(phase).hold(its, start) for its in survey.cleaned(recorded, start))
+    motion, blind = in_phase(phase), survey.odd.blind
+    for its in survey.cleaned(recorded, start):
+        yield motion.hold(its if blind is None else its.masked_fill(blind, torch.nan), start)
+        start += len(its)
 
 
 def telling(items: Iterable[Pair], tell: Callable[[int], None]) -> Iterator[Pair]:
@@ -766,16 +805,17 @@ def missing_told(survey: Survey) -> Iterator[str]:
             f"{gaps} frames, more than {FILLED} in a row, hold one single value (a closed shutter, or nothing was "
             "recorded); they stay as they are"
         )
-    hot = int(survey.context.hot.sum())
+    hot = int(survey.odd.hot.sum())
     if hot:
         yield (
             f"{hot} pixels are far noisier than those around them (hot pixels); they keep their mean, and how "
             "they change was filled from their neighbours"
         )
-    still = survey.context.noise == 0
-    if still.any() and not still.all():
+    constant = survey.odd.constant.isfinite()
+    if constant.any() and not constant.all():
         yield (
-            f"{int(still.sum())} pixels never change (a border that registration left, or a mask); they stay as they are"
+            f"{int(constant.sum())} pixels never change (a border that registration left, a mask, or stuck pixels); they "
+            "stay as they are"
         )
 
 

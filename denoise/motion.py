@@ -34,6 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from denoise.context import inpainted
 from denoise.smoothing import correlated, filtered, mean_around, middle
 from denoise.waves import cosines, octaves
 
@@ -71,12 +72,14 @@ class Motion:
     by (T, 2): pixels along (y, x) by which a frame has it further on than the canvas; (0, 2) where it stands still.
     phase: pixels by which odd rows have it further on along x, since a scanner writes them on its way back.
     margins: rows before and after the frame, and columns, that the canvas has more.
+    blind (Y, X) bool: pixels that show nothing of the scene, and do not move with it; None for none.
     scene: what it is like in the mean (H, W), on the canvas, in the frames' units; None where that is not known.
     """
 
     by: Tensor
     phase: float = 0.0
     margins: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
+    blind: Tensor | None = None
     scene: Tensor | None = None
 
     @property
@@ -92,6 +95,8 @@ class Motion:
             shown = self.release(self.scene.expand(len(frames), -1, -1), start)
             return replace(self, scene=None).hold(frames - shown, start).add_(self.scene)
         at_y, at_x = self._places(frames, start, 1)
+        if self.blind is not None:
+            frames = frames.masked_fill(self.blind, torch.nan)
         missing = frames.isnan()
         if missing.any():
             frames = filled(frames)
@@ -139,6 +144,11 @@ class Motion:
         )
         return replace(self, margins=((top, bottom), (left, right)))
 
+    def part(self, start: int, rows: slice, columns: slice) -> Motion:
+        """That of these rows and columns, in the frames from that one on; its scene is not known."""
+        blind = None if self.blind is None else self.blind[rows, columns]
+        return replace(self, by=self.by[start:], blind=blind, scene=None)
+
     def rescaled(self, scale: float, shift: float) -> Motion:
         """That of scale * movie + shift."""
         return self if self.scene is None else replace(self, scene=self.scene * scale + shift)
@@ -152,12 +162,13 @@ STILL = Motion(torch.zeros(0, 2))
 
 def filled(frames: Tensor) -> Tensor:
     """Frames (n, Y, X) whose missing voxels, NaN, are as in the frames before and after, or as those around."""
-    time, *pixel = frames.isnan().nonzero(as_tuple=True)
+    places = frames.isnan().nonzero()
+    time, *pixel = places.unbind(1)
     beside = [frames[((time + step).clamp(0, len(frames) - 1), *pixel)] for step in (-1, 1)]
     values = torch.stack(beside).nanmean(0)
     alone = values.isnan()
     if alone.any():
-        values = torch.where(alone, mean_around(frames)[(time, *pixel)], values)
+        values[alone] = mean_around(frames, places[alone])
     return frames.index_put((time, *pixel), values)
 
 
@@ -291,9 +302,11 @@ def tracker_of(frames: Tensor) -> Tracker:
 
 
 def image_of(frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (Y, X) of frames (n, Y, X), and their variance."""
+    """Mean (Y, X) of frames (n, Y, X), and their variance. What does not vary is as those around: it shows no movement."""
     mean = frames.nanmean(0).nan_to_num()
-    return mean, (frames - mean).square().nanmean(0).nan_to_num()
+    varies = (frames.diff(dim=0).nan_to_num() != 0).any(0)
+    variance = (frames - mean).square().nanmean(0).nan_to_num()
+    return inpainted(mean.where(varies, torch.nan)), variance * varies
 
 
 def per_variance(variance: Tensor) -> Tensor:

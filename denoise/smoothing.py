@@ -34,6 +34,7 @@ FEWEST = 3  # frames from whose mean one of them can be told
 CHANCE = 8.0  # over the voxels: variance of a measured correlation by chance
 SURE = 3.0  # deviations by chance that a correlation has to exceed
 AROUND = 5  # pixels a side, from which a missing voxel is filled
+PLACES = 1 << 16  # of so many at once
 SHARED = 0.04  # correlation of neighbouring frames' noise from which it counts: what seems one by chance is below 0.03
 LOUDER = 1.5  # such noise passes for so many times its power: the networks were made for white noise
 FARTHEST = 10.0  # times the median of differences, seven deviations of noise
@@ -191,7 +192,8 @@ def undo(frames: Tensor, weights: Tensor) -> Tensor:
         return frames
     missing = frames.isnan()
     if bool(missing.any()):
-        frames = torch.where(missing, mean_around(frames), frames)
+        places = missing.nonzero()
+        frames = frames.index_put(places.unbind(1), mean_around(frames, places))
     centre = 1 - 2 * weights
     # the inverse filter: powers of its pole, -1 < pole <= 0, to both sides
     pole = -2 * weights / (centre + (centre.square() - 4 * weights.square()).sqrt())
@@ -225,10 +227,19 @@ def correlated(frames: Tensor, taps: Tensor, axis: int) -> Tensor:
     return F.conv2d(frames[None], kernels, groups=len(frames))[0]
 
 
-def mean_around(frames: Tensor) -> Tensor:
-    """Mean of the pixels around each one that are not NaN, AROUND x AROUND; of its frame, where all of those are."""
-    frames = frames.unsqueeze(1)  # (n, 1, Y, X)
-    values, valid = frames.nan_to_num(), (~frames.isnan()).float()
-    sums, shares = (F.avg_pool2d(x, AROUND, 1, AROUND // 2) for x in (values, valid))
-    whole = frames.nanmean((2, 3), keepdim=True).nan_to_num()
-    return torch.where(shares > 0, sums / shares, whole).squeeze(1)
+def mean_around(frames: Tensor, places: Tensor) -> Tensor:
+    """Of frames (n, Y, X) at places (N, 3), t, y and x: the mean of the pixels around that are not NaN, (N,).
+
+    Of AROUND x AROUND pixels, or of the frame, where all of those are NaN; 0 where it has no other.
+    """
+    whole = frames.nanmean((1, 2)).nan_to_num()
+    steps = torch.arange(AROUND, device=frames.device) - AROUND // 2
+    found = []
+    for some in places.split(PLACES):
+        t, y, x = some[:, :, None, None].unbind(1)
+        y, x = y + steps[:, None], x + steps
+        inside = (y >= 0) & (y < frames.shape[1]) & (x >= 0) & (x < frames.shape[2])
+        values = frames[t, y.clamp(0, frames.shape[1] - 1), x.clamp(0, frames.shape[2] - 1)]
+        mean = values.where(inside, torch.nan).nanmean((1, 2))
+        found.append(torch.where(mean.isnan(), whole[some[:, 0]], mean))
+    return torch.cat(found)
