@@ -48,10 +48,14 @@ class Sampler:
         return int(torch.randint(max(1, below), (1,), generator=self.random))
 
     def samples(self, patch: tuple[int, int], count: int) -> Samples:
-        """A batch of `count` patches of (frames, side); each movie it is cut from has T' frames, T' >= frames."""
+        """A batch of `count` patches of (frames, side); each movie it is cut from has T' frames, T' >= frames.
+
+        Smaller ones where none of the movies holds the patch.
+        """
+        if not any(holds(m, patch) for m in self.pool.movies):
+            patch = cut(patch, self.pool)
         frames, side = patch
-        fitting = [(m, kind) for m, kind in zip(self.pool.movies, self.pool.correlated)
-                   if m.shape[0] >= frames and min(m.shape[1:]) >= side]  # fmt: skip
+        fitting = [(m, kind) for m, kind in zip(self.pool.movies, self.pool.correlated) if holds(m, patch)]
         kind = fitting[self.draw(len(fitting))][1]
         fitting = [(m, other) for m, other in fitting if other == kind]
         chosen = [fitting[self.draw(len(fitting))][0] for _ in range(count)]
@@ -75,12 +79,22 @@ class Sampler:
         return part.flip([axis for axis in range(3) if self.draw(2)])
 
 
-def usable_patches(pool: Recordings) -> list[tuple[tuple[int, int], float]]:
-    """The patches, cut down to what the largest recording of the pool holds."""
+def holds(movie: Tensor, patch: tuple[int, int]) -> bool:
+    """Whether a patch of (frames, side) can be cut from a movie (T, Y, X)."""
+    return movie.shape[0] >= patch[0] and min(movie.shape[1:]) >= patch[1]
+
+
+def cut(patch: tuple[int, int], pool: Recordings) -> tuple[int, int]:
+    """What of a patch of (frames, side) the largest recording of the pool holds."""
     frames, side = max(
         ((m.shape[0], min(m.shape[1:])) for m in pool.movies), key=lambda size: size[0] * size[1] ** 2
     )
-    return [((min(t, frames), min(s, side)), share) for (t, s), share in PATCHES]
+    return min(patch[0], frames), min(patch[1], side)
+
+
+def usable_patches(pool: Recordings) -> list[tuple[tuple[int, int], float]]:
+    """The patches, cut down to what the largest recording of the pool holds. Those it takes later may hold less."""
+    return [(cut(patch, pool), share) for patch, share in PATCHES]
 
 
 def next_batch(sampler: Sampler, patches: list[tuple[tuple[int, int], float]], batch: int) -> Samples:

@@ -200,6 +200,19 @@ def test_small_movies_get_small_patches() -> None:
     assert errors.max() == 0
 
 
+def test_patches_are_cut_to_what_the_pool_holds_now() -> None:
+    """Of a pool whose recordings are replaced by smaller ones; what still fits is drawn as before."""
+    sizes = [(9, 20, 30), (9, 20, 30), (5, 12, 16), (3, 14, 40)]
+    pool = Pool(iter([torch.randn(size).half() for size in sizes]), 2, torch.device("cpu"))
+    sampler = Sampler(pool, 0)
+    assert sampler.samples((9, 20), 1).residual.shape == (1, 1, 9, 20, 20)
+    pool.refresh()
+    assert sampler.samples((9, 20), 1).residual.shape == (1, 1, 9, 20, 20)
+    pool.refresh()
+    assert sampler.samples((9, 20), 2).residual.shape == (2, 1, 5, 12, 12)  # the larger: 5 x 12 x 12 voxels
+    assert sampler.samples((2, 14), 1).residual.shape == (1, 1, 2, 14, 14)
+
+
 def test_rate_rises_and_falls_to_zero() -> None:
     assert [schedule(p) for p in (0.0, 0.5, 1.0, 2.0)] == pytest.approx([0.01, 0.5, 0, 0])
 
