@@ -2,8 +2,9 @@
 
 Two layouts. The challenge's (an `inputs.json`, or the socket's folder) holds one image and gets one image
 back, in the folder that the platform reads. A plain folder holds any number of movies, and each becomes
-`<same relative path>.tif`. A movie is known by its suffix: nothing is opened but `inputs.json`, and nothing
-is written. Files are asked about by os.path, which says no where pathlib raises (looping links, no access).
+`<same relative path>.tif`. A movie is known by its suffix: nothing is opened but `inputs.json` and, to leave out
+what earlier runs wrote, their `metadata.json`; nothing is written. Files are asked about by os.path, which says no
+where pathlib raises (looping links, no access).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from denoise import NAME
 from denoise.containers import ZARR_SUFFIXES
 from denoise.formats import SUFFIXES
 from denoise.movies import TIFF_SUFFIXES
@@ -33,6 +35,9 @@ OWN_FORMATS = {suffix: suffix for suffix in SUFFIXES} | {
 BEFORE_A_NUMBER = re.compile(r"(_X|[_\-. ]+)\Z")  # what goes with it, as in rec-1, or Andor's rec_X2
 OUTPUT_SOCKET = "stacked-neuron-images-with-reduced-noise"
 INPUTS_JSON_LIMIT = 1 << 20  # bytes; the platform's file has under a thousand
+METADATA = "metadata.json"  # as in denoise.records, which loads torch
+METADATA_BEGINS = re.compile(rb'\s*\{\s*"program"\s*:\s*\{\s*"name"\s*:\s*"%s"' % NAME.encode())
+METADATA_HEAD = 1000  # bytes, more than enough for that
 NAMES_SHOWN = 5  # in one message: the platform drops over-long lines
 
 
@@ -183,12 +188,17 @@ def _plan_folder(source: Path, root: Path, output: Path, series: bool) -> Plan:
     found = _walk(root, skip=_real(output))
     if root in found.unusable:
         raise LayoutError(f"{source}: {found.unusable[root]}; let this user read it, or give another --input")
-    if not found.movies and not found.unusable:
-        raise LayoutError(_nothing_found(source, "a movie", found))
     warnings = [
         f"{_name(path, root)}: a link to a folder elsewhere, not followed"
         for path in _leaving(found.linked, root)
     ]
+    for folder, results in _earlier_results(found.movies, root).items():
+        found.movies = [path for path in found.movies if path not in results]
+        found.others += sorted(results)
+        warnings.append(f"{_name(folder, root)}: {len(results)} result(s) that an earlier run wrote there, by its "
+                        f"{METADATA}, left out; give that folder as --input to denoise them again")  # fmt: skip
+    if not found.movies and not found.unusable:
+        raise LayoutError("; ".join([_nothing_found(source, "a movie", found), *warnings[:NAMES_SHOWN]]))
     if root in _real(output).parents:
         warnings.append(f"{output}: the output folder lies in the input folder; movies in it are not read")
     unusable = {_name(path, root): reason for path, reason in found.unusable.items()}
@@ -426,6 +436,38 @@ def _place_inside(root: Path, relative: object) -> Path | None:
     except (OSError, ValueError):  # a zero byte or a lone surrogate
         return None
     return place if place.is_relative_to(root) else None
+
+
+def _earlier_results(movies: list[Path], root: Path) -> dict[Path, set[Path]]:
+    """Those of the movies that are outputs of this program, by the folder below `root` whose metadata.json says so.
+
+    Other movies in such a folder stay: an output may have been written beside recordings.
+    """
+    inside = dict.fromkeys(
+        folder for path in movies for folder in path.parents if root in folder.parents
+    )  # in the order of the movies
+    found = {}
+    for folder in filter(_is_of_a_run, inside):
+        from denoise.records import planned_outputs, strict  # loads torch, for the few that need it
+
+        outputs = {_file_key(name) for name in planned_outputs(folder)}
+        below = (path for path in movies if path.is_relative_to(folder))
+        results = {path for path in below if _file_key(strict(_name(path, folder))) in outputs}
+        if results:
+            found[folder] = results
+    return found
+
+
+def _is_of_a_run(folder: Path) -> bool:
+    """Whether a folder's metadata.json begins as this program writes it: others, of any size, are not read."""
+    path = folder / METADATA
+    try:
+        if not os.path.isfile(path):  # to open a pipe would wait for ever
+            return False
+        with path.open("rb") as file:
+            return METADATA_BEGINS.match(file.read(METADATA_HEAD)) is not None
+    except OSError:
+        return False
 
 
 def _walk(top: Path, skip: Path) -> _Found:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denoise import layout
+from denoise import NAME, layout
 from denoise.formats import SUFFIXES
 from denoise.layout import (
     INPUT_SOCKET,
@@ -25,6 +25,7 @@ from denoise.layout import (
     plan_movies,
     refuse_existing,
 )
+from denoise.records import write_metadata
 
 SOCKET_FOLDER = f"images/{INPUT_SOCKET}"
 OUTPUT_FOLDER = f"images/{OUTPUT_SOCKET}"
@@ -443,6 +444,54 @@ def test_output_folder_inside_the_input_is_not_read(source: Path) -> None:
     plan = plan_movies(source, source / "results")
     assert targets(plan, source / "results") == {"a.tif": "a.tif"}
     assert "lies in the input folder" in plan.warnings[0]
+
+
+def earlier_run(folder: Path, *outputs: str, name: str = NAME) -> None:
+    """An output folder as a run leaves it."""
+    touch(folder, *outputs)
+    movies = [{"input": "x", "output": output, "status": "ok"} for output in outputs]
+    write_metadata(folder, {"program": {"name": name, "version": "1"}, "movies": movies, "earlier": []})
+
+
+def test_what_earlier_runs_wrote_is_left_out(source: Path, output: Path) -> None:
+    touch(source, "a.tif", "day 1/b.mha", "out 1/mine.tif", "other/c.tif")
+    earlier_run(source / "out 1", "a.tif", "day 1/b.tif", "c.zarr", "gone.tif")
+    for name in ("gone.tif", "c.zarr"):
+        (source / "out 1" / name).unlink()
+    touch(source, "out 1/c.zarr/0/x")
+    earlier_run(source / "day 1", "b.tif")  # beside the recording itself
+    earlier_run(source / "other", "c.tif", name="other-program")
+    plan = plan_movies(source, output)
+    assert sorted(targets(plan, output)) == ["a.tif", "day 1/b.mha", "other/c.tif", "out 1/mine.tif"]
+    assert plan.unusable == {}
+    assert [warning.split(" that an earlier")[0] for warning in plan.warnings] == [
+        "day 1: 1 result(s)",
+        "out 1: 3 result(s)",
+    ]
+
+
+def test_what_earlier_runs_wrote_is_denoised_where_it_is_given_as_input(source: Path, output: Path) -> None:
+    earlier_run(source, "a.tif")
+    assert targets(plan_movies(source, output), output) == {"a.tif": "a.tif"}
+    assert plan_movies(source, output).warnings == []
+    with pytest.raises(
+        LayoutError, match=r"found only .*a\.tif; .*; input: 1 result\(s\) that an earlier run wrote"
+    ):
+        plan_movies(source.parent, output)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff", b"[" * 100_000, b'{"program": 3}', b'{"program": []}', None]
+)
+def test_no_odd_metadata_costs_a_movie(source: Path, output: Path, content: bytes | None) -> None:
+    touch(source, "a.tif", "d/a.tif", "d/e/a.tif")
+    if content is None:
+        os.mkfifo(source / "d/metadata.json")
+    else:
+        begin = b'{"program": {"name": "calcium-denoiser"}, "movies": '
+        (source / "d/metadata.json").write_bytes(content)
+        (source / "d/e/metadata.json").write_bytes(begin + content)
+    assert len(plan_movies(source, output).jobs) == 3
 
 
 def test_input_inside_the_output_folder(tmp_path: Path) -> None:
