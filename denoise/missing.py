@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from denoise.normalization import lattice_step
+
 PIECE_VOXELS = 1 << 20  # of elementwise work at once: stays in the processor's cache
 ABSURD = 1e15  # times the movie's own scale: damage, no intensity; its square would not fit into float32
 FAR = 1e3  # times the movie's own scale, from which a voxel is looked at
@@ -21,7 +23,8 @@ CERTAIN_DROP = 1e-6  # a row or frame of one value that is less probable than th
 COMMON = 0.05  # share of a value among the voxels of rows that vary, from which it is the background's
 FEWEST_VOXELS = 64  # of a frame, of which one value tells that it was lost
 FILLED = 8  # frames of one value in a row are filled; longer gaps are no errors
-LOOKED_AT = 4096  # voxels of a frame, or some more, tell how bright it is
+LOOKED_AT = 4096  # voxels of a frame, more or less, tell how bright it is
+EVERY = 3  # of its columns one at least is looked at
 DARK = 0.25  # their quantile that tells it: cells are active in fewer
 AROUND = 8  # frames before and after that tell what is usual
 FLASH = 3.0  # deviations of a voxel's noise by which a flash is brighter or darker than usual, at least
@@ -133,9 +136,9 @@ def flashing_frames(frames: Tensor) -> Tensor:
 
 
 def looked_at(frames: Tensor) -> Tensor:
-    """Some voxels of each frame (n, Y, X), in all of its columns: (n, N)."""
+    """Some voxels of each frame (n, Y, X), in one of EVERY columns at least: (n, N)."""
     flat = frames.flatten(1)
-    return flat[:, :: flat.shape[1] // LOOKED_AT | 1]
+    return flat[:, :: lattice_step(flat.shape[1] // LOOKED_AT | 1, frames.shape[2], EVERY)]
 
 
 def period_of(frames: Tensor) -> int:

@@ -5,13 +5,15 @@ Source: percentile normalization as in CSBDeep (Weigert et al., Nature Methods 2
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 PILED = 4.0  # times as many voxels as any of
 NEXT_BELOW = 8  # the values below it has one at which a detector cuts off
-SAMPLES = 4_000_000  # voxels kept for the percentiles of movies that have no 16-bit histogram
+SAMPLES = 4_000_000  # voxels, more or less, kept for the percentiles of movies that have no 16-bit histogram
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,25 @@ def normalization_of(low: float, high: float, smallest: float, largest: float) -
     return PercentileNormalization(low, scale, low == high)
 
 
+def lattice_step(least: int, size: int, shared: int) -> int:
+    """The first step from `least` on that shares no larger factor than `shared` with `size`.
+
+    Every so many-th voxel in rows of `size` is then in at least one of `shared` columns; a step that divides the rows
+    would come to the same few columns for ever.
+
+    >>> lattice_step(111, 333, 1), lattice_step(3, 96, 3)
+    (112, 3)
+    """
+    return next(step for step in itertools.count(least) if math.gcd(step, size) <= shared)
+
+
 class Percentiles:
     """Percentiles of the finite voxels of a movie, fed frame by frame.
 
     Exact for integers of 8 and 16 bits (a histogram) and for any movie of up to SAMPLES voxels. Longer movies of other
-    dtypes are sampled on a regular lattice of SAMPLES voxels or more: the rank of the result is then off by less than
-    0.1 percentage points (three standard deviations of a sample of that size).
+    dtypes are sampled on a regular lattice that comes to every column, and in time to every pixel: of twice SAMPLES
+    voxels at most, and more than a tenth of it. The rank of the result is then off by less than 0.1 percentage points
+    (three standard deviations of a sample of 300,000).
     """
 
     def __init__(self, dtype: np.dtype, voxels: int) -> None:
@@ -54,7 +69,7 @@ class Percentiles:
         self.counts = (
             np.zeros(1 << 16, np.int64) if self.dtype.kind in "iu" and self.dtype.itemsize <= 2 else None
         )
-        self.step = max(1, voxels // SAMPLES) | 1  # odd, so that even widths are sampled in every column
+        self.step = max(1, voxels // SAMPLES) | 1  # at least
         self.seen = 0
         self.samples: list[np.ndarray] = []
         self.extremes = (np.inf, -np.inf)
@@ -72,8 +87,8 @@ class Percentiles:
                 min(self.extremes[0], float(finite.min())),
                 max(self.extremes[1], float(finite.max())),
             )
-        first = -self.seen % self.step
-        picked = values[first :: self.step]
+        step = lattice_step(self.step, math.prod(frames.shape[1:]), 1)
+        picked = values[-self.seen % step :: step]
         self.samples.append(picked[np.isfinite(picked)].astype(np.float64))
         self.seen += values.size
 

@@ -11,6 +11,7 @@ from denoise.missing import (
     blank_frames,
     dropped_rows,
     flashing_frames,
+    looked_at,
     period_of,
     without_missing,
 )
@@ -65,6 +66,16 @@ def test_short_gaps_are_filled_and_longer_ones_stay() -> None:
     assert as_recorded(
         torch.ones(3, dtype=torch.bool), flashes[:3]
     ).all()  # there is nothing to fill them with
+
+
+@pytest.mark.parametrize(
+    ("side", "step"), [(20, 1), (63, 1), (96, 3), (128, 5), (255, 16), (256, 17), (320, 26), (512, 65)]
+)
+def test_what_is_looked_at_lies_in_many_columns(side: int, step: int) -> None:
+    columns = torch.arange(side).expand(2, side, side)
+    seen = looked_at(columns)
+    assert seen.shape == (2, -(-side * side // step))
+    assert len(seen.unique()) >= side / 3
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -82,3 +82,27 @@ def test_long_float_movies_are_sampled_within_the_stated_rank(monkeypatch: pytes
     assert 20_000 <= kept < 40_000
     rank = (movie < percentiles.result((3, 97)).low).mean() * 100
     assert abs(rank - 3) < 0.5  # three standard deviations at 20,000 samples
+
+
+@pytest.mark.parametrize("side", [63, 255, 333, 210, 96, 128])
+def test_long_float_movies_are_sampled_in_every_column(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The column's number is the value. Blocks of one frame and of three: the lattice goes on from one to the next."""
+    for step in (2, 9, 17, 111):
+        monkeypatch.setattr(normalization, "SAMPLES", 4 * side * side // step)
+        movie = np.broadcast_to(np.arange(side, dtype=np.float32), (4, side, side))
+        one, other = (Percentiles(movie.dtype, movie.size) for _ in range(2))
+        one.update(movie)
+        other.update(movie[:1])
+        other.update(movie[1:])
+        seen = np.concatenate(one.samples)
+        assert set(seen) == set(range(side))
+        assert np.array_equal(seen, np.concatenate(other.samples))
+        assert normalization.SAMPLES / 10 < len(seen) < 2 * normalization.SAMPLES
+
+
+def test_a_few_columns_do_not_stand_for_a_long_movie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every 111th of 333 columns is bright, which a step of 111 voxels would hit always: less than 1% of the voxels."""
+    monkeypatch.setattr(normalization, "SAMPLES", 4 * 333 * 3)
+    movie = np.zeros((4, 333, 333), np.float32)
+    movie[:, :, ::111] = 8
+    assert streamed(movie) == PercentileNormalization(0.0, 8.0, coincide=True)
