@@ -549,6 +549,13 @@ def _tiff_notes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSer
                      "--series makes one movie of files whose names differ by one number alone")  # fmt: skip
     if _is_thin(tif, series):
         notes.append(f"the file names no axes: {' x '.join(map(str, series.shape))} are taken as time, y, x")
+    told = tif.imagej_metadata or {}
+    line = [_number(told.get("c0", 0)), _number(told.get("c1", 1))]
+    if "cf" in told and (told["cf"] != 0 or line != [0, 1]):
+        function = "{:g} + {:g} x".format(*line) if told["cf"] == 0 else f"function {told['cf']}"
+        notes.append(
+            f"ImageJ's calibration of intensities ({function}) is not applied: the numbers are those stored"
+        )
     if series.keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         notes.append("MinIsWhite: the numbers are kept, and the output shows low ones dark, not bright")
     return tuple(notes)

@@ -426,6 +426,27 @@ def test_low_numbers_that_were_shown_bright_are_told(tmp_path: Path) -> None:
             assert tuple(note.split(":")[0] for note in movie.info.notes) == shown
 
 
+@pytest.mark.parametrize(
+    ("calibration", "note"),
+    [
+        ({"cf": 0, "c0": -32768.0, "c1": 1.0}, "(-32768 + 1 x)"),  # ImageJ's signed 16 bits
+        ({"cf": 0, "c0": 0, "c1": 2.5}, "(0 + 2.5 x)"),
+        ({"cf": 3, "c0": 0, "c1": 1}, "(function 3)"),
+        ({"cf": 0, "c0": 0.0, "c1": 1.0}, None),
+        ({}, None),
+    ],
+)
+def test_a_calibration_by_imagej_is_told_and_not_applied(
+    tmp_path: Path, calibration: dict[str, float], note: str | None
+) -> None:
+    frames = movie_of("uint16")
+    tifffile.imwrite(tmp_path / "a.tif", frames, imagej=True, metadata={"axes": "TYX", **calibration})
+    assert_reads(tmp_path / "a.tif", frames)
+    with open_movie(tmp_path / "a.tif") as movie:
+        assert len(movie.info.notes) == (note is not None)
+        assert note is None or f"calibration of intensities {note} is not applied" in movie.info.notes[0]
+
+
 def test_planes_of_nifti_are_named(tmp_path: Path) -> None:
     image = sitk.GetImageFromArray(movie_of("int16", (5, 2, 8, 9)), isVector=False)
     sitk.WriteImage(image, str(tmp_path / "a.nii"))
