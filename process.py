@@ -56,6 +56,7 @@ CHALLENGE_MINUTES = 45.0  # for a movie in the challenge layout, of the 60 that 
 UNSTEADY = 1.5  # a movie may take longer by this than a trial says: disks, and other programs
 NAMES_SHOWN = 5  # in the closing line: the platform drops over-long lines
 COARSE = 1000  # steps of float32 within a movie's percentiles: fewer may show
+FEW = 50  # steps of an integer type within a movie's percentiles: fewer may show where noise no longer hides them
 SAVED_EVERY = 5.0  # seconds, at least, between two writings of the metadata while the run goes on
 SAVING_SHARE = 0.05  # of the run's time at most, when there are many movies
 NOT_IN_RESULT = (
@@ -69,7 +70,7 @@ NOT_IN_RESULT = (
     "save_weights",
     "demo",
     "dry_run",
-)  # options that change no voxel
+)  # options that --resume does not compare: of the weights it compares the content; devices differ by rounding and pace
 
 
 class Refusal(Exception):
@@ -437,6 +438,12 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         PartFile(folder / "probe").discard()
     except OSError as error:
+        file = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
+        if not os.path.isdir(file):
+            found = f"found a file{'' if file == folder else f' as {file}'}"
+            raise Refusal(
+                f"{folder}: expected a folder, {found}; move it away, or choose another folder"
+            ) from error
         raise Refusal(
             f"{folder}: expected a folder that can be written, found: {error.strerror}; "
             "let this user write there, or choose another --output"
@@ -817,12 +824,15 @@ def denoise_part(
 
 
 def resolution_warnings(result: Result, wanted: np.dtype, written: np.dtype) -> list[str]:
-    """Where a movie of another type is finer than float32. Raises MovieError where nothing of it would be left."""
+    """Where a movie is finer than the type that is written. Raises MovieError where nothing of it would be left."""
     import numpy as np
 
     from denoise.movies import MovieError
 
     low, high = result.percentiles
+    if np.issubdtype(written, np.integer):
+        coarse = f"{written} has steps of 1, and the movie ranges over {high - low:.3g}: what is finer is rounded away"
+        return [f"{coarse}; leave --dtype input out for float32"] if high - low < FEW else []
     step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
     if written != np.float32 or wanted.itemsize < 4 or wanted == written or high - low > COARSE * step:
         return []
@@ -1156,7 +1166,7 @@ def in_bytes(number: float) -> str:
         for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
         if number >= unit or name == "kB"
     )
-    return f"{number / unit:.2g} {name}" if number < 100 * unit else f"{number / unit:.0f} {name}"
+    return f"{number / unit:.2g} {name}" if number < 99.5 * unit else f"{number / unit:.0f} {name}"
 
 
 # ---- the metadata

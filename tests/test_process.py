@@ -431,9 +431,14 @@ def test_what_cannot_succeed_is_refused_before_any_work(
     assert "nowhere.pth: " in refused("--weights", tmp_path / "nowhere.pth")
     assert "notes.txt: " in refused("--weights", tmp_path / "in/notes.txt")
     assert files(tmp_path / "out") == set()
-    assert "notes.txt/out: expected a folder that can be written, found: " in refused(
-        "--output", tmp_path / "in/notes.txt/out"
+    notes = tmp_path / "in/notes.txt"
+    told = f"{notes}: expected a folder, found a file; move it away, or choose another folder"
+    assert refused("--output", notes) == told
+    assert refused("--output", notes / "out").startswith(
+        f"{notes}/out: expected a folder, found a file as {notes};"
     )
+    (tmp_path / "link").symlink_to("nowhere")
+    assert "link: expected a folder, found a file; " in refused("--output", tmp_path / "link")
     write(tmp_path / "out/a.tif", movie())
     assert "out/a.tif: expected no output yet" in refused()
     assert "in/a.tif: expected a new file as output" in refused("--output", tmp_path / "in", "--overwrite")
@@ -874,6 +879,38 @@ def test_duration(names: dict[str, Any], seconds: float, text: str) -> None:
     assert names["duration"](seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (2520, "2.5 kB"),
+        (31.4e6, "31 MB"),
+        (99.4e6, "99 MB"),
+        (99.6e6, "100 MB"),
+        (423e6, "423 MB"),
+        (1.23e9, "1.2 GB"),
+    ],
+)
+def test_in_bytes(names: dict[str, Any], number: float, text: str) -> None:
+    assert names["in_bytes"](number) == text
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ranges", "told"),
+    [
+        ("uint8", (0, 1), "uint8 has steps of 1, and the movie ranges over 1: "),  # single photons
+        ("int16", (-20.5, 29), "int16 has steps of 1, and the movie ranges over 49.5: "),
+        ("int16", (-21, 29), None),
+        ("float32", (0, 1), None),
+    ],
+)
+def test_integers_too_coarse_for_a_movie_are_told(
+    names: dict[str, Any], dtype: str, ranges: tuple[float, float], told: str | None
+) -> None:
+    result = SimpleNamespace(percentiles=ranges)
+    warnings = names["resolution_warnings"](result, np.dtype(dtype), np.dtype(dtype))
+    assert [warning[: len(told)] for warning in warnings] == [told] if told else warnings == []
+
+
 def test_uploaded_weights_come_before_the_shipped_ones(
     names: dict[str, Any], tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -982,7 +1019,7 @@ def test_reports_that_cannot_be_written_are_told_before_work(
     write(tmp_path / "out" / "report", movie())
     result = program("--report")
     assert (result.status, len(result.err)) == (1, 1)
-    assert "out/report: expected a folder that can be written, found: File exists" in result.err[0]
+    assert "out/report: expected a folder, found a file; move it away" in result.err[0]
     assert files(tmp_path / "out") == {"report"}
 
 
