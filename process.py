@@ -1105,13 +1105,17 @@ class Progress:
 def open_streams() -> None:
     """Make stdout and stderr safe to write to, any file name, also where they were closed before the start.
 
-    A file opened later would else take the closed one's number, and what libraries print would go into it.
+    A file opened later would else take the closed one's number, and what libraries print would go into it. Errors get a
+    descriptor of their own: 2 leads nowhere while ITK reads (denoise.movies), and another thread may complain meanwhile.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
     sys.stdout, sys.stderr = (one or open(os.devnull, "w") for one in (sys.stdout, sys.stderr))  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    given = sys.__stderr__
+    if given is not None and sys.stderr is given:  # not where somebody else listens
+        sys.stderr = open(os.dup(given.fileno()), "w", 1, given.encoding, given.errors, closefd=False)  # noqa: SIM115
 
 
 def say(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -50,7 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"{options.output}: cannot be scored against {options.clean}: {error}", file=sys.stderr)
         return 1
-    print(strict_json(values) if options.json else table(values))
+    try:
+        print(strict_json(values) if options.json else table(values), flush=True)
+    except (
+        BrokenPipeError
+    ):  # a reader, such as head, has seen enough; at exit Python tries to write the rest again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -842,6 +842,32 @@ def test_streams_that_take_nothing_do_not_stop_the_work(tmp_path: Path, weights:
     assert (tmp_path / "out/a.tif").read_bytes() == (tmp_path / "out/c.tif").read_bytes()
 
 
+def test_errors_are_told_while_itk_is_kept_silent() -> None:
+    code = f"""if True:
+        import os, runpy
+        from denoise.movies import _silence
+        names = runpy.run_path({str(PROCESS)!r}, run_name="process")
+        names["open_streams"]()
+        with _silence():
+            names["complain"]("told")
+            os.write(2, b"by ITK")
+        names["complain"]("told too")
+    """
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROCESS.parent, check=True)  # noqa: S603
+    assert done.stderr.splitlines() == ["told", "told too"]
+
+
+def test_score_for_a_reader_that_went_away(tmp_path: Path) -> None:
+    write(tmp_path / "a.tif", movie())
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "evaluation.score", *[str(tmp_path / "a.tif")] * 2]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=PROCESS.parent, check=False)  # noqa: S603
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_terminal_that_goes_away_does_not_stop_the_work(tmp_path: Path, weights: Path) -> None:
     for name in "ab":
         write(tmp_path / "in" / f"{name}.tif", movie((400, 64, 64)))
