@@ -52,6 +52,9 @@ def without_missing(frames: np.ndarray, flashes: Tensor | None = None) -> tuple[
     flashes (n,): those found before, where the movie's scale was taken for another; else they are looked for.
     """
     values = torch.from_numpy(frames)
+    values.nan_to_num_(
+        torch.nan, torch.nan, torch.nan
+    )  # infinity is as little a value of a lost row as NaN is
     rows, blank = dropped_rows(values), blank_frames(values)
     rows[blank] = False
     values[rows] = torch.nan
@@ -73,10 +76,10 @@ def dropped_rows(frames: Tensor) -> Tensor:
     Not a row that is constant in every frame (a border), nor one of a value that is the background's or comes by chance.
     """
     constant = frames.amax(-1) == frames.amin(-1)  # (T, Y)
-    vary = ~constant
-    constant &= vary.any(-2, keepdim=True)
     if not bool(constant.any()):
         return constant
+    vary = ~(constant | frames.isnan().all(-1))
+    constant &= vary.any(-2, keepdim=True)
     others = frames[vary]  # (N, X)
     for value in frames[..., 0][constant].unique():
         if not is_loss(value, others, frames.shape[-1]):

@@ -133,6 +133,22 @@ def test_what_is_missing_is_counted_once() -> None:
     np.testing.assert_array_equal(values[~expected], frames[~expected])
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_infinity_and_nan_are_told_alike(value: float) -> None:
+    """A voxel, a row, and a gap of 10 frames: 1 + 16 + 10 x 256 voxels without a value, and nothing dropped."""
+    frames = np.random.default_rng(0).normal(0, 0.3, (40, 16, 16)).astype(np.float32)
+    frames[:, 0] = 0.25  # a border
+    frames[3, 4, 5] = frames[5, 6] = frames[20:30] = value
+    values, missing = without_missing(frames.copy())
+    assert (missing.voxels, missing.rows, numbers(missing.blank), numbers(missing.flashes)) == (
+        2577,
+        0,
+        [],
+        [],
+    )
+    np.testing.assert_array_equal(values.numpy(), np.where(np.isinf(frames), np.nan, frames))
+
+
 @pytest.mark.parametrize("count", [2, 3, 5])
 @pytest.mark.parametrize("level", [1, 2])
 def test_planes_that_take_turns_are_told_by_their_number(count: int, level: int) -> None:
