@@ -107,6 +107,7 @@ class Diagnostics:
         self.seen = 0
         self.unit = 0.0  # of the intensities in all sums; 0 until there is any light
         self.origin = 0.0  # that they count from, in the movie's units
+        self.varied = np.zeros(height, bool)  # rows that were not constant in every frame so far
         self.pixels = PixelSums(height, width)
         self.residual_spectrum, self.raw_spectrum = Spectrum(height, width), Spectrum(height, width)
         self.traces = CellTraces(height, width, int(self.sample.trace.sum()))
@@ -123,6 +124,8 @@ class Diagnostics:
         """Take the next denoised frames (n, Y, X), in the movie's units."""
         first, self.seen = self.seen, self.seen + len(denoised)
         step = max(1, BLOCK_VOXELS // math.prod(denoised.shape[1:]))
+        if not first:  # a row that is lost in the first frame is there in the next
+            self.varied |= varying_rows(self.movie.read(0, min(2, len(self.wanted))))
         for start, stop in runs(self.wanted[first : self.seen], step):
             raw, clean = self.movie.read(first + start, first + stop), denoised[start:stop]
             if not self.unit:
@@ -138,7 +141,8 @@ class Diagnostics:
 
     def _take(self, first: int, raw: np.ndarray, denoised: np.ndarray) -> None:
         """Both (n, Y, X) in the unit, from the origin; pictures and levels are kept in the movie's unit."""
-        fill_missing(raw, denoised)
+        self.varied |= varying_rows(raw)
+        fill_missing(raw, denoised, self.varied)
         residual = raw - denoised  # (n, Y, X)
         told = residual.any((1, 2))  # a flash or a gap that came out as recorded tells nothing of the others
         told |= not told.any()
@@ -195,10 +199,20 @@ def origin_of(frames: np.ndarray) -> float:
     return float(np.median(frames)) if frames.dtype.kind in "iu" and frames.dtype.itemsize >= 4 else 0.0
 
 
-def fill_missing(raw: np.ndarray, denoised: np.ndarray) -> None:
-    """Where nothing was recorded there is no residual: put the denoised value (n, Y, X), in place."""
+def varying_rows(frames: np.ndarray) -> np.ndarray:
+    """Which rows are not of one value in each of some frames (n, Y, X): bool (Y,)."""
+    known = np.where(np.isfinite(frames), frames, 0)
+    return np.asarray((known.max(-1) != known.min(-1)).any(0))
+
+
+def fill_missing(raw: np.ndarray, denoised: np.ndarray, varied: np.ndarray) -> None:
+    """Where nothing was recorded there is no residual: put the denoised value (n, Y, X), in place.
+
+    varied (Y,): rows that are not constant in the movie. Of few frames a lost row could not be told from a border.
+    """
     missing = ~np.isfinite(raw)
-    missing |= dropped_rows(torch.from_numpy(np.where(missing, 0, raw))).numpy()[:, :, None]
+    known = torch.from_numpy(np.where(missing, 0, raw))
+    missing |= dropped_rows(known, torch.from_numpy(varied)).numpy()[:, :, None]
     raw[missing] = denoised[missing]
 
 

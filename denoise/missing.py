@@ -70,16 +70,17 @@ def without_missing(frames: np.ndarray, flashes: Tensor | None = None) -> tuple[
     return values, Missing(voxels, int(rows.sum()), blank, flashes)
 
 
-def dropped_rows(frames: Tensor) -> Tensor:
+def dropped_rows(frames: Tensor, varied: Tensor | None = None) -> Tensor:
     """Rows that the microscope lost: (T, Y, X) -> bool (T, Y), True where a whole row of a frame is one value.
 
     Not a row that is constant in every frame (a border), nor one of a value that is the background's or comes by chance.
+    varied (Y,): which rows are not constant in the movie, where the frames are too few of it to tell.
     """
     constant = frames.amax(-1) == frames.amin(-1)  # (T, Y)
     if not bool(constant.any()):
         return constant
     vary = ~(constant | frames.isnan().all(-1))
-    constant &= vary.any(-2, keepdim=True)
+    constant &= vary.any(0) if varied is None else varied
     others = frames[vary]  # (N, X)
     for value in frames[..., 0][constant].unique():
         if not is_loss(value, others, frames.shape[-1]):

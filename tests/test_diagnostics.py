@@ -266,10 +266,29 @@ def test_spectrum_equals_products_of_neighbours() -> None:
 def test_missing_voxels_leave_no_residual() -> None:
     raw, denoised = white((3, 8, 30)) + 100, np.full((3, 8, 30), 100, np.float32)
     raw[0, 0, 0], raw[1, 2] = np.nan, 0
-    fill_missing(raw, denoised)
+    fill_missing(raw, denoised, np.ones(8, bool))
     assert raw[0, 0, 0] == 100
     assert (raw[1, 2] == 100).all()
     assert raw[2].std() > 1
+
+
+@pytest.mark.parametrize("step", [1, 40])
+def test_lost_rows_leave_no_residual_where_frames_are_looked_at_one_by_one(
+    step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As large ones are. The last row is a border: it is 0 in all frames, and stays."""
+    monkeypatch.setattr(diagnostics, "BLOCK_VOXELS", 1)
+    clean = np.full((40, 16, 64), 100, np.float32)
+    raw = clean + white(clean.shape)
+    raw[0, 3] = raw[11, 5] = raw[12, 5] = raw[20, 6, :32] = raw[21, 7] = 0
+    raw[21, 7, 3], raw[:, 15] = np.nan, 0
+    found = Diagnostics(Recording(raw))
+    for start in range(0, 40, step):
+        found.add(clean[start : start + step])
+    lost = np.zeros((40, 16), bool)
+    lost[0, 3] = lost[11, 5] = lost[12, 5] = lost[21, 7] = True
+    recorded = np.array([image for _, image, _ in found.findings(NOISE, 100.0).shown])
+    np.testing.assert_array_equal(recorded, np.where(lost[:, :, None], clean, raw))
 
 
 @settings(max_examples=12)
