@@ -51,7 +51,7 @@ SLAB = 512  # frames, where the memory allows
 SHARED_FRAMES = 32  # that neighbouring slabs share: their patterns fade into each other
 SECTION = 256  # frames that are surveyed together, a multiple of LONGEST_BLOCK
 TRIED = (128, 128)  # frames, and pixels a side, in which it is tried whether holding a movie still helps
-FURTHER = 1.03  # times as far from the recording, squared, may come out what is held still
+FURTHER = 1.07  # times as far from the recording, squared, may come out what is held still, in the mean of its pixels
 SATURATED = 1e-3  # share of voxels from which it is told
 
 
