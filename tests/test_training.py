@@ -102,6 +102,10 @@ def test_no_movie_to_train_on_is_an_error(tmp_path: Path) -> None:
         (["--weights", "{}/none.pth"], "/none.pth: no such weights file"),
         (["--weights", "{}/bad.tif"], "/bad.tif: not a safe, complete checkpoint"),
         (["--out", "{}/bad.tif/w.pth"], "[Errno 17] File exists: "),
+        (
+            ["--out", "{}/bad.tif"],
+            "/bad.tif: expected no such file yet, or bad.state beside it to go on from, found weights alone; ",
+        ),
     ],
 )
 def test_what_cannot_be_trained_on_ends_in_one_line(folder: Path, options: list[str], line: str) -> None:
@@ -120,6 +124,47 @@ def test_what_cannot_be_trained_on_ends_in_one_line(folder: Path, options: list[
     assert str(caught.value).removeprefix(str(folder)).startswith(line)
     assert "\n" not in str(caught.value)
     assert not (folder / "w.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "line"),
+    [
+        *((f"--{name}", "0", "expected a whole number, 1 or more, found '0'")
+          for name in ("steps", "batch", "pool", "refresh", "channels")),
+        *(("--minutes", value, f"expected a number, more than 0, found '{value}'")
+          for value in ("0", "nan", "inf", "x")),
+        ("--rate", "-1e-3", "expected a number, more than 0, found '-1e-3'"),
+        ("--workers", "-1", "expected a whole number, 0 or more, found '-1'"),
+        ("--device", "cuda:99", "expected cpu, cuda or cuda:N, found 'cuda:99', and "),
+        ("--device", "gpu", "expected cpu, cuda or cuda:N, found 'gpu', and "),
+    ],
+)  # fmt: skip
+def test_what_no_training_can_go_by_is_refused(
+    folder: Path, option: str, value: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*arguments(folder, folder / "w.pth", 1), f"{option}={value}"])
+    assert f"argument {option}: {line}" in capsys.readouterr().err.splitlines()[-1]
+    assert not (folder / "w.state").exists()
+
+
+def steps_logged(out: Path) -> list[str]:
+    return [row[0] for row in csv.reader(out.with_suffix(".csv").read_text().splitlines())]
+
+
+def test_the_log_holds_one_training_and_each_of_its_steps_once(folder: Path) -> None:
+    """Another training's rows are gone; so are those after the step from which an interrupted one goes on."""
+    out = folder / "w.pth"
+    out.with_suffix(".csv").write_text("100,1.0,0.9\n")
+    main(arguments(folder, out, 1))
+    assert steps_logged(out) == ["1"]
+    with pytest.raises(SystemExit, match="found weights alone"):
+        main(arguments(folder, out, 1))
+    stopped = Trainer(Plan(), UNet3D(replace(UNetConfig(), channels=(4, 4, 4))))
+    torch.save(stopped.state() | {"step": 2}, out.with_suffix(".state"))
+    out.with_suffix(".csv").write_text("1,1.0,0.9\n2,2.0,0.8\n4,4.0,0.7\n")
+    main(arguments(folder, out, 3))
+    assert steps_logged(out) == ["1", "2", "3"]
 
 
 def test_simulated_recordings_are_the_seeds_own() -> None:

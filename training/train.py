@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import math
 import os
 import signal
 import subprocess
@@ -272,7 +273,7 @@ def train(
     Leaves the whole network, which the trainer's average is or is part of, a log and its curve beside it, and after an
     interruption the state to resume from. material: makes what is learned from, as it is at a step.
     """
-    plan, state_path = trainer.plan, out.with_suffix(".state")
+    plan, state_path, log_path = trainer.plan, out.with_suffix(".state"), out.with_suffix(".csv")
     if state_path.exists():
         trainer.restore(torch.load(state_path, map_location=trainer.device, weights_only=True))
         print(f"resumed at step {trainer.step}", flush=True)
@@ -280,8 +281,10 @@ def train(
     lessons = material(trainer.step)
     out.parent.mkdir(parents=True, exist_ok=True)
     losses, began, spent = [], time.monotonic(), trainer.seconds
-    with open(out.with_suffix(".csv"), "a", newline="") as file:
+    logged = rows_until(trainer.step, log_path)
+    with open(log_path, "w", newline="") as file:
         log = csv.writer(file)
+        log.writerows(logged)
         while trainer.progress() < 1 and not stop:
             losses.append(lessons.teach(trainer))
             if trainer.step % plan.refresh == 0:
@@ -301,7 +304,15 @@ def train(
     save(trainer, whole, record, out, state_path)
     if trainer.progress() >= 1:
         state_path.unlink()
-    draw_curve(out.with_suffix(".csv"), out.with_suffix(".png"))
+    draw_curve(log_path, out.with_suffix(".png"))
+
+
+def rows_until(step: int, log: Path) -> list[list[str]]:
+    """What was logged up to a step. Later rows come again; before the first step all are another training's."""
+    if not step or not log.exists():
+        return []
+    with open(log, newline="") as file:
+        return [row for row in csv.reader(file) if int(row[0]) <= step]
 
 
 def stream(plan: Plan, data: str | None, step: int, workers: int) -> Iterator[Tensor]:
@@ -332,7 +343,10 @@ def catch_interrupts() -> list[int]:
 
 
 def save(trainer: Trainer[Any], whole: UNet3D, record: Record, out: Path, state_path: Path) -> None:
-    """The averaged weights with their record, and the state to resume from; each appears when complete."""
+    """The averaged weights with their record, and the state to resume from; each appears when complete.
+
+    The state first: weights without one are those of a training that has ended.
+    """
     record = {
         "plan": asdict(trainer.plan),
         "step": trainer.step,
@@ -345,8 +359,8 @@ def save(trainer: Trainer[Any], whole: UNet3D, record: Record, out: Path, state_
     weights, state = io.BytesIO(), io.BytesIO()
     save_model(weights, whole, record)
     torch.save(trainer.state(), state)
-    write_file(out, weights.getvalue())
     write_file(state_path, state.getvalue())
+    write_file(out, weights.getvalue())
 
 
 def git_commit() -> str:
@@ -382,23 +396,24 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, required=True, help="weights to write; .csv, .png and .state go beside them"
     )
-    parser.add_argument("--minutes", type=float, help="end after so long")
-    parser.add_argument("--steps", type=int, help="end after so many steps")
+    parser.add_argument("--minutes", type=an_amount, help="end after so long")
+    parser.add_argument("--steps", type=whole(1), help="end after so many steps")
     parser.add_argument("--weights", type=Path, help="start from these weights")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=a_device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--workers",
-        type=int,
+        type=whole(0),
         default=max(1, (os.cpu_count() or 2) - 1),
         help="processes that make recordings",
     )
     defaults = Plan()
-    for name in ("seed", "batch", "rate", "pool", "refresh"):
+    kinds = {"seed": whole(0), "batch": whole(1), "rate": an_amount, "pool": whole(1), "refresh": whole(1)}
+    for name, kind in kinds.items():
         value = getattr(defaults, name)
-        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default {value}")
+        parser.add_argument(f"--{name}", type=kind, default=value, help=f"default {value}")
     parser.add_argument(
         "--channels",
-        type=int,
+        type=whole(1),
         nargs="+",
         default=defaults.network.channels,
         help="of the 3-D U-Net, by level",
@@ -407,6 +422,36 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.minutes is None and options.steps is None:
         parser.error("one of --minutes and --steps is needed")
     return options
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """What reads whole numbers from `least` on."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number, {least} or more, found {text!r}")
+        return int(text)
+
+    return read
+
+
+def an_amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan  # it lies in no range
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number, more than 0, found {text!r}")
+    return value
+
+
+def a_device(text: str) -> torch.device:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if text not in ("cpu", *["cuda"][:count], *(f"cuda:{number}" for number in range(count))):
+        raise argparse.ArgumentTypeError(
+            f"expected cpu, cuda or cuda:N, found {text!r}, and {count or 'no'} GPU usable by torch {torch.__version__}"
+        )
+    return torch.device(text)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -427,7 +472,12 @@ def in_one_line(error: Exception) -> str:
 
 def train_as_asked(options: argparse.Namespace) -> None:
     """By the command line. Raises ModelError, MovieError, OSError."""
-    device = torch.device(options.device)
+    device, state = options.device, options.out.with_suffix(".state")
+    if options.out.exists() and not state.exists():
+        raise FileExistsError(
+            f"{options.out}: expected no such file yet, or {state.name} beside it to go on from, found weights alone; "
+            "choose another name, or remove it"
+        )
     start = load_model(options.weights, device) if options.weights else None
     network = start.config if start else replace(UNetConfig(), channels=tuple(options.channels))
     plan = Plan(
