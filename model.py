@@ -291,7 +291,7 @@ class MovieNet(nn.Module):
     def forward(self, residual: Tensor, features: Sequence[Tensor]) -> Tensor:
         """(B, 1, T, Y, X) and the context's features at each level -> (B, 1, T, Y, X)."""
         x = space_to_depth(residual, self.stride).contiguous(memory_format=torch.channels_last_3d)
-        x = self.stem(x) + features[0].unsqueeze(2)  # (B, C0, T/2, Y/2, X/2)
+        x = self.stem(x) + features[0].unsqueeze(2)  # (B, C0, T/stride[0], Y/2, X/2)
         skips = []
         for block, down, feature in zip(self.encoder, self.down, features[1:]):
             x = block(x)

@@ -1,7 +1,7 @@
 """Outputs in the input's own format: all but the voxels, which are then written behind it as they come.
 
-    begin(file, recording, shape, dtype) -> byte of the first voxel: MetaImage, NRRD, NIfTI, HDF5, NWB
-    ZarrFolder(folder, recording, dtype): append(part, frames)
+    begin(file, recording, dtype) -> byte of the first voxel: MetaImage, NRRD, NIfTI, HDF5, NWB
+    ZarrFolder(folder, recording, dtype): append(part, first, frames)
 
 A header is the input's own with what is said of storage replaced: type, compression, number of frames. So orientation,
 comments and what else a program left there are kept.

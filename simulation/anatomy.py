@@ -117,7 +117,7 @@ def scatter(rng: np.random.Generator, shape: Shape, count: int, spacing: float) 
 
 
 def dendrites(rng: np.random.Generator, shape: Shape, centres: np.ndarray, radius: float) -> Image:
-    """Three to six tapering processes around each centre, unblurred: (N, Y, X)."""
+    """Two to five tapering processes around each centre, unblurred: (N, Y, X)."""
     if not len(centres):
         return np.zeros((0, *shape), np.float32)
     owners = np.repeat(np.arange(len(centres)), rng.integers(2, 6, len(centres)))
