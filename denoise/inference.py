@@ -34,6 +34,7 @@ from denoise.limits import free_memory
 from denoise.lines import Lines, lines_of
 from denoise.missing import FILLED, PIECE_VOXELS, as_recorded, period_of, without_missing
 from denoise.motion import STILL, Moments, Motion, displacements_of, in_phase, moves, phase_of, tracker_of
+from denoise.movies import MovieError
 from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
 from denoise.ranks import ALONE, Team
@@ -198,6 +199,7 @@ class Survey:
         """
         flashes = self.flashes[start : start + len(recorded)]
         frames, _ = without_missing(self.normalization.normalize(recorded), flashes)
+        frames = hidden(frames, self.odd.blind)
         for part in with_smoothing(frames, self.smoothing[start:]):
             yield self.light.hold(undo(*part), start)
             start += len(part[0])
@@ -221,7 +223,7 @@ class Survey:
             self.recorded[start + t] = frames[t].copy()
 
     def put_back(self, frames: np.ndarray, start: int) -> None:
-        """Replace them in denoised frames (n, Y, X), in place, but for what is not finite; and pixels that never change."""
+        """Replace them in denoised frames (n, Y, X), but for what is not finite, and pixels that never change; in place."""
         constant = self.odd.constant.numpy()
         np.copyto(frames, constant, casting="unsafe", where=np.isfinite(constant))
         for t in self.kept[start : start + len(frames)].nonzero()[:, 0].tolist():
@@ -313,7 +315,10 @@ def motion_found(
         by = STILL.by
         if phase or survey.moves:
             by = displacements_of(partial(followed, movie, partial(in_phase_pieces, survey, phase), progress))
-    motion = Motion(by, phase if len(by) else float(round(phase)), blind=survey.odd.blind).whole()
+    motion = Motion(
+        by,
+        phase if len(by) else float(round(phase)),
+    ).whole()
     if motion.still:
         return STILL
     excerpt, start, place = excerpt_of(movie)
@@ -321,7 +326,7 @@ def motion_found(
     stop = start + len(excerpt.frames)
     recorded, _ = without_missing(survey.normalization.normalize(excerpt.frames), survey.flashes[start:stop])
     away = []
-    for its in (STILL, motion.part(start, *place)):
+    for its in (STILL, replace(motion, by=motion.by[start:])):
         parts: list[np.ndarray] = []
         known = Changes(survey.recorded_light.since(start), its, survey.odd.part(*place))
         denoise_movie(excerpt, model, alone, parts.append, lambda *_: None, known=known)
@@ -434,7 +439,9 @@ class Surveyor:
         self.provisional = found.result(percentiles)
         self.light = normalized(known.light, self.provisional)
         values, _ = without_missing(self.provisional.normalize(self.first))
-        self.gauge = Gauge(known.motion.hold(values, 0))  # movement looks like smoothing, and like memory
+        self.blind = known.odd.blind if known.odd else unchanging(values)
+        # movement looks like smoothing, and like memory
+        self.gauge = Gauge(known.motion.hold(hidden(values, self.blind), 0))
         self.smoothing = torch.zeros(movie.info.shape[0], 2)
         sharp = torch.cat([its for _, its in self.sharp(values, 0)])
         self.mean = inpainted(sharp.nanmean(0))
@@ -460,16 +467,21 @@ class Surveyor:
 
     def smoothing_of(self, values: Tensor, start: int) -> Tensor:
         """By which normalized frames (n, Y, X) from that one on have been smoothed: (n, 2)."""
-        return self.gauge.weights(self.known.motion.hold(values, start) if self.gauge.differs else values)
+        if self.gauge.differs:
+            values = self.known.motion.hold(hidden(values, self.blind), start)
+        return self.gauge.weights(values)
 
     def sharp(
         self, values: Tensor, start: int, smoothing: Tensor | None = None
     ) -> Iterator[tuple[int, Tensor]]:
-        """Pieces (n, Y, X) of normalized frames from that one on, without smoothing, in steady light; and their firsts."""
+        """Where pieces (n, Y, X) of normalized frames from that one on start, and they, sharpened, in steady light."""
         smoothing = self.smoothing_of(values, start) if smoothing is None else smoothing
-        for part in with_smoothing(values, smoothing):
-            yield start, self.light.hold(undo(*part), start)
-            start += len(part[0])
+        for frames, weights in with_smoothing(values, smoothing):
+            sharp = undo(hidden(frames, self.blind), weights)
+            if self.blind is not None and not self.known.odd:  # whether they never change is still to be seen
+                sharp = torch.where(self.blind, frames, sharp)
+            yield start, self.light.hold(sharp, start)
+            start += len(frames)
 
     def scene(self, index: int, tell: Callable[[int], None]) -> Moments:
         """Sums over the frames of one section, held still."""
@@ -547,6 +559,10 @@ class Surveyor:
         smoothing, displaced, brightness, *means = (torch.stack(its).sum(0) for its in zip(*team.all(own)))
         blank, flashes = (torch.stack(its).any(0) for its in zip(*team.all((self.blank, self.flashes))))
         not_finite, dropped = (sum(its) for its in zip(*team.all((self.not_finite, self.dropped))))
+        if not_finite == math.prod(self.movie.info.shape):
+            raise MovieError(
+                "expected intensities, found NaN and infinities alone; export the movie anew from its recording"
+            )
         kept = as_recorded(blank, flashes)
         return Survey(
             normalization=n,
@@ -569,6 +585,17 @@ class Surveyor:
             period=self.period,
             odd=self.known.odd or odd_pixels(context, n),
         )
+
+
+def unchanging(frames: Tensor) -> Tensor | None:
+    """Pixels (Y, X) of one value in all frames (n, Y, X); None if there are none."""
+    found = ~(frames.diff(dim=0).nan_to_num() != 0).any(0)
+    return found if len(frames) > 1 and bool(found.any()) else None
+
+
+def hidden(frames: Tensor, pixels: Tensor | None) -> Tensor:
+    """Frames (n, Y, X) in which some pixels (Y, X) are missing, NaN."""
+    return frames if pixels is None else frames.masked_fill(pixels, torch.nan)
 
 
 def odd_pixels(context: Context, normalization: PercentileNormalization) -> OddPixels:
@@ -650,10 +677,7 @@ def followed(
 
 def in_phase_pieces(survey: Survey, phase: float, recorded: np.ndarray, start: int) -> Iterator[Tensor]:
     """Pieces (n, Y, X) of recorded frames from that one on, as they are to be held still."""
-    motion, blind = in_phase(phase), survey.odd.blind
-    for its in survey.cleaned(recorded, start):
-        yield motion.hold(its if blind is None else its.masked_fill(blind, torch.nan), start)
-        start += len(its)
+    return (in_phase(phase).hold(its, start) for its in survey.cleaned(recorded, start))
 
 
 def telling(items: Iterable[Pair], tell: Callable[[int], None]) -> Iterator[Pair]:
@@ -814,8 +838,8 @@ def missing_told(survey: Survey) -> Iterator[str]:
     constant = survey.odd.constant.isfinite()
     if constant.any() and not constant.all():
         yield (
-            f"{int(constant.sum())} pixels never change (a border that registration left, a mask, or stuck pixels); they "
-            "stay as they are"
+            f"{int(constant.sum())} pixels never change (a border that registration left, a mask, stuck pixels); "
+            "they stay as they are"
         )
 
 

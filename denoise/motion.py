@@ -72,14 +72,12 @@ class Motion:
     by (T, 2): pixels along (y, x) by which a frame has it further on than the canvas; (0, 2) where it stands still.
     phase: pixels by which odd rows have it further on along x, since a scanner writes them on its way back.
     margins: rows before and after the frame, and columns, that the canvas has more.
-    blind (Y, X) bool: pixels that show nothing of the scene, and do not move with it; None for none.
     scene: what it is like in the mean (H, W), on the canvas, in the frames' units; None where that is not known.
     """
 
     by: Tensor
     phase: float = 0.0
     margins: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
-    blind: Tensor | None = None
     scene: Tensor | None = None
 
     @property
@@ -95,8 +93,6 @@ class Motion:
             shown = self.release(self.scene.expand(len(frames), -1, -1), start)
             return replace(self, scene=None).hold(frames - shown, start).add_(self.scene)
         at_y, at_x = self._places(frames, start, 1)
-        if self.blind is not None:
-            frames = frames.masked_fill(self.blind, torch.nan)
         missing = frames.isnan()
         if missing.any():
             frames = filled(frames)
@@ -143,11 +139,6 @@ class Motion:
             its.amax(0).ceil().clamp(min=0).int().tolist() for its in (places, -places)
         )
         return replace(self, margins=((top, bottom), (left, right)))
-
-    def part(self, start: int, rows: slice, columns: slice) -> Motion:
-        """That of these rows and columns, in the frames from that one on; its scene is not known."""
-        blind = None if self.blind is None else self.blind[rows, columns]
-        return replace(self, by=self.by[start:], blind=blind, scene=None)
 
     def rescaled(self, scale: float, shift: float) -> Motion:
         """That of scale * movie + shift."""
@@ -302,7 +293,7 @@ def tracker_of(frames: Tensor) -> Tracker:
 
 
 def image_of(frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (Y, X) of frames (n, Y, X), and their variance. What does not vary is as those around: it shows no movement."""
+    """Mean (Y, X) of frames (n, Y, X), and their variance. Pixels that do not vary have the mean of those around."""
     mean = frames.nanmean(0).nan_to_num()
     varies = (frames.diff(dim=0).nan_to_num() != 0).any(0)
     variance = (frames - mean).square().nanmean(0).nan_to_num()
@@ -339,7 +330,7 @@ def solver(seen: Tensor, true: Tensor) -> Tensor | None:
     power = curvature.diagonal().clamp(min=0)
     scale = torch.where(power > 0, power.rsqrt(), 0)
     scaled = (scale[:, None] * curvature * scale).double()
-    if float(torch.linalg.svdvals(scaled)[-1]) < SINGULAR:
+    if not bool(scaled.isfinite().all()) or float(torch.linalg.svdvals(scaled)[-1]) < SINGULAR:
         return None
     return scale[:, None] * (torch.linalg.inv(scaled).float() @ (scale[:, None] * seen))
 

@@ -174,6 +174,20 @@ def test_what_was_not_recorded_comes_in_lines() -> None:
     assert torch.equal(found, torch.stack([expected, torch.zeros_like(still)]))
 
 
+def test_stuck_pixels_were_not_recorded_and_dark_ones_were() -> None:
+    """Of 0.02 photons a frame some pixels catch none in 200 frames; of 5 none does."""
+    bright = poisson_movie(5.0, 10.0, (200, 40, 64))
+    bright[:, 7, 9] = bright.max() * 50
+    context = context_of(bright)
+    assert (context.noise == 0).nonzero().tolist() == [[7, 9]]
+    usual = context.noise[6:9, 20:30]
+    assert float(context.noise[6:9, 7:12].max()) < 1.2 * float(usual.max())  # nothing beside it is spoiled
+    dark = 100 * torch.from_numpy(np.random.default_rng(0).poisson(0.02, (200, 40, 64)).astype(np.float32))
+    silent = (dark == 0).all(0)
+    assert 10 < int(silent.sum()) < 200
+    assert (context_of(dark).noise > 0).all()
+
+
 def test_pixels_without_a_value_are_as_those_around() -> None:
     nan = torch.nan
     image = torch.tensor([[nan, nan, 2.0, 4.0], [nan, nan, 2.0, 4.0]])

@@ -1,6 +1,7 @@
 """One movie's way through the network: tiles, slabs, offsets, missing voxels, odd sizes."""
 
 import threading
+import tracemalloc
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,17 @@ from denoise import inference, network
 from denoise.adaptation import SURE, WORTH
 from denoise.blindspot import context_of
 from denoise.context import Context
-from denoise.inference import SLAB, SLAB_BYTES, SLAB_SHARE, Result, Settings, denoise_movie, slabs_of
+from denoise.inference import (
+    SLAB,
+    SLAB_BYTES,
+    SLAB_SHARE,
+    Result,
+    Settings,
+    denoise_movie,
+    excerpt_of,
+    slabs_of,
+)
+from denoise.movies import MovieError
 from denoise.network import Chunks, Geometry, Network, fitting
 from denoise.precision import precision
 from denoise.readout import Cleaner, Readout
@@ -220,8 +231,12 @@ def test_missing_voxels_are_filled_and_told() -> None:
     assert np.isfinite(out).all()
     assert out[12, 13].mean() > 10
     assert ["3 voxels" in result.warnings[0], "1 rows" in result.warnings[1]] == [True, True]
-    nothing, _ = run(np.full((3, 8, 8), np.nan, np.float32))
-    assert np.isfinite(nothing).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_movie_without_any_value_is_refused(value: float) -> None:
+    with pytest.raises(MovieError, match="found NaN and infinities alone"):
+        run(np.full((30, 8, 8), value, np.float32))
 
 
 def test_a_dropped_frame_is_filled_like_its_neighbours(shipped: UNet3D) -> None:
@@ -584,6 +599,49 @@ def test_what_moves_is_held_still_and_comes_out_where_it_was(shipped: UNet3D, le
     scaled, told = run(3 * movie.astype(np.float32) + 70, shipped)
     assert told.motion == pytest.approx(result.motion, abs=1e-3)
     np.testing.assert_allclose((scaled - 70) / 3, out, atol=1e-3 * float(np.abs(out).max()))
+
+
+@pytest.mark.parametrize("odd", ["pixels", "infinity"])
+def test_a_heartbeat_is_held_still_whatever_single_voxels_are(shipped: UNet3D, odd: str) -> None:
+    """Every fourth frame at the same place is no plane of a stack; hot and stuck pixels do not move with the scene."""
+    phase = np.pi / 2 * np.arange(200) + 0.3
+    by = 1.4 * np.stack([np.sin(phase), 0.35 * np.cos(phase)], 1)
+    clean = moved(challenge_scene(1_000_340, 200, 64).clean(), by).clip(0)
+    random = np.random.default_rng(0)
+    movie = noisy(clean, 5.0, 100.0, random)
+    single = random.random((64, 64)) < 0.004
+    stuck, hot = single & (np.arange(64) < 32), single & (np.arange(64) >= 32)
+    if odd == "pixels":
+        movie[:, stuck] = 5000
+        movie[:, hot] += random.normal(0, 800, (200, int(hot.sum()))).astype(np.float32)
+    else:
+        movie[64, 5, 7], movie[70, 9, 30] = np.inf, 1e30
+    out, result = run(movie, shipped)
+    assert result.motion[0] > 1
+    assert not any("planes" in warning for warning in result.warnings)
+    told = [warning for warning in result.warnings if "pixels" in warning]
+    if odd == "pixels":
+        np.testing.assert_allclose(out[:, stuck], 5000, rtol=1e-6)
+        noisy_ones, constant = (int(warning.split()[0]) for warning in told)
+        assert (noisy_ones >= hot.sum(), constant) == (True, stuck.sum())
+    seen = ~stuck
+    error = np.square(out - clean)[:, seen].mean()
+    assert error < 0.1 * (5.0 * clean.mean() + 100)  # of the noise's variance
+
+
+def test_the_excerpt_of_a_trial_keeps_no_whole_frames() -> None:
+    class Large(Memory):
+        def read(self, start: int, stop: int) -> np.ndarray:
+            return np.zeros((stop - start, 1024, 1024), np.uint16)
+
+    movie = Large(np.broadcast_to(np.uint16(0), (300, 1024, 1024)))
+    tracemalloc.start()
+    excerpt, start, (rows, columns) = excerpt_of(movie)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert excerpt.info.shape == (128, 128, 128)
+    assert (start, rows.start % 2, columns.stop - columns.start) == (86, 0, 128)
+    assert peak < 80e6  # two blocks of frames, and the excerpt; all 128 frames are 268 MB
 
 
 @pytest.mark.parametrize("moving", [False, True])

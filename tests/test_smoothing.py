@@ -16,6 +16,7 @@ from denoise.smoothing import (
     Gauge,
     correlated,
     correlated_axes,
+    mean_around,
     memory_of,
     neighbour_correlations,
     neighbour_weights,
@@ -28,6 +29,21 @@ from evaluation.smoothed import displaced, mean_of_frames, repeated
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9), st.floats(0.05, 1))
+def test_a_missing_voxel_is_the_mean_of_those_around(
+    seed: int, height: int, width: int, share: float
+) -> None:
+    frames = noise(3, height, width, seed=seed)
+    frames[torch.rand(frames.shape, generator=torch.Generator().manual_seed(seed)) < share] = torch.nan
+    places = frames.isnan().nonzero()
+    expected = []
+    for t, y, x in places.tolist():
+        around = frames[t, max(0, y - 2) : y + 3, max(0, x - 2) : x + 3]
+        mean = around.nanmean() if bool(around.isfinite().any()) else frames[t].nanmean()
+        expected.append(float(mean.nan_to_num()))
+    torch.testing.assert_close(mean_around(frames, places), torch.tensor(expected), atol=1e-5, rtol=1e-4)
 
 
 def test_smoothing_is_the_filter_with_mirrored_borders() -> None:
