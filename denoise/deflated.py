@@ -1,8 +1,8 @@
 """Movies in a zlib or gzip stream, unpacked as they are read.
 
 Memory is that of the frames asked for, however much the stream holds or its header claims: a small file can hold a
-thousand times its size. The way is forward; an earlier frame starts the stream over. Its end, which has the checksum,
-is read with the last frame.
+thousand times its size. The way is forward, for two readers at different places, as a report follows behind the network;
+a frame before both starts one of them over. The stream's end, which has the checksum, is read with the last frame.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 PIECE = 1 << 16  # bytes read, and unpacked, at once
+READERS = 2  # at different places
 PADDING = 1 << 20  # bytes that may follow the last voxel
 ZLIB_OR_GZIP = zlib.MAX_WBITS + 32  # zlib's code for a header of either
 
@@ -22,32 +24,56 @@ class Inflated:
     """The unpacked bytes of a file from byte `start` on: one or more streams, zeros between and after them."""
 
     def __init__(self, path: Path, start: int) -> None:
-        self._start = start
         self._file = path.open("rb")
-        self._rewind()
-
-    def _rewind(self) -> None:
-        self._file.seek(self._start)
-        self._stream = zlib.decompressobj(ZLIB_OR_GZIP)
-        self._packed = b""  # read, and not unpacked yet
-        self._between = True  # streams
-        self._place = 0  # of the next byte
+        self._readers = [
+            Reader(self._file, start) for _ in range(READERS)
+        ]  # the one that read last comes last
 
     def read(self, place: int, size: int) -> bytearray:
         """`size` bytes from byte `place` on. Raises EOFError at the end, zlib.error for damage."""
-        if place < self._place:
+        before = [reader for reader in self._readers if reader.place <= place]
+        reader = max(before, key=lambda its: its.place) if before else self._readers[0]
+        self._readers.remove(reader)
+        self._readers.append(reader)
+        return reader.read(place, size)
+
+    def check_end(self) -> None:
+        """Read on to the end and its checksum. Raises zlib.error or EOFError if there is none within PADDING bytes."""
+        self._readers[-1].check_end()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Reader:
+    """Unpacks a file from byte `start` on, and stands before byte `place` of what it unpacks."""
+
+    def __init__(self, file: BinaryIO, start: int) -> None:
+        self._file, self._start = file, start
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._read = self._start  # up to there
+        self._stream = zlib.decompressobj(ZLIB_OR_GZIP)
+        self._packed = b""  # read, and not unpacked yet
+        self._between = True  # streams
+        self.place = 0
+
+    def read(self, place: int, size: int) -> bytearray:
+        """As Inflated.read."""
+        if place < self.place:
             self._rewind()
-        while self._place < place:
-            self._next(place - self._place)
+        while self.place < place:
+            self._next(place - self.place)
         data = bytearray()
         while len(data) < size:
             data += self._next(size - len(data))
         return data
 
     def check_end(self) -> None:
-        """Read on to the end and its checksum. Raises zlib.error or EOFError if there is none within PADDING bytes."""
-        limit = self._place + PADDING
-        while self._place < limit:
+        """As Inflated.check_end."""
+        limit = self.place + PADDING
+        while self.place < limit:
             try:
                 self._next(PIECE)
             except EOFError:
@@ -60,9 +86,9 @@ class Inflated:
         """Up to `most` bytes, at least one."""
         unpacked = b""
         while not unpacked:
-            self._packed = self._packed or self._file.read(PIECE)
+            self._packed = self._packed or self._more()
             if not self._packed:
-                raise EOFError(f"found the end of the stream after {self._place} bytes")
+                raise EOFError(f"found the end of the stream after {self.place} bytes")
             if self._between:
                 self._packed = self._packed.lstrip(b"\0")
                 self._between = not self._packed
@@ -72,11 +98,14 @@ class Inflated:
             if self._stream.eof:
                 self._packed, self._between = self._stream.unused_data, True
                 self._stream = zlib.decompressobj(ZLIB_OR_GZIP)
-        self._place += len(unpacked)
+        self.place += len(unpacked)
         return unpacked
 
-    def close(self) -> None:
-        self._file.close()
+    def _more(self) -> bytes:
+        self._file.seek(self._read)  # another reader moves it, too
+        packed = self._file.read(PIECE)
+        self._read += len(packed)
+        return packed
 
 
 @dataclass(frozen=True)

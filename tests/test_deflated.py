@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denoise.deflated import PADDING, Inflated
+from denoise.deflated import PADDING, Inflated, Reader
 from denoise.movies import READABLE, MovieError, open_movie
 
 SHAPE = (7, 20, 18)
@@ -141,6 +141,37 @@ def test_what_does_not_end_with_its_voxels_is_refused(tmp_path: Path) -> None:
         movie.read(0, 3)
     with open_movie(tmp_path / "b.nrrd") as movie:
         assert not movie.read(0, 3).any()
+
+
+def unpacked_by(stream: Inflated, reads: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many bytes are unpacked while these (place, size) are read."""
+    counted = []
+
+    def count(self: Reader, most: int) -> bytes:
+        counted.append(len(unpacked := plain(self, most)))
+        return unpacked
+
+    plain = Reader._next
+    with monkeypatch.context() as patch:
+        patch.setattr(Reader, "_next", count)
+        for place, size in reads:
+            stream.read(place, size)
+    return sum(counted)
+
+
+def test_a_report_that_follows_the_network_unpacks_the_movie_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten slabs of 300,000 bytes: a pass of its own, then the network's, which the report follows two slabs behind."""
+    content, slab = np.random.default_rng(0).integers(0, 99, 3_000_000, np.uint8).tobytes(), 300_000
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(content, 1))
+    survey = [(number * slab, slab) for number in range(10)]
+    both = [(number * slab, slab) for ahead in range(12) for number in (ahead, ahead - 2) if 0 <= number < 10]
+    with closing(Inflated(path, 0)) as stream:
+        assert unpacked_by(stream, survey, monkeypatch) == len(content)
+        assert unpacked_by(stream, both, monkeypatch) == 2 * len(content)
+        assert unpacked_by(stream, survey, monkeypatch) == len(content)
 
 
 @given(st.lists(st.binary(max_size=200_000), min_size=1, max_size=4), st.randoms(use_true_random=False))
