@@ -25,9 +25,8 @@ class Inflated:
 
     def __init__(self, path: Path, start: int) -> None:
         self._file = path.open("rb")
-        self._readers = [
-            Reader(self._file, start) for _ in range(READERS)
-        ]  # the one that read last comes last
+        # the one that read last comes last
+        self._readers = [Reader(self._file, start) for _ in range(READERS)]
 
     def read(self, place: int, size: int) -> bytearray:
         """`size` bytes from byte `place` on. Raises EOFError at the end, zlib.error for damage."""

@@ -223,7 +223,7 @@ class Survey:
             self.recorded[start + t] = frames[t].copy()
 
     def put_back(self, frames: np.ndarray, start: int) -> None:
-        """Replace them in denoised frames (n, Y, X), but for what is not finite, and pixels that never change; in place."""
+        """Replace them in denoised frames (n, Y, X), in place; and pixels that never change. Not what is not finite."""
         constant = self.odd.constant.numpy()
         np.copyto(frames, constant, casting="unsafe", where=np.isfinite(constant))
         for t in self.kept[start : start + len(frames)].nonzero()[:, 0].tolist():

@@ -115,11 +115,6 @@ class Percentiles:
         extremes = (float(values[0]), float(values[-1])) if self.counts is not None else self.extremes
         return normalization_of(low, high, *extremes)
 
-    @property
-    def empty(self) -> bool:
-        """Whether no voxel that was seen is finite."""
-        return self.counts is None and self.extremes[0] > self.extremes[1]
-
     def saturated(self) -> float:
         """The share of voxels at the largest value, of 8 and 16-bit integers, if a detector cuts off there; else 0.
 

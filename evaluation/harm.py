@@ -1,8 +1,8 @@
 """Does denoising ever make a movie worse? `python -m evaluation.harm` prints raw and denoised stSNR from -10 to 40 dB.
 
 Held-out scenes, the noise of the challenge's level 1 made weaker or stronger; in two of them the brightness of the
-whole field jumps to some five times its mean, for one frame or for good. A table for docs/quality.md. Exit status 1
-where an output scores below its recording.
+whole field jumps to some five times its mean, for one frame or for good, and one jitters by a pixel. A table for
+docs/quality.md. Exit status 1 where an output scores below its recording.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 
 from evaluation.benchmark import WEIGHTS, denoised
 from evaluation.metrics import score
+from evaluation.smoothed import moving
 from model import UNet3D, load_model
 from simulation import FIRST_EVALUATION_SEED, LEVELS, challenge_scene, different_scene, noisy
 
@@ -42,12 +43,18 @@ def jump(lasting: bool, frames: int, size: int) -> np.ndarray:
     return clean
 
 
+def shaken(frames: int, size: int) -> np.ndarray:
+    """The challenge scene, jittering by a pixel."""
+    return np.maximum(moving(1, 0, challenge(frames, size)), 0)
+
+
 SCENES: dict[str, Clean] = {
     "challenge": challenge,
     "fast, 60 Hz": partial(different, "fast-60hz"),
     "one-photon": partial(different, "one-photon"),
     "challenge with a flash": partial(jump, False),
     "challenge with a step": partial(jump, True),
+    "challenge that moves": shaken,
 }
 
 

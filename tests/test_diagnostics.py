@@ -207,7 +207,7 @@ def test_cells_of_a_line_scan_are_as_high_as_the_line(monkeypatch: pytest.Monkey
     frames = np.broadcast_to(np.add.outer([0, 100], np.arange(12)).astype(np.float32), (40, 2, 12))
     traces.add(frames, frames)
     assert traces.sides == (2, 4)
-    np.testing.assert_array_equal(traces.raw, np.broadcast_to(np.float32([51.5, 55.5, 59.5]), (40, 1, 3)))
+    np.testing.assert_array_equal(traces.raw, np.broadcast_to([51.5, 55.5, 59.5], (40, 1, 3)))
 
 
 @pytest.mark.parametrize("size", [(1, 1200), (2, 2200), (2200, 2), (3, 12000), (512, 512), (1, 1)])
