@@ -84,17 +84,6 @@ def test_long_float_movies_are_sampled_within_the_stated_rank(monkeypatch: pytes
     assert abs(rank - 3) < 0.5  # three standard deviations at 20,000 samples
 
 
-@pytest.mark.parametrize(
-    ("dtype", "value", "empty"), [("f4", np.inf, True), ("f8", 7, False), ("u2", 0, False)]
-)
-def test_a_movie_without_a_finite_voxel_is_told(dtype: str, value: float, empty: bool) -> None:
-    """Also by those that others saw."""
-    one, other = (Percentiles(np.dtype(dtype), 8) for _ in range(2))
-    one.update(np.full((1, 2, 2), value, dtype))
-    one.add(other)
-    assert one.empty == empty
-
-
 @pytest.mark.parametrize("side", [63, 255, 333, 210, 96, 128])
 def test_long_float_movies_are_sampled_in_every_column(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The column's number is the value. Blocks of one frame and of three: the lattice goes on from one to the next."""
