@@ -71,16 +71,19 @@ audit: $(READY) $(RELEASE)/python ## known vulnerabilities of the pinned require
 TRAIN_MEANS := $(PY) -m training.train --means --batch 4 --pool 256 --refresh 2
 TRAIN_COURSES := $(PY) -m training.train --courses --pool 512 --refresh 1
 
+# weights without a state beside them are those of a training that has ended
+unless_done = test -f $(1) -a ! -f $(1:.pth=.state) ||
+
 train: $(READY) ## train the shipped weights again, from simulated recordings: runs/best_model_n2v.pth
 	mkdir -p runs
-	$(TRAIN_MEANS) --seed 7 --steps 8400 --rate 0.001 --out runs/means-1.pth
-	$(TRAIN_MEANS) --seed 8 --steps 14000 --rate 0.0007 --weights runs/means-1.pth --out runs/means-2.pth
-	$(TRAIN_MEANS) --seed 9 --steps 9000 --rate 0.0006 --weights runs/means-2.pth --out runs/means-3.pth
-	$(TRAIN_MEANS) --seed 10 --steps 7000 --rate 0.0005 --weights runs/means-3.pth --out runs/means-4.pth
-	$(TRAIN_MEANS) --seed 13 --steps 12000 --rate 0.0006 --weights runs/means-4.pth --out runs/means-5.pth
-	$(TRAIN_COURSES) --seed 11 --steps 9000 --rate 0.001 --batch 16 --weights runs/means-5.pth --out runs/courses-1.pth
-	$(TRAIN_COURSES) --seed 12 --steps 5500 --rate 0.0008 --batch 8 --weights runs/courses-1.pth --out runs/courses-2.pth
-	$(PY) -m training.train --simulate --seed 7 --steps 23950 --batch 32 --pool 96 --refresh 2 --weights runs/courses-2.pth --out runs/trained.pth
+	$(call unless_done,runs/means-1.pth) $(TRAIN_MEANS) --seed 7 --steps 8400 --rate 0.001 --out runs/means-1.pth
+	$(call unless_done,runs/means-2.pth) $(TRAIN_MEANS) --seed 8 --steps 14000 --rate 0.0007 --weights runs/means-1.pth --out runs/means-2.pth
+	$(call unless_done,runs/means-3.pth) $(TRAIN_MEANS) --seed 9 --steps 9000 --rate 0.0006 --weights runs/means-2.pth --out runs/means-3.pth
+	$(call unless_done,runs/means-4.pth) $(TRAIN_MEANS) --seed 10 --steps 7000 --rate 0.0005 --weights runs/means-3.pth --out runs/means-4.pth
+	$(call unless_done,runs/means-5.pth) $(TRAIN_MEANS) --seed 13 --steps 12000 --rate 0.0006 --weights runs/means-4.pth --out runs/means-5.pth
+	$(call unless_done,runs/courses-1.pth) $(TRAIN_COURSES) --seed 11 --steps 9000 --rate 0.001 --batch 16 --weights runs/means-5.pth --out runs/courses-1.pth
+	$(call unless_done,runs/courses-2.pth) $(TRAIN_COURSES) --seed 12 --steps 5500 --rate 0.0008 --batch 8 --weights runs/courses-1.pth --out runs/courses-2.pth
+	$(call unless_done,runs/trained.pth) $(PY) -m training.train --simulate --seed 7 --steps 23950 --batch 32 --pool 96 --refresh 2 --weights runs/courses-2.pth --out runs/trained.pth
 	$(PY) -m training.slim --weights runs/trained.pth --out runs/best_model_n2v.pth
 
 example: $(READY) ## make the movie of --demo again: example/example.tif
