@@ -32,8 +32,8 @@ HOT = 2.0  # times the noise variance of those around it, and
 SPREADS = 10.0  # times the median by which pixels differ from those around them
 WHITE = 0.4  # by which variance may differ from half that of its steps, over that, in white noise
 STILL = 8  # steps from frame to frame in which a pixel does not change, and
-LINE = 16  # pixels in a line that do not: they were not recorded, nor is one where others caught
-PHOTONS = 20.0  # in the same time
+LINE = 16  # pixels in a line that do not: they were not recorded
+PHOTONS = 20.0  # that those around one pixel caught while it did not change: it was not recorded either
 
 
 @dataclass

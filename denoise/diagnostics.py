@@ -366,7 +366,7 @@ class CellTraces:
                 break
             along_y, along_x = self.sides
             found.append({
-                "y": int((y + 0.5) * along_y), "x": int((x + 0.5) * along_x), "side": along_x,
+                "y": int((y + 0.5) * along_y), "x": int((x + 0.5) * along_x), "high": along_y, "side": along_x,
                 "raw": raw[:, y, x], "denoised": denoised[:, y, x],
             })  # fmt: skip
             score[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3] = 0

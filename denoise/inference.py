@@ -315,10 +315,7 @@ def motion_found(
         by = STILL.by
         if phase or survey.moves:
             by = displacements_of(partial(followed, movie, partial(in_phase_pieces, survey, phase), progress))
-    motion = Motion(
-        by,
-        phase if len(by) else float(round(phase)),
-    ).whole()
+    motion = Motion(by, phase if len(by) else float(round(phase))).whole()
     if motion.still:
         return STILL
     excerpt, start, place = excerpt_of(movie)
@@ -830,7 +827,9 @@ def missing_told(survey: Survey) -> Iterator[str]:
             "recorded); they stay as they are"
         )
     hot = int(survey.odd.hot.sum())
-    if hot:
+    if hot and not (survey.motion.still and survey.light.steady):
+        yield f"{hot} pixels are far noisier than those around them (hot pixels); they were filled from their neighbours"
+    elif hot:
         yield (
             f"{hot} pixels are far noisier than those around them (hot pixels); they keep their mean, and how "
             "they change was filled from their neighbours"
