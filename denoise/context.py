@@ -133,7 +133,7 @@ class ContextSums:
             usually = (memory.variance * memory.slow * half).where(~hot, 0)
             gain, read_variance = self._noise_model(mean, usually)
         read_variance = read_variance - sum(shared)
-        varies = seen & ~self._unrecorded(half, gain)
+        varies = seen & ~self._unrecorded(mean, half)
         usual = varies & ~hot
         light = inpainted(mean.where(usual, torch.nan))
         noise = noise_map(light, gain, read_variance)
@@ -161,17 +161,17 @@ class ContextSums:
         surprising = ratio > typical + (SPREADS * medians((ratio - typical).abs())).clamp(min=HOT)
         return surprising & (self.steps >= CERTAIN) & ((variance / half - 1).abs() < WHITE)
 
-    def _unrecorded(self, half: Tensor, gain: Tensor) -> Tensor:
+    def _unrecorded(self, mean: Tensor, half: Tensor) -> Tensor:
         """Pixels (..., Y, X) that never change, and would if they had been recorded: borders, masks, stuck pixels.
 
-        half (..., Y, X): variance of the noise. Over the gain squared it is the photons of a frame: where those around a
-        pixel caught so many that it would have caught some, too, it is no dark one.
+        mean and half (..., Y, X): brightness, and variance of the noise. Of n photons the brightness, squared, is n times
+        the variance: where those around a pixel caught so many more, it is no dark one.
         """
         still = (self.difference == 0) & (self.steps >= STILL)
         if not bool(still.any()):
             return still
-        usual = inpainted(half.where(~still, torch.nan))
-        certain = self.steps * usual > PHOTONS * gain[..., None, None].square()
+        level, noise = (inpainted(image.where(~still, torch.nan)) for image in (mean.double(), half))
+        certain = self.steps * (level - mean).square() > PHOTONS * noise
         return still & (certain | in_lines(still))
 
     def _noise_model(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
