@@ -164,8 +164,8 @@ class ContextSums:
     def _unrecorded(self, mean: Tensor, half: Tensor) -> Tensor:
         """Pixels (..., Y, X) that never change, and would if they had been recorded: borders, masks, stuck pixels.
 
-        mean and half (..., Y, X): brightness, and variance of the noise. Of n photons the brightness, squared, is n times
-        the variance: where those around a pixel caught so many more, it is no dark one.
+        mean and half (..., Y, X): brightness, and variance of the noise. The brightness of n photons, squared, is n
+        times their variance: where those around a pixel caught so many more, it is no dark one.
         """
         still = (self.difference == 0) & (self.steps >= STILL)
         if not bool(still.any()):
