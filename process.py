@@ -149,6 +149,9 @@ def main() -> int:
         complain_once(str(refusal))
         return 1
     except Stopped as stopped:
+        from denoise.atomic import discard_all
+
+        discard_all()  # it may have come between the making of a temporary file and the block that removes it
         say_farewell(stopped)
         return 128 + stopped.number
     except Alarm as alarm:

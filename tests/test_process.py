@@ -1249,3 +1249,26 @@ def test_a_zarr_folder_is_one_movie(program: Callable[..., Ended], tmp_path: Pat
     assert program("--input", tmp_path / "in.zarr", "--dataset", "red").status == 0
     (record,) = metadata(tmp_path / "out")["movies"]
     assert (record["dataset"], record["output"]) == ("red", "in.tif")
+
+
+def test_a_stop_just_after_a_temporary_file_was_made_leaves_none(tmp_path: Path) -> None:
+    """Before the block began that removes it."""
+    code = """
+import sys
+from pathlib import Path
+import process
+from denoise.atomic import PartFile
+from denoise.stopping import Stopped
+
+def stopped(options):
+    PartFile(Path(sys.argv[-1]) / "x.tif")
+    raise Stopped(15)
+
+process.make_plan = stopped
+sys.exit(process.main())
+"""
+    command = [sys.executable, "-c", code, "--input", str(tmp_path), "--output", str(tmp_path)]
+    ended = subprocess.run(command, cwd=PROCESS.parent, capture_output=True, text=True, check=False)  # noqa: S603
+    assert ended.returncode == 143, ended.stderr
+    assert ended.stderr.startswith("stopped by SIGTERM")
+    assert list(tmp_path.iterdir()) == []
