@@ -33,7 +33,17 @@ from denoise.light import STEADY, Light, Photometer, flickers, light_of
 from denoise.limits import free_memory
 from denoise.lines import Lines, lines_of
 from denoise.missing import FILLED, PIECE_VOXELS, as_recorded, period_of, without_missing
-from denoise.motion import STILL, Moments, Motion, displacements_of, in_phase, moves, phase_of, tracker_of
+from denoise.motion import (
+    STILL,
+    Moments,
+    Motion,
+    displacements_of,
+    in_phase,
+    moves,
+    phase_of,
+    tracker_of,
+    varying,
+)
 from denoise.movies import MovieError
 from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
@@ -586,7 +596,7 @@ class Surveyor:
 
 def unchanging(frames: Tensor) -> Tensor | None:
     """Pixels (Y, X) of one value in all frames (n, Y, X); None if there are none."""
-    found = ~(frames.diff(dim=0).nan_to_num() != 0).any(0)
+    found = ~varying(frames)
     return found if len(frames) > 1 and bool(found.any()) else None
 
 

@@ -295,9 +295,14 @@ def tracker_of(frames: Tensor) -> Tracker:
 def image_of(frames: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (Y, X) of frames (n, Y, X), and their variance. Pixels that do not vary have the mean of those around."""
     mean = frames.nanmean(0).nan_to_num()
-    varies = (frames.diff(dim=0).nan_to_num() != 0).any(0)
+    varies = varying(frames)
     variance = (frames - mean).square().nanmean(0).nan_to_num()
     return inpainted(mean.where(varies, torch.nan)), variance * varies
+
+
+def varying(frames: Tensor) -> Tensor:
+    """Pixels (Y, X) that are not of one value in all frames (n, Y, X)."""
+    return (frames.diff(dim=0).nan_to_num() != 0).any(0)
 
 
 def per_variance(variance: Tensor) -> Tensor:
