@@ -635,7 +635,7 @@ def pieces(frames: Tensor) -> tuple[Tensor, ...]:
 def with_smoothing(frames: Tensor, smoothing: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The pieces of frames (n, Y, X), and by what each has been smoothed: from (n, 2) or more."""
     parts = pieces(frames)
-    return zip(parts, smoothing.split(len(parts[0])))
+    return zip(parts, smoothing[: len(frames)].split(len(parts[0])))
 
 
 def without_lines(frames: Tensor, offsets: Sequence[Tensor]) -> Tensor:

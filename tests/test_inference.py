@@ -583,6 +583,17 @@ def test_smoothing_is_undone_and_told(shipped: UNet3D, name: str) -> None:
         assert score(clean, out)["stsnr"] > score(clean, without)["stsnr"] + 3
 
 
+@pytest.mark.parametrize("name", ["filter 0.15, 0.7, 0.15", "registered, linear"])
+def test_smoothed_frames_may_be_of_any_size(
+    shipped: UNet3D, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Pieces need not fill a block: of frames of 192 x 192 one has 28, 28 and 8."""
+    movie, _ = recorded("challenge", SMOOTHINGS[name], 1, 100, 32)
+    whole, _ = run(movie, shipped)
+    monkeypatch.setattr(inference, "PIECE_VOXELS", 28 * 32 * 32)
+    np.testing.assert_allclose(run(movie, shipped)[0], whole, atol=1e-3 * np.ptp(whole))
+
+
 @pytest.mark.parametrize("level", [1, 2])
 def test_what_moves_is_held_still_and_comes_out_where_it_was(shipped: UNet3D, level: int) -> None:
     """By decibels better; a dropped row is filled, a frame that another light flashed in comes out as recorded."""
