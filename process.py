@@ -872,7 +872,7 @@ def output_dtype(info: MovieInfo, options: Options) -> np.dtype:
     """float32, or on demand the movie's own type where the output can have it: not float64."""
     import numpy as np
 
-    from denoise.movies import WRITABLE
+    from denoise.writing import WRITABLE
 
     own = options.dtype == "input" and info.dtype.name in WRITABLE
     return info.dtype if own else np.dtype(np.float32)
@@ -894,7 +894,8 @@ def writing(
     """
     import numpy as np
 
-    from denoise.movies import MovieError, rounded
+    from denoise.movies import MovieError
+    from denoise.writing import rounded
 
     def write(frames: np.ndarray) -> None:
         if not np.isfinite(frames).all():

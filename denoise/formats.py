@@ -3,7 +3,7 @@
     open_recording(path, frames) -> Recording: its parts are movies (T, Y, X)
     recording.writer(path, dtype) -> PartsWriter: append(part, frames), into one TIFF with the recording's axes
 
-The result of a plain movie is written by denoise.movies as ever. A TIFF of more axes becomes an ImageJ hyperstack where
+The result of a plain movie is written by denoise.writing as ever. A TIFF of more axes becomes an ImageJ hyperstack where
 the order of its axes allows (T, Z, C), else an OME-TIFF.
 
 Sources: ImageJ's TiffDecoder (description of hyperstacks); the OME model, by tifffile's OmeXml.
@@ -23,20 +23,18 @@ import tifffile
 from denoise import containers, movies, same
 from denoise.atomic import PartFolder
 from denoise.movies import (
-    CLASSIC_BYTES,
     FRAME_AXES,
     MICROMETRES,
-    PAGE_BYTES,
     TIFF_SUFFIXES,
     Movie,
     MovieError,
     MovieInfo,
-    MovieWriter,
     Pages,
     Source,
     open_movie,
     open_pages,
 )
+from denoise.writing import CLASSIC_BYTES, PAGE_BYTES, UNWRITABLE, MovieWriter
 
 NAMES = {"C": "channel", "Z": "plane"}
 UNNAMED = "IQ"  # as tifffile calls axes that it was not told the names of
@@ -470,7 +468,7 @@ class ZarrWriter(PartsWriter):
 
     def append_to(self, part: Part, frames: np.ndarray) -> None:
         self._check_next(frames)
-        with movies.errors_of(self._path, "the folder cannot be written", movies.UNWRITABLE):
+        with movies.errors_of(self._path, "the folder cannot be written", UNWRITABLE):
             self.zarr.append(part, self.done[part.name], frames)
         self.done[part.name] += len(frames)
         self._written += len(frames)

@@ -1,7 +1,6 @@
-"""Read movies lazily, by frame ranges, from files of microscopes and labs; write them atomically, in order.
+"""Read movies lazily, by frame ranges, from files of microscopes and labs.
 
     open_movie(path) -> Movie       info (shape, dtype, pixel size, ...) and read(start, stop) -> (n, Y, X)
-    MovieWriter(path, shape, ...)   append((n, Y, X)) in order; the file gets its name when it is complete
 
 TIFF is read by tifffile (https://github.com/cgohlke/tifffile), after a walk of our own over the chain of page
 headers: tifffile takes a broken chain for the movie's end, and all pages to be like the first. MetaImage,
@@ -15,7 +14,6 @@ import logging
 import math
 import os
 import re
-import shutil
 import stat
 import struct
 import sys
@@ -32,7 +30,6 @@ import numpy as np
 import SimpleITK as sitk
 import tifffile
 
-from denoise.atomic import PartFile, PartFolder
 from denoise.deflated import DeflatedFrames, Inflated, Stored
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -40,15 +37,11 @@ ITK_READERS = {".mha": "Meta", ".mhd": "Meta", ".nrrd": "Nrrd", ".nii": "Nifti",
 SUFFIXES: tuple[str, ...] = (*TIFF_SUFFIXES, *ITK_READERS)  # what open_movie reads, in upper or lower case
 
 READABLE = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
-WRITABLE = READABLE[:-1]  # the platform imports float64, but its evaluation cannot read it
 
 FRAME_AXES = "TZIQ"  # that may count frames: time, planes (as ImageJ calls the pages of a stack), unnamed
 FRAME_BYTES = 2**30  # a larger frame (16,384 x 16,384 float32) is no frame but a broken header
 DEFLATE_RATIO = 1032  # no deflate stream holds more bytes than this for each byte of its own
-CLASSIC_BYTES = 3_900_000_000  # a classic TIFF ends at 4 GiB
-UNWRITABLE = "check space and permissions"
 BROKEN = "check that it is complete, or export it again"
-PAGE_BYTES = 512  # room for one page header, generously
 
 MICROMETRES = {
     **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00b5m", "micron", "microns", "micrometer"), 1.0),
@@ -64,7 +57,6 @@ SECONDS = {
 RESOLUTION_UNITS = {2: "inch", 3: "cm"}  # of the tag ResolutionUnit
 PRINTER_DPI = {72, 96, 100, 150, 200, 300, 600, 1200}  # what programs write that know no pixel size
 PIXEL_SIZES = (1e-4, 1e5)  # micrometres that are believed; a resolution tag can hold them all
-NOMINAL = (1.0, 1.0)  # micrometres: the platform's importer refuses a TIFF without a resolution
 
 Shape = tuple[int, int, int]  # (T, Y, X)
 
@@ -203,26 +195,11 @@ def movie_files(path: Path) -> list[Path]:
         return list(dict.fromkeys([path, voxels]))
 
 
-def rounded(frames: np.ndarray, dtype: np.typing.DTypeLike) -> np.ndarray:
-    """Frames in another dtype: rounded half to even and clipped for an integer type, else cast.
-
-    Raises ValueError for NaN in an integer type, which has none.
-    """
-    dtype = np.dtype(dtype)
-    if not np.issubdtype(dtype, np.integer):
-        return frames.astype(dtype, copy=False)
-    if np.isnan(frames).any():
-        raise ValueError(f"NaN cannot become {dtype}; replace NaN first")
-    limits = np.iinfo(dtype)
-    exact = np.float32 if dtype.itemsize < 4 else np.float64  # float32 has no 2**31 - 1, and 2**31 overflows
-    whole = np.rint(frames, dtype=np.promote_types(frames.dtype, exact))
-    return np.clip(whole, limits.min, limits.max, out=whole).astype(dtype)
-
-
 # ---- errors ------------------------------------------------------------------------------------------------
 
 
-def _fail(path: Path, text: str) -> NoReturn:
+def fail(path: Path, text: str) -> NoReturn:
+    """Raise MovieError: the file's name and the text, in one line."""
     raise MovieError(_line(path, text))
 
 
@@ -246,12 +223,12 @@ def errors_of(path: Path, what: str, advice: str = BROKEN) -> Iterator[None]:
 
 def _check_file(path: Path) -> None:
     if not path.name.lower().endswith(SUFFIXES):
-        _fail(path, f"expected a file {', '.join(SUFFIXES)}, found another ending; convert it to TIFF")
+        fail(path, f"expected a file {', '.join(SUFFIXES)}, found another ending; convert it to TIFF")
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # to open a FIFO would wait for ever
-        _fail(path, "expected a file, found a folder, pipe or device; give a movie file")
+        fail(path, "expected a file, found a folder, pipe or device; give a movie file")
     if status.st_size == 0:
-        _fail(path, "expected a movie, found an empty file; copy or export it again")
+        fail(path, "expected a movie, found an empty file; copy or export it again")
 
 
 # ---- the movie in a file -----------------------------------------------------------------------------------
@@ -261,20 +238,20 @@ def _movie_shape(path: Path, axes: str, shape: tuple[int, ...], one_frame: bool)
     """(T, Y, X) of a file with these axes; one_frame: a leading axis of length 1 counts as time."""
     found = f"found axes {axes} of sizes {' x '.join(map(str, shape))}"
     if 0 in shape:
-        _fail(path, f"expected a movie (T, Y, X), {found}: nothing in it; export it again")
+        fail(path, f"expected a movie (T, Y, X), {found}: nothing in it; export it again")
     sizes = [(axis, n) for axis, n in zip(axes, shape) if axis in "YX" or n > 1]
     kept = "".join(axis for axis, _ in sizes)
     if kept == "YX" and one_frame and set(axes[: axes.index("Y")]) & set(FRAME_AXES):
         sizes = [("T", 1), *sizes]
     elif kept == "YX":
         advice = "--series makes one movie of images whose names differ by one number alone"
-        _fail(path, f"expected a movie (T, Y, X), {found}: a single image; {advice}")
+        fail(path, f"expected a movie (T, Y, X), {found}: a single image; {advice}")
     elif "S" in kept:
-        _fail(path, f"expected one intensity per voxel, {found}: colours; convert it to grayscale")
+        fail(path, f"expected one intensity per voxel, {found}: colours; convert it to grayscale")
     elif not kept.endswith("YX"):
-        _fail(path, f"expected a movie (T, Y, X), {found}; save it with y and x as the last axes")
+        fail(path, f"expected a movie (T, Y, X), {found}; save it with y and x as the last axes")
     elif len(kept) != 3 or kept[0] not in FRAME_AXES:
-        _fail(path, f"expected a movie (T, Y, X), {found}; save each channel and plane as a movie of its own")
+        fail(path, f"expected a movie (T, Y, X), {found}; save each channel and plane as a movie of its own")
     frames, height, width = (n for _, n in sizes)
     return frames, height, width
 
@@ -282,10 +259,10 @@ def _movie_shape(path: Path, axes: str, shape: tuple[int, ...], one_frame: bool)
 def check_frames(path: Path, shape: Shape, dtype: np.dtype | None) -> np.dtype:
     """The movie's dtype, after a check that frames of this size and type are no nonsense."""
     if dtype is None or dtype.name not in READABLE:
-        _fail(path, f"expected one of {', '.join(READABLE)}, found {dtype or 'an unknown type'}; convert it")
+        fail(path, f"expected one of {', '.join(READABLE)}, found {dtype or 'an unknown type'}; convert it")
     if math.prod(shape[1:]) * dtype.itemsize > FRAME_BYTES:
         size = f"{shape[1]} x {shape[2]} {dtype}"
-        _fail(path, f"expected frames of at most {FRAME_BYTES >> 20} MiB, found {size}: the header is broken")
+        fail(path, f"expected frames of at most {FRAME_BYTES >> 20} MiB, found {size}: the header is broken")
     return dtype.newbyteorder("=")
 
 
@@ -300,7 +277,8 @@ def believed_length(length: float) -> float | None:
     return length if low <= length <= high else None
 
 
-def _interval(seconds: float) -> float | None:
+def believed_interval(seconds: float) -> float | None:
+    """Seconds that make sense, else None; NaN does not."""
     return seconds if 0 < seconds < math.inf else None
 
 
@@ -348,7 +326,7 @@ def _count_pages(path: Path) -> int:
         dialect, offset = _dialect(path, file)
         while offset:
             if offset in seen:
-                _fail(path, f"expected a last page, found a circle of {len(seen)} pages; export it again")
+                fail(path, f"expected a last page, found a circle of {len(seen)} pages; export it again")
             seen.add(offset)
             layout, offset = _page_header(path, file, dialect, offset, len(seen))
             if layout.pop(SUBFILE_TYPE, 0) & THUMBNAIL:
@@ -357,9 +335,9 @@ def _count_pages(path: Path) -> int:
             first = layout if first is None else first
             if layout != first:
                 found = f"page {len(seen)} with {_difference(layout, first)}"
-                _fail(path, f"expected pages of one size and type, found {found}; save the movie without it")
+                fail(path, f"expected pages of one size and type, found {found}; save the movie without it")
     if not pages:
-        _fail(path, "expected a movie, found a TIFF without pages; export it again")
+        fail(path, "expected a movie, found a TIFF without pages; export it again")
     return pages
 
 
@@ -369,7 +347,7 @@ def _dialect(path: Path, file: BinaryIO) -> tuple[_Dialect, int]:
     sign, order = {b"II": ("<", "little"), b"MM": (">", "big")}.get(header[:2], ("", ""))
     version = int.from_bytes(header[2:4], "big" if order == "big" else "little")
     if not sign or version not in (42, 43):
-        _fail(path, f"expected a TIFF, found a file that begins with {header[:4]!r}; check its name")
+        fail(path, f"expected a TIFF, found a file that begins with {header[:4]!r}; check its name")
     big = version == 43
     entries, entry, offset = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
     dialect = _Dialect(order, *(struct.Struct(sign + form) for form in (entries, entry, offset)))
@@ -386,13 +364,13 @@ def _page_header(
     block = file.read(tags * dialect.entry.size) if tags <= MOST_TAGS else b""
     following = file.read(dialect.offset.size)
     if not block or len(following) < dialect.offset.size:
-        _fail(path, f"expected page {page} at byte {offset}, found none: cut off or damaged; copy it again")
+        fail(path, f"expected page {page} at byte {offset}, found none: cut off or damaged; copy it again")
     layout = {}
     for code, kind, number, value in dialect.entry.iter_unpack(block):
         if (code not in LAYOUT and code != SUBFILE_TYPE) or (code in OF_EACH_SAMPLE and number != 1):
             continue
         if number != 1 or kind not in INTEGER_BYTES:  # tifffile would calculate with a list
-            _fail(
+            fail(
                 path,
                 f"expected one whole number as tag {code} of page {page}, found none: damaged; copy it again",
             )
@@ -472,7 +450,7 @@ def _check_volume(path: Path, told: dict[str, Any], volume: _Volume) -> None:
     if not whole or acquired not in (1, _scanimage_number(told, *SLICES) * of_plane):
         found = [f"{name} {told.get(f'SI.hStackManager.{name}')}" for name in STACK]
         found.append(f"logAverageFactor {average:g}")
-        _fail(
+        fail(
             path,
             f"expected whole planes and volumes by ScanImage's header, found {', '.join(found)}; save each plane as "
             "a movie of its own",
@@ -499,10 +477,10 @@ def _scanimage_axes(path: Path, told: dict[str, Any], pages: int) -> tuple[str, 
     if rest or not frames or not volumes:
         of_frames = f" of {frames} frames" if frames > 1 else ""
         expected = f"{expected}{of_frames}, as ScanImage's header says"
-        _fail(path, f"{expected}, found {pages} pages; save the last volume whole, or leave it out")
+        fail(path, f"{expected}, found {pages} pages; save the last volume whole, or leave it out")
     if frames > 1 and volumes > 1:
         found = f"{volumes} volumes with {frames} frames of each in turn"
-        _fail(path, f"{expected} one after the other, found {found}; save each volume as its own file")
+        fail(path, f"{expected} one after the other, found {found}; save each volume as its own file")
     if frames > 1:
         return "ZTC", (planes, frames, channels)
     return "TZC", (volumes, planes, channels)
@@ -512,10 +490,10 @@ def _scanimage_interval(told: dict[str, Any]) -> float | None:
     """Seconds from one image of a plane to the next; not told of the volumes of a slow stack."""
     volume = _scanimage_volume(told)
     if volume.fast:
-        return _interval(1 / (_number(told.get("SI.hRoiManager.scanVolumeRate")) or math.nan))
+        return believed_interval(1 / (_number(told.get("SI.hRoiManager.scanVolumeRate")) or math.nan))
     if volume.frames == 1:
         return None
-    return _interval(
+    return believed_interval(
         _scanimage_average(told) / (_number(told.get("SI.hRoiManager.scanFrameRate")) or math.nan)
     )
 
@@ -639,7 +617,7 @@ def _only_series(path: Path, tif: tifffile.TiffFile) -> tifffile.TiffPageSeries:
     series = [one for one in tif.series if not one.keyframe.is_reduced]
     if len(series) != 1:
         found = ", ".join(f"{one.axes} {' x '.join(map(str, one.shape))}" for one in series[:4])
-        _fail(path, f"expected one movie, found {len(series)} images ({found}); save each as its own file")
+        fail(path, f"expected one movie, found {len(series)} images ({found}); save each as its own file")
     return series[0]
 
 
@@ -655,13 +633,13 @@ def _check_storage(
     page, frames = series.keyframe, shape[0]
     in_one = pages == 1 and _is_one_page(series, shape)
     if _long(page.shape) != _long(shape[1:]) and not in_one:
-        _fail(path, f"expected pages of one frame {shape[1:]}, found {page.shape}; save it as a plain stack")
+        fail(path, f"expected pages of one frame {shape[1:]}, found {page.shape}; save it as a plain stack")
     if not in_one and (pages not in (1, frames) or (pages < frames and series.dataoffset is None)):
-        _fail(path, f"expected {frames} frames by its description, found {pages} pages; export it again")
+        fail(path, f"expected {frames} frames by its description, found {pages} pages; export it again")
     if series.dataoffset is None and any(one is None or one.parent is not tif for one in series):
-        _fail(path, "expected all frames in this file, found some in others or missing; save it as one file")
+        fail(path, "expected all frames in this file, found some in others or missing; save it as one file")
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not tif.is_imagej:  # which saves a LUT so
-        _fail(path, "expected intensities, found numbers of palette colours; convert it to grayscale")
+        fail(path, "expected intensities, found numbers of palette colours; convert it to grayscale")
 
 
 def _long(sizes: tuple[int, ...]) -> list[int]:
@@ -709,7 +687,7 @@ def _check_offsets(path: Path, frames: int, offsets: np.ndarray, sizes: np.ndarr
     """All pieces of all frames lie within the file: offsets (T, pieces), sizes (T, pieces) or (pieces,)."""
     if offsets.shape != (frames, sizes.shape[-1]):
         expected = (frames, sizes.shape[-1])
-        _fail(path, f"expected (frames, pieces) {expected}, found {offsets.shape}: damaged; export it again")
+        fail(path, f"expected (frames, pieces) {expected}, found {offsets.shape}: damaged; export it again")
     inside = (offsets > 0) & (sizes > 0) & (offsets <= path.stat().st_size - sizes)
     complete = inside.all(axis=1)
     _check_complete(path, frames, frames if complete.all() else int(np.argmin(complete)))
@@ -717,7 +695,7 @@ def _check_offsets(path: Path, frames: int, offsets: np.ndarray, sizes: np.ndarr
 
 def _check_complete(path: Path, frames: int, found: int) -> None:
     if found < frames:
-        _fail(path, f"expected {frames} frames, found the first {found} only: cut off; copy it again")
+        fail(path, f"expected {frames} frames, found the first {found} only: cut off; copy it again")
 
 
 class _RawFrames:
@@ -878,10 +856,10 @@ def _tiff_pixel_size(page: tifffile.TiffPage, told: Mapping[str, Any]) -> tuple[
 def _tiff_interval(told: Mapping[str, Any]) -> float | None:
     """TimeIncrement (OME), else finterval, else fps (ImageJ)."""
     if "TimeIncrement" in told:
-        return _interval(_measure(told, "TimeIncrement", SECONDS, "s"))
-    interval = _interval(_measure(told, "finterval", SECONDS, "s", "tunit"))
+        return believed_interval(_measure(told, "TimeIncrement", SECONDS, "s"))
+    interval = believed_interval(_measure(told, "finterval", SECONDS, "s", "tunit"))
     rate = _number(told.get("fps"))
-    return interval or (_interval(1 / rate) if rate else None)
+    return interval or (believed_interval(1 / rate) if rate else None)
 
 
 def _measure(
@@ -995,7 +973,7 @@ def _itk_voxels(path: Path) -> _Voxels:
 def _meta_voxels(path: Path, head: bytes) -> _Voxels:
     sizes = DIMENSIONS.findall(head)  # more of them than MetaIO has room for, and it writes where it must not
     if not all(size.isdigit() and len(size) <= 2 and 1 <= int(size) <= MOST_DIMENSIONS for size in sizes):
-        _fail(path, f"expected NDims = 1 to {MOST_DIMENSIONS}, found {sizes[0]!r}: damaged; copy it again")
+        fail(path, f"expected NDims = 1 to {MOST_DIMENSIONS}, found {sizes[0]!r}: damaged; copy it again")
     match = DATA_FILE.search(head)
     header = head[: match.end()] if match else head
     way = "deflated" if COMPRESSED.search(header) else "raw" if BINARY.search(header) else "other"
@@ -1011,9 +989,9 @@ def _nrrd_voxels(path: Path, head: bytes) -> _Voxels:
     fields = [line for line in parts[0].splitlines() if not re.match(rb"#|content:|[^:]*:=", line)]
     match = DATA_FILE.search(parts[0])
     if not head.startswith(b"NRRD000") or not all(re.fullmatch(rb"[\t\x20-\x7e]*", line) for line in fields):
-        _fail(path, "expected an NRRD header, found bytes that are no text: damaged; copy it again")
+        fail(path, "expected an NRRD header, found bytes that are no text: damaged; copy it again")
     if match is None and len(parts) == 1:
-        _fail(path, "expected an empty line after the NRRD header, found none: damaged; copy it again")
+        fail(path, "expected an empty line after the NRRD header, found none: damaged; copy it again")
     header = head[: len(head) - len(parts[1])] if len(parts) > 1 else head
     encoding = ENCODING.search(parts[0])
     way = {b"raw": "raw", b"gz": "deflated", b"gzip": "deflated"}.get(
@@ -1027,7 +1005,7 @@ def _voxels_at(path: Path, header: bytes, data: bytes, way: str) -> _Voxels:
     skips = SKIPPING.search(header) is not None
     if skips:
         if way == "deflated":
-            _fail(
+            fail(
                 path,
                 "expected compressed voxels from the start, found a header that skips some; convert it to TIFF",
             )
@@ -1041,12 +1019,12 @@ def _beside(path: Path, data: bytes) -> Path:
     """The file of this name beside a header; a link may not lead to another folder."""
     name = os.fsdecode(data)
     if name.startswith("LIST") or re.search(r"[/\\%]", name) or name in ("", ".", ".."):
-        _fail(path, f"expected voxels in one file beside it, found {name!r}; convert it to one file, as .mha")
+        fail(path, f"expected voxels in one file beside it, found {name!r}; convert it to one file, as .mha")
     file = path.with_name(name)
     if not file.exists():
-        _fail(path, f"expected its voxels in {name!r} beside it, found no such file; copy it here")
+        fail(path, f"expected its voxels in {name!r} beside it, found no such file; copy it here")
     if os.path.dirname(os.path.realpath(file)) != os.path.dirname(os.path.realpath(path)):
-        _fail(
+        fail(
             path,
             f"expected voxels in a file beside it, found a link, {name!r}, to elsewhere; copy the file here",
         )
@@ -1067,11 +1045,11 @@ def _check_itk_size(path: Path, voxels: _Voxels, reader: sitk.ImageFileReader) -
         voxels.way, itemsize
     )  # a voxel of text is a byte or more
     if needed > there * most:
-        _fail(path, f"expected {needed} bytes of voxels, found {there}: cut off; copy it again")
+        fail(path, f"expected {needed} bytes of voxels, found {there}: cut off; copy it again")
     frames = (there - needed) // max(math.prod(reader.GetSize()[:2]) * itemsize, 1)
     if voxels.way == "raw" and not voxels.skips and frames:
         more = f"{frames} frame(s) that its header does not tell of"
-        _fail(path, f"expected {needed} bytes of voxels, found {there}, with {more}; correct its header")
+        fail(path, f"expected {needed} bytes of voxels, found {there}, with {more}; correct its header")
 
 
 def _itk_dtype(pixel: int) -> np.dtype:
@@ -1106,7 +1084,7 @@ def _check_kinds(path: Path, kinds: str) -> None:
     found = kinds.lower().split()
     if "time" in found[:2] or "list" in found:
         expected = "expected kinds domain domain time in its NRRD header"
-        _fail(path, f"{expected}, found {kinds}; save it with time as the last axis, the slowest one")
+        fail(path, f"{expected}, found {kinds}; save it with time as the last axis, the slowest one")
 
 
 def _nrrd_units(fields: Mapping[str, str]) -> list[str]:
@@ -1125,7 +1103,7 @@ def _itk_calibration(
     x, y = (length * MICROMETRES.get(unit or "mm", math.nan) for length, unit in zip(spacing, units[:2]))
     step = spacing[place] * SECONDS.get(units[place] or "s", math.nan) * _nifti_third(reader, place)
     pixel_size = None if spacing[0] == spacing[1] == 1 and not any(units[:2]) else believed((y, x))
-    return pixel_size, None if step == 1 and not units[place] else _interval(float(f"{step:.7g}"))
+    return pixel_size, None if step == 1 and not units[place] else believed_interval(float(f"{step:.7g}"))
 
 
 def _nifti_third(reader: sitk.ImageFileReader, place: int) -> float:
@@ -1192,153 +1170,3 @@ def _silence() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-# ---- writing -----------------------------------------------------------------------------------------------
-
-
-class MovieWriter:
-    """Write a movie (T, Y, X) as a TIFF, frames in order; a context manager.
-
-    The Grand Challenge platform imports the file and SimpleITK reads it exactly: one gray page a frame,
-    uncompressed, resolution per centimetre, BigTIFF if large. pixel_size, (y, x) in micrometres, and
-    frame_interval, in seconds, also stand in the description (JSON, OME's names): they come back exactly.
-    Without a pixel size the resolution is a nominal 1 micrometre, which the platform demands; the description
-    then says null, and open_movie None.
-
-    Frames go to a hidden file in the same folder (denoise.atomic), which gets its name when all T frames are
-    written and synced. After an exception inside the with block, or with frames missing, nothing remains. The
-    disk must have room for the whole file before the first frame. SimpleITK counts pages in 16 bits (of
-    100,000 it sees 34,464); other readers see them all.
-
-    Raises ValueError for a shape, dtype, pixel size, interval or frames that cannot be written, MovieError
-    when the disk fails or frames are missing.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        shape: Shape,
-        dtype: np.typing.DTypeLike,
-        pixel_size: tuple[float, float] | None = None,
-        frame_interval: float | None = None,
-    ) -> None:
-        self._path = Path(path)
-        self._shape = tuple(map(int, shape))
-        self._dtype = np.dtype(dtype)
-        self._pixel_size = pixel_size
-        self._interval = frame_interval
-        self._check()
-        self._bytes = math.prod(self._shape) * self._dtype.itemsize + self._shape[0] * PAGE_BYTES
-        self._written = 0
-        self._part: PartFile | PartFolder | None = None
-
-    def _check(self) -> None:
-        if len(self._shape) != 3 or min(self._shape) < 1:
-            raise ValueError(f"shape {self._shape} must be (T, Y, X), each at least 1")
-        if self._dtype.name not in WRITABLE:
-            raise ValueError(f"dtype {self._dtype} must be one of {', '.join(WRITABLE)}")
-        if self._pixel_size is not None and believed(self._pixel_size) is None:
-            raise ValueError(f"pixel size {self._pixel_size} must lie within {PIXEL_SIZES} micrometres")
-        if self._interval is not None and _interval(self._interval) is None:
-            raise ValueError(f"frame interval {self._interval} must be a positive number of seconds")
-
-    def __enter__(self) -> MovieWriter:
-        with self._cleanly("the file cannot be created"):
-            if self._path.is_dir():
-                _fail(self._path, "expected a free name to write to, found a folder; move it away")
-            self._check_space()
-            self._part = PartFile(self._path)
-            self._file.seek(self._write_headers(self._file))
-        return self
-
-    @property
-    def _file(self) -> BinaryIO:
-        """The file under way. Raises ValueError outside the with block."""
-        if not isinstance(self._part, PartFile):
-            raise ValueError(f"{self._path}: frames are written inside the with block")
-        return self._part.file
-
-    def _check_space(self) -> None:
-        """Hours of work must not end on a full disk; an older file of the same name stays until the end."""
-        disk = shutil.disk_usage(self._path.parent)
-        if disk.total and disk.free < self._bytes:  # a disk that tells no size may have room
-            sizes = f"expected {self._bytes:,} bytes of free space for it, found {disk.free:,}"
-            _fail(self._path, f"{sizes}; make room, or write elsewhere")
-
-    def _write_headers(self, file: BinaryIO) -> int:
-        """Write all but the voxels; the offset where they go. Until then the file has a hole there."""
-        with tifffile.TiffWriter(file, bigtiff=self._bytes > CLASSIC_BYTES) as tif:
-            place = tif.write(
-                shape=self._shape,
-                dtype=self._dtype,
-                photometric="minisblack",  # else 3 or 4 frames or columns would be colours
-                **self._resolution(),
-                description=self._description(),
-                metadata=None,  # with its own, tifffile makes one page of a movie that is one pixel wide
-                returnoffset=True,
-            )
-        return place[0]  # type: ignore[index]
-
-    def _resolution(self) -> dict[str, Any]:
-        """The resolution tags, for tifffile."""
-        per_y, per_x = (MICROMETRES["cm"] / length for length in self._pixel_size or NOMINAL)
-        return {"resolution": (per_x, per_y), "resolutionunit": "CENTIMETER"}
-
-    def _description(self) -> str:
-        """What tifffile's JSON says about axes, with OME's names for the rest."""
-        y, x = self._pixel_size or (None, None)
-        told: dict[str, Any] = {"shape": self._shape, "axes": "TYX"}
-        told |= {"PhysicalSizeX": x, "PhysicalSizeXUnit": "um", "PhysicalSizeY": y, "PhysicalSizeYUnit": "um"}
-        told |= {"TimeIncrement": self._interval, "TimeIncrementUnit": "s"}
-        return json.dumps(told)
-
-    def append(self, frames: np.ndarray) -> None:
-        """Write the next frames (n, Y, X), of the writer's dtype."""
-        file = self._file
-        self._check_next(frames)
-        with errors_of(self._path, "the file cannot be written", UNWRITABLE):
-            file.write(np.ascontiguousarray(frames).data)
-        self._written += len(frames)
-
-    @property
-    def under_way(self) -> Path:
-        """The hidden file that is written to. Raises ValueError outside the with block."""
-        return Path(self._file.name)
-
-    def completed_by_others(self) -> None:
-        """Every frame has been written into the file under way."""
-        self._written = self._shape[0]
-
-    def _check_next(self, frames: np.ndarray) -> None:
-        if frames.ndim != 3 or frames.shape[1:] != self._shape[1:]:
-            raise ValueError(f"frames {frames.shape} must be (n, {self._shape[1]}, {self._shape[2]})")
-        if frames.dtype != self._dtype:
-            raise ValueError(f"frames of {frames.dtype} must be {self._dtype}")
-        if self._written + len(frames) > self._shape[0]:
-            raise ValueError(f"{self._written} + {len(frames)} frames must be at most {self._shape[0]}")
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if kind is not None:
-            self._discard()
-            return
-        with self._cleanly("the file cannot be written"):
-            if self._written < self._shape[0]:
-                missing = f"expected {self._shape[0]} frames to write, found {self._written}"
-                _fail(self._path, f"{missing}; nothing was kept: run it again")
-            if self._part is not None:
-                self._part.keep()
-
-    @contextmanager
-    def _cleanly(self, what: str) -> Iterator[None]:
-        """Leave nothing behind on any exception, KeyboardInterrupt included."""
-        try:
-            with errors_of(self._path, what, UNWRITABLE):
-                yield
-        except BaseException:
-            self._discard()
-            raise
-
-    def _discard(self) -> None:
-        if self._part is not None:
-            self._part.discard()

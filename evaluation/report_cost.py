@@ -17,8 +17,9 @@ import numpy as np
 
 from denoise.diagnostics import Diagnostics
 from denoise.limits import peak_resident
-from denoise.movies import MovieWriter, open_movie
+from denoise.movies import open_movie
 from denoise.report import write_report
+from denoise.writing import MovieWriter
 
 LEVEL = 100  # photons a voxel
 AT_ONCE = 1 << 20  # voxels that are made, or taken, at once: little, so as not to hide what the report needs

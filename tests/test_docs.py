@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 
 from denoise.formats import open_recording
-from denoise.movies import MovieWriter
+from denoise.writing import MovieWriter
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from panimg.image_builders.tiff import image_builder_tiff
 from PIL import Image
 
-from denoise.movies import READABLE, WRITABLE, MovieError, MovieWriter, open_movie, rounded
+from denoise.movies import READABLE, MovieError, open_movie
+from denoise.writing import WRITABLE, MovieWriter, rounded
 
 SHAPE = (7, 20, 18)
 

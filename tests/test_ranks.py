@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from denoise.movies import MovieWriter
 from denoise.ranks import Team
+from denoise.writing import MovieWriter
 from evaluation.smoothed import displaced, moved
 from model import UNet3D, UNetConfig, save_model
 from simulation import challenge_scene
