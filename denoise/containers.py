@@ -1,6 +1,6 @@
 """HDF5, NWB and OME-Zarr: a movie among other things in a container, read by ranges of frames.
 
-    open_container(path, dataset) -> Pages, as denoise.movies.open_pages gives them for a TIFF
+    open_container(path, dataset) -> Pages, as denoise.reading.open_pages gives them for a TIFF
     container_files(path) -> the files that it is made of
 
 h5py and zarr (requirements-formats.txt) are asked for when such a file is met. A file may be anybody's: nothing outside
@@ -26,8 +26,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from denoise.deflated import DEFLATE_RATIO
 from denoise.movies import (
-    DEFLATE_RATIO,
     FRAME_BYTES,
     MICROMETRES,
     SECONDS,

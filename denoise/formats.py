@@ -20,26 +20,26 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 import tifffile
 
-from denoise import containers, movies, same
+from denoise import containers, reading, same
 from denoise.atomic import PartFolder
 from denoise.movies import (
     FRAME_AXES,
     MICROMETRES,
-    TIFF_SUFFIXES,
     Movie,
     MovieError,
     MovieInfo,
     Pages,
     Source,
-    open_movie,
-    open_pages,
+    errors_of,
 )
+from denoise.reading import open_movie, open_pages
+from denoise.tiff import TIFF_SUFFIXES, ome_places
 from denoise.writing import CLASSIC_BYTES, PAGE_BYTES, UNWRITABLE, MovieWriter
 
 NAMES = {"C": "channel", "Z": "plane"}
 UNNAMED = "IQ"  # as tifffile calls axes that it was not told the names of
 IMAGEJ_AXES = "TZC"  # in ImageJ's order of pages, slowest first
-SUFFIXES = (*movies.SUFFIXES, *containers.SUFFIXES)  # what open_recording reads, in upper or lower case
+SUFFIXES = (*reading.SUFFIXES, *containers.SUFFIXES)  # what open_recording reads, in upper or lower case
 IMAGEJ_TYPES = ("uint8", "uint16", "float32")
 SERIES_OPEN = 4  # files of a series that are open at a time
 
@@ -218,7 +218,7 @@ def recording_files(path: Path) -> list[Path]:
     """The files that open_recording reads for a recording. Raises MovieError."""
     if path.name.lower().endswith(containers.SUFFIXES):
         return containers.container_files(path)
-    return movies.movie_files(path)
+    return reading.movie_files(path)
 
 
 # ---- several files as one recording ------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def refuse_another(piece: Piece, first: Piece) -> None:
 
 def refuse_other_axes(paths: Sequence[Path]) -> None:
     """Raise MovieError if by OME the files of a series are not of one channel and plane that they go on in time."""
-    places = movies.ome_places(paths[0])
+    places = ome_places(paths[0])
     held = {place for path in paths for place in places.get(path.name, places.get("", ()))}
     numbers = [len(set(column)) for column in zip(*held)]
     if len(held) > 1:
@@ -468,7 +468,7 @@ class ZarrWriter(PartsWriter):
 
     def append_to(self, part: Part, frames: np.ndarray) -> None:
         self._check_next(frames)
-        with movies.errors_of(self._path, "the folder cannot be written", UNWRITABLE):
+        with errors_of(self._path, "the folder cannot be written", UNWRITABLE):
             self.zarr.append(part, self.done[part.name], frames)
         self.done[part.name] += len(frames)
         self._written += len(frames)

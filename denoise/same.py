@@ -35,7 +35,8 @@ from denoise.containers import (
     ome_steps,
     soft_link,
 )
-from denoise.movies import DATA_FILE, MovieError
+from denoise.itk import DATA_FILE
+from denoise.movies import MovieError
 
 if TYPE_CHECKING:
     from denoise.formats import Part, Recording

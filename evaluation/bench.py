@@ -42,9 +42,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from denoise.inference import ArrayMovie, Settings, denoise_movie, survey_movie
 from denoise.limits import reuse_memory
 from denoise.missing import without_missing
-from denoise.movies import open_movie
 from denoise.network import Network, converted
 from denoise.precision import precision
+from denoise.reading import open_movie
 from denoise.readout import Readout
 from model import UNet3D, load_model
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from denoise.diagnostics import Diagnostics
 from denoise.limits import peak_resident
-from denoise.movies import open_movie
+from denoise.reading import open_movie
 from denoise.report import write_report
 from denoise.writing import MovieWriter
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from denoise.movies import MovieError, open_movie
+from denoise.movies import MovieError
+from denoise.reading import open_movie
 from evaluation.metrics import score
 
 

@@ -34,7 +34,8 @@ import tifffile
 import torch
 import zarr
 
-from denoise.movies import MovieError, open_movie
+from denoise.movies import MovieError
+from denoise.reading import open_movie
 from model import UNet3D, UNetConfig, save_model
 
 ROOT = Path(__file__).resolve().parents[1]

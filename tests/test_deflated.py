@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from denoise.deflated import PADDING, Inflated, Reader
-from denoise.movies import READABLE, MovieError, open_movie
+from denoise.movies import READABLE, MovieError
+from denoise.reading import open_movie
 
 SHAPE = (7, 20, 18)
 

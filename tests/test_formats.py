@@ -15,7 +15,8 @@ import tifffile
 from PIL import Image, TiffImagePlugin
 
 from denoise.formats import in_order_of_frames, open_recording
-from denoise.movies import MovieError, open_movie
+from denoise.movies import MovieError
+from denoise.reading import open_movie
 
 OME = (
     '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">'

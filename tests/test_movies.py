@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from panimg.image_builders.tiff import image_builder_tiff
 from PIL import Image
 
-from denoise.movies import READABLE, MovieError, open_movie
+from denoise.movies import READABLE, MovieError
+from denoise.reading import open_movie
 from denoise.writing import WRITABLE, MovieWriter, rounded
 
 SHAPE = (7, 20, 18)

@@ -35,7 +35,7 @@ import denoise.report
 from denoise import __version__
 from denoise.formats import open_recording
 from denoise.inference import Result
-from denoise.movies import open_movie
+from denoise.reading import open_movie
 from denoise.stopping import SIGNALS
 from model import UNet3D, UNetConfig, load_model, save_model
 
@@ -845,7 +845,7 @@ def test_streams_that_take_nothing_do_not_stop_the_work(tmp_path: Path, weights:
 def test_errors_are_told_while_itk_is_kept_silent() -> None:
     code = f"""if True:
         import os, runpy
-        from denoise.movies import _silence
+        from denoise.itk import _silence
         names = runpy.run_path({str(PROCESS)!r}, run_name="process")
         names["open_streams"]()
         with _silence():

@@ -31,7 +31,8 @@ import torch
 from denoise import NAME
 from denoise.atomic import ENDING, PartFile, remove_leftovers, sole_use, write_file
 from denoise.formats import open_recording
-from denoise.movies import MovieError, open_movie
+from denoise.movies import MovieError
+from denoise.reading import open_movie
 from denoise.records import is_complete, read_records
 from denoise.stopping import SIGNALS
 from denoise.writing import MovieWriter

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from denoise.missing import without_missing
-from denoise.movies import open_movie
 from denoise.normalization import Percentiles
+from denoise.reading import open_movie
 from denoise.readout import BLOCK, noise_edge, significant_patterns
 from denoise.smoothing import Gauge, undo
 from simulation import (
