@@ -32,8 +32,9 @@ from denoise.movies import (
     Source,
     errors_of,
 )
+from denoise.ome import ome_places
 from denoise.reading import open_movie, open_pages
-from denoise.tiff import TIFF_SUFFIXES, ome_places
+from denoise.tiff import TIFF_SUFFIXES
 from denoise.writing import CLASSIC_BYTES, PAGE_BYTES, UNWRITABLE, MovieWriter
 
 NAMES = {"C": "channel", "Z": "plane"}

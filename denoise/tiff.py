@@ -1,6 +1,7 @@
 """Read TIFF by tifffile (https://github.com/cgohlke/tifffile), after a walk of our own over the chain of page headers.
 
-tifffile takes a broken chain for the movie's end, and all pages to be like the first.
+What it tells of pixels, time and planes comes from OME-XML, ImageJ's or tifffile's description, ScanImage's header, or
+the resolution tags.
 """
 
 from __future__ import annotations
@@ -8,12 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
-from xml.etree import ElementTree
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -32,10 +31,12 @@ from denoise.movies import (
     believed_interval,
     believed_length,
     check_frames,
-    errors_of,
     fail,
     movie_shape,
 )
+from denoise.ome import channel_names, ome_images, ome_others, ome_pixels
+from denoise.page_headers import count_pages
+from denoise.scanimage import scanimage_axes, scanimage_interval, scanimage_settings
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 RESOLUTION_UNITS = {2: "inch", 3: "cm"}  # of the tag ResolutionUnit
@@ -60,7 +61,7 @@ def open_tiff_pages(path: Path, of_series: bool = False) -> Pages:
             axes, sizes = axes[:-1], sizes[:-1]
         if "S" in axes or not axes.endswith("YX") or 0 in sizes:
             return movie_shape(path, axes, sizes, one_frame=False)
-        told.append((axes, sizes, _channel_names(tif)))
+        told.append((axes, sizes, channel_names(tif)))
         return math.prod(sizes[:-2]), sizes[-2], sizes[-1]
 
     movie = _open(path, all_pages, of_series)
@@ -69,11 +70,11 @@ def open_tiff_pages(path: Path, of_series: bool = False) -> Pages:
 
 def _open(path: Path, shape_of: ShapeOf, of_series: bool = False) -> Movie:
     _hush_tifffile()
-    pages = _count_pages(path)
+    pages = count_pages(path)
     with ExitStack() as stack:
         tif = _tifffile(stack, path, pages)
         calibrated = (*_calibration(tif), _plane_spacing(tif))
-        if of_series and tif.is_ome and _ome_images(tif) != pages:
+        if of_series and tif.is_ome and ome_images(tif) != pages:
             tif.close()
             tif = stack.enter_context(tifffile.TiffFile(path, is_ome=False))
         series = _only_series(path, tif)
@@ -141,10 +142,10 @@ def _shape(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) 
 
 def _axes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> tuple[str, tuple[int, ...]]:
     """Axes and sizes of all images in the file, singletons too."""
-    told = _scanimage(tif)
+    told = scanimage_settings(tif)
     if "SI.hChannels.channelSave" not in told:
         return series.get_axes(squeeze=False), series.get_shape(squeeze=False)
-    axes, sizes = _scanimage_axes(path, told, len(tif.pages))
+    axes, sizes = scanimage_axes(path, told, len(tif.pages))
     return f"{axes}YX", (*sizes, *series.keyframe.shape)
 
 
@@ -161,7 +162,7 @@ def _names_one_frame(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) ->
 
 def _notes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> tuple[str, ...]:
     notes = []
-    others = _ome_others(path, tif)
+    others = ome_others(path, tif)
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         notes.append(f"its OME-XML names other files of the same movie, which are not read with it ({others[0]}{more}): "
@@ -289,13 +290,13 @@ class _TiffWhole(_TiffPages):
 def _calibration(tif: tifffile.TiffFile) -> tuple[tuple[float, float] | None, float | None]:
     """(pixel size, frame interval) as OME, ImageJ or tifffile's JSON tell, else the resolution tags."""
     told = _told(tif)
-    interval = _interval(told) or _scanimage_interval(_scanimage(tif))
+    interval = _interval(told) or scanimage_interval(scanimage_settings(tif))
     return _pixel_size(tif.pages.first, told), interval
 
 
 def _told(tif: tifffile.TiffFile) -> Mapping[str, Any]:
     """What a description says, by the names that OME or ImageJ has for it."""
-    return _ome_pixels(tif) or tif.imagej_metadata or _shaped_metadata(tif)
+    return ome_pixels(tif) or tif.imagej_metadata or _shaped_metadata(tif)
 
 
 def _plane_spacing(tif: tifffile.TiffFile) -> float | None:
@@ -335,289 +336,3 @@ def _measure(
     """A length in micrometres or a time in seconds; NaN if missing, no number, or of an unknown unit."""
     factor = units.get(str(told.get(unit or f"{name}Unit", usual)).lower(), math.nan)
     return as_number(told.get(name)) * factor
-
-
-# ---- OME ---------------------------------------------------------------------------------------------------
-
-
-def _channel_names(tif: tifffile.TiffFile) -> list[str]:
-    """As OME tells them; [] if not each channel has a name."""
-    if not tif.ome_metadata:
-        return []
-    channels = ElementTree.fromstring(tif.ome_metadata).findall(".//{*}Pixels/{*}Channel")  # noqa: S314
-    names = [channel.get("Name", "") for channel in channels]
-    return names if all(names) else []
-
-
-def _ome_pixels(tif: tifffile.TiffFile) -> Mapping[str, Any]:
-    """Attributes of the first Pixels element, such as PhysicalSizeX and TimeIncrement."""
-    if not tif.ome_metadata:
-        return {}
-    pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")  # noqa: S314 (parsed before)
-    return {} if pixels is None else pixels.attrib
-
-
-def _ome_images(tif: tifffile.TiffFile) -> float:
-    """How many images OME speaks of, in this file and others; NaN if it does not say."""
-    return math.prod(as_number(_ome_pixels(tif).get(f"Size{axis}")) for axis in "TCZ")
-
-
-def _ome_others(path: Path, tif: tifffile.TiffFile) -> list[str]:
-    """Other files that hold a part of what this one does, as its OME-XML tells; [] of one that goes by another name."""
-    if not tif.ome_metadata:
-        return []
-    for pixels in ElementTree.fromstring(tif.ome_metadata).iterfind(".//{*}Pixels"):  # noqa: S314 (parsed before)
-        names = dict.fromkeys(
-            uuid.get("FileName", path.name) for uuid in pixels.iterfind("{*}TiffData/{*}UUID")
-        )
-        if path.name in names:
-            return [name for name in names if name != path.name]
-    return []
-
-
-def ome_places(path: Path) -> dict[str, set[tuple[int, int, int]]]:
-    """Which (image, channel, plane) are in each file of a set, as the OME-XML of one of them tells.
-
-    By the files' names, "" where it names none; {} where it speaks of this file alone. Raises MovieError.
-    """
-    pages = _count_pages(path)
-    with errors_of(path, "its OME-XML cannot be read"), tifffile.TiffFile(path, _multifile=False) as tif:
-        if not tif.is_ome or _ome_images(tif) == pages:
-            return {}
-        found: dict[str, set[tuple[int, int, int]]] = {}
-        for number, image in enumerate(ElementTree.fromstring(tif.ome_metadata or "").iterfind("{*}Image")):  # noqa: S314
-            for pixels in image.iterfind("{*}Pixels"):
-                for name, channel, plane in _ome_blocks(pixels):
-                    found.setdefault(name, set()).add((number, channel, plane))
-        return found
-
-
-def _ome_blocks(pixels: ElementTree.Element) -> Iterator[tuple[str, int, int]]:
-    """Of each block of images: the file's name, with a channel and plane; with more than one if it has several."""
-    order = pixels.get("DimensionOrder", "XYZCT")[2:]  # fastest first
-    sizes = {axis: int(pixels.get(f"Size{axis}", 1)) for axis in order}
-    steps = {axis: math.prod(sizes[faster] for faster in order[:place]) for place, axis in enumerate(order)}
-    for block in pixels.iterfind("{*}TiffData"):
-        uuid = block.find("{*}UUID")
-        first = sum(int(block.get(f"First{axis}", 0)) * steps[axis] for axis in order)
-        usual = 1 if "IFD" in block.attrib else math.prod(sizes.values()) - first
-        last = first + int(block.get("PlaneCount", usual)) - 1
-        for image in {first, min(first + 1, last), last}:  # if all are of one channel and plane, so are these
-            channel, plane = (image // steps[axis] % sizes[axis] for axis in "CZ")
-            yield "" if uuid is None else uuid.get("FileName", ""), channel, plane
-
-
-# ---- the chain of page headers -----------------------------------------------------------------------------
-
-
-class _Dialect(NamedTuple):
-    """How a TIFF writes its numbers: classic or Big, in either byte order (TIFF 6.0, section 2)."""
-
-    order: str  # "little" or "big"
-    entries: struct.Struct  # number of tags in a page header
-    entry: struct.Struct  # one tag: code, type, count, value
-    offset: struct.Struct  # of the next page header
-
-
-# What every page of a movie must share, with the value that a missing tag stands for.
-LAYOUT: dict[int, tuple[str, int | None]] = {
-    256: ("ImageWidth", None),
-    257: ("ImageLength", None),
-    258: ("BitsPerSample", 1),
-    259: ("Compression", 1),
-    266: ("FillOrder", 1),
-    277: ("SamplesPerPixel", 1),
-    278: ("RowsPerStrip", 2**32 - 1),
-    284: ("PlanarConfiguration", 1),
-    317: ("Predictor", 1),
-    322: ("TileWidth", None),
-    323: ("TileLength", None),
-    339: ("SampleFormat", 1),
-}
-SUBFILE_TYPE, THUMBNAIL = 254, 1  # a tag, and its bit
-OF_EACH_SAMPLE = (258, 339)  # tags that have a number for each colour
-INTEGER_BYTES = {1: 1, 3: 2, 4: 4, 16: 8}  # by tag type
-MOST_TAGS = 4096
-
-
-def _count_pages(path: Path) -> int:
-    """Walk the chain of page headers; the number of pages, thumbnails left out.
-
-    Raises MovieError for a chain that breaks off or runs in a circle, and for pages of unlike size or type.
-    """
-    pages, first = 0, None
-    seen: set[int] = set()
-    with path.open("rb") as file:
-        dialect, offset = _dialect(path, file)
-        while offset:
-            if offset in seen:
-                fail(path, f"expected a last page, found a circle of {len(seen)} pages; export it again")
-            seen.add(offset)
-            layout, offset = _page_header(path, file, dialect, offset, len(seen))
-            if layout.pop(SUBFILE_TYPE, 0) & THUMBNAIL:
-                continue
-            pages += 1
-            first = layout if first is None else first
-            if layout != first:
-                found = f"page {len(seen)} with {_difference(layout, first)}"
-                fail(path, f"expected pages of one size and type, found {found}; save the movie without it")
-    if not pages:
-        fail(path, "expected a movie, found a TIFF without pages; export it again")
-    return pages
-
-
-def _dialect(path: Path, file: BinaryIO) -> tuple[_Dialect, int]:
-    """The file's dialect and the offset of its first page header."""
-    header = file.read(16)
-    sign, order = {b"II": ("<", "little"), b"MM": (">", "big")}.get(header[:2], ("", ""))
-    version = int.from_bytes(header[2:4], "big" if order == "big" else "little")
-    if not sign or version not in (42, 43):
-        fail(path, f"expected a TIFF, found a file that begins with {header[:4]!r}; check its name")
-    big = version == 43
-    entries, entry, offset = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
-    dialect = _Dialect(order, *(struct.Struct(sign + form) for form in (entries, entry, offset)))
-    return dialect, dialect.offset.unpack(header[8:16] if big else header[4:8])[0]
-
-
-def _page_header(
-    path: Path, file: BinaryIO, dialect: _Dialect, offset: int, page: int
-) -> tuple[dict[int, int], int]:
-    """The layout of the page with its header at offset, and the next header's offset, 0 after the last."""
-    file.seek(offset)
-    count = file.read(dialect.entries.size)
-    tags = dialect.entries.unpack(count)[0] if len(count) == dialect.entries.size else 0
-    block = file.read(tags * dialect.entry.size) if tags <= MOST_TAGS else b""
-    following = file.read(dialect.offset.size)
-    if not block or len(following) < dialect.offset.size:
-        fail(path, f"expected page {page} at byte {offset}, found none: cut off or damaged; copy it again")
-    layout = {}
-    for code, kind, number, value in dialect.entry.iter_unpack(block):
-        if (code not in LAYOUT and code != SUBFILE_TYPE) or (code in OF_EACH_SAMPLE and number != 1):
-            continue
-        if number != 1 or kind not in INTEGER_BYTES:  # tifffile would calculate with a list
-            fail(
-                path,
-                f"expected one whole number as tag {code} of page {page}, found none: damaged; copy it again",
-            )
-        layout[code] = int.from_bytes(value[: INTEGER_BYTES[kind]], dialect.order)  # type: ignore[arg-type]
-        if code in LAYOUT and layout[code] == LAYOUT[code][1]:
-            del layout[code]
-    return layout, dialect.offset.unpack(following)[0]
-
-
-def _difference(layout: dict[int, int], first: dict[int, int]) -> str:
-    """In what a page is not like the first."""
-    code = next(code for code in LAYOUT if layout.get(code) != first.get(code))
-    name, default = LAYOUT[code]
-    return f"{name} {layout.get(code, default)} after {first.get(code, default)}"
-
-
-# ---- ScanImage's header ------------------------------------------------------------------------------------
-
-
-def _scanimage(tif: tifffile.TiffFile) -> dict[str, Any]:
-    """ScanImage's settings, "SI.hChannels.channelSave" and so on (2016 and later); {} of another program."""
-    return (tif.scanimage_metadata or {}).get("FrameData", {}) if tif.is_scanimage else {}
-
-
-class _Volume(NamedTuple):
-    """How ScanImage saved the images of a channel, as its settings tell.
-
-    planes: of a volume; 1 where there are none.
-    frames: of a plane before the next plane follows; infinite where the settings set no end.
-    fast: volumes follow each other while the scanner runs.
-    """
-
-    planes: float
-    frames: float
-    fast: bool = False
-
-
-FRAMES_OF_A_VOLUME = (  # of a fast stack, from 2020 on and before; the slices alone lack the flyback
-    "hStackManager.numFramesPerVolumeWithFlyback",
-    "hFastZ.numFramesPerVolumeWithFlyback",
-    "hFastZ.numFramesPerVolume",
-)
-SLICES = ("hStackManager.actualNumSlices", "hStackManager.numSlices")  # the latter may be of an earlier stack
-STACK = ("stackMode", "actualNumSlices", "framesPerSlice", "numFramesPerVolume")  # what must agree
-
-
-def _scanimage_number(told: dict[str, Any], *names: str) -> float:
-    """The first of these settings that is a positive number; 1 if none is."""
-    numbers = (as_number(told.get(f"SI.{name}")) for name in names)
-    return next((number for number in numbers if number > 0), 1.0)
-
-
-def _scanimage_average(told: dict[str, Any]) -> float:
-    """Frames that were averaged into one of the file; all other settings count them as they were acquired."""
-    return _scanimage_number(told, "hScan2D.logAverageFactor")
-
-
-def _scanimage_volume(told: dict[str, Any]) -> _Volume:
-    """Each frame of a volume in a fast stack is of a plane of its own, those of the flyback too."""
-    enabled = [bool(told.get(f"SI.{name}.enable")) for name in ("hFastZ", "hStackManager")]
-    mode = told.get("SI.hStackManager.stackMode")  # from 2020 on
-    fast = mode == "fast" if mode else enabled[0]
-    planes = _scanimage_number(told, *(FRAMES_OF_A_VOLUME if fast else ()), *SLICES)
-    if not any(enabled) or planes == 1:
-        return _Volume(1, math.inf)
-    average = _scanimage_average(told)
-    if fast:
-        return _Volume(planes / average, 1, fast=True)
-    return _Volume(planes, _scanimage_number(told, "hStackManager.framesPerSlice") / average)
-
-
-def _check_volume(path: Path, told: dict[str, Any], volume: _Volume) -> None:
-    """Refuse averages over the end of a volume or of a slow stack's plane, and counts that contradict each other."""
-    average, acquired = _scanimage_average(told), _scanimage_number(told, "hStackManager.numFramesPerVolume")
-    of_plane = 1 if volume.fast else volume.frames * average
-    whole = volume.planes % 1 == 0 and not volume.frames % 1 > 0  # NaN for those without end
-    if not whole or acquired not in (1, _scanimage_number(told, *SLICES) * of_plane):
-        found = [f"{name} {told.get(f'SI.hStackManager.{name}')}" for name in STACK]
-        found.append(f"logAverageFactor {average:g}")
-        fail(
-            path,
-            f"expected whole planes and volumes by ScanImage's header, found {', '.join(found)}; save each plane as "
-            "a movie of its own",
-        )
-
-
-def _scanimage_axes(path: Path, told: dict[str, Any], pages: int) -> tuple[str, tuple[int, ...]]:
-    """Pages follow each other channel by channel, then plane by plane of a volume, then in time.
-
-    A slow stack has all frames of a plane, then those of the next. Source: ScanImage's documentation of its BigTIFF
-    format.
-    """
-    saved = told["SI.hChannels.channelSave"]
-    channels = len(saved) if isinstance(saved, (list, tuple)) else 1
-    volume = _scanimage_volume(told)
-    if volume.planes != 1:
-        _check_volume(path, told, volume)
-    planes, endless = int(volume.planes), math.isinf(volume.frames)
-    frames = 1 if endless else int(volume.frames)
-    volumes, rest = divmod(pages, channels * planes * frames)
-    if endless:
-        frames, volumes = volumes, 1
-    expected = f"expected {channels} channel(s) of {planes} plane(s)"
-    if rest or not frames or not volumes:
-        of_frames = f" of {frames} frames" if frames > 1 else ""
-        expected = f"{expected}{of_frames}, as ScanImage's header says"
-        fail(path, f"{expected}, found {pages} pages; save the last volume whole, or leave it out")
-    if frames > 1 and volumes > 1:
-        found = f"{volumes} volumes with {frames} frames of each in turn"
-        fail(path, f"{expected} one after the other, found {found}; save each volume as its own file")
-    if frames > 1:
-        return "ZTC", (planes, frames, channels)
-    return "TZC", (volumes, planes, channels)
-
-
-def _scanimage_interval(told: dict[str, Any]) -> float | None:
-    """Seconds from one image of a plane to the next; not told of the volumes of a slow stack."""
-    volume = _scanimage_volume(told)
-    if volume.fast:
-        return believed_interval(1 / (as_number(told.get("SI.hRoiManager.scanVolumeRate")) or math.nan))
-    if volume.frames == 1:
-        return None
-    return believed_interval(
-        _scanimage_average(told) / (as_number(told.get("SI.hRoiManager.scanFrameRate")) or math.nan)
-    )

@@ -1,0 +1,84 @@
+"""What OME-XML tells of a TIFF's movie and of others that belong to it, as tifffile finds it in the first page.
+
+Source: the OME model (https://docs.openmicroscopy.org/ome-model/).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import tifffile
+
+from denoise.movies import as_number, errors_of
+from denoise.page_headers import count_pages
+
+
+def channel_names(tif: tifffile.TiffFile) -> list[str]:
+    """As OME tells them; [] if not each channel has a name."""
+    if not tif.ome_metadata:
+        return []
+    channels = ElementTree.fromstring(tif.ome_metadata).findall(".//{*}Pixels/{*}Channel")  # noqa: S314
+    names = [channel.get("Name", "") for channel in channels]
+    return names if all(names) else []
+
+
+def ome_pixels(tif: tifffile.TiffFile) -> Mapping[str, Any]:
+    """Attributes of the first Pixels element, such as PhysicalSizeX and TimeIncrement."""
+    if not tif.ome_metadata:
+        return {}
+    pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")  # noqa: S314 (parsed before)
+    return {} if pixels is None else pixels.attrib
+
+
+def ome_images(tif: tifffile.TiffFile) -> float:
+    """How many images OME speaks of, in this file and others; NaN if it does not say."""
+    return math.prod(as_number(ome_pixels(tif).get(f"Size{axis}")) for axis in "TCZ")
+
+
+def ome_others(path: Path, tif: tifffile.TiffFile) -> list[str]:
+    """Other files that hold a part of what this one does, as its OME-XML tells; [] of one that goes by another name."""
+    if not tif.ome_metadata:
+        return []
+    for pixels in ElementTree.fromstring(tif.ome_metadata).iterfind(".//{*}Pixels"):  # noqa: S314 (parsed before)
+        names = dict.fromkeys(
+            uuid.get("FileName", path.name) for uuid in pixels.iterfind("{*}TiffData/{*}UUID")
+        )
+        if path.name in names:
+            return [name for name in names if name != path.name]
+    return []
+
+
+def ome_places(path: Path) -> dict[str, set[tuple[int, int, int]]]:
+    """Which (image, channel, plane) are in each file of a set, as the OME-XML of one of them tells.
+
+    By the files' names, "" where it names none; {} where it speaks of this file alone. Raises MovieError.
+    """
+    pages = count_pages(path)
+    with errors_of(path, "its OME-XML cannot be read"), tifffile.TiffFile(path, _multifile=False) as tif:
+        if not tif.is_ome or ome_images(tif) == pages:
+            return {}
+        found: dict[str, set[tuple[int, int, int]]] = {}
+        for number, image in enumerate(ElementTree.fromstring(tif.ome_metadata or "").iterfind("{*}Image")):  # noqa: S314
+            for pixels in image.iterfind("{*}Pixels"):
+                for name, channel, plane in _blocks(pixels):
+                    found.setdefault(name, set()).add((number, channel, plane))
+        return found
+
+
+def _blocks(pixels: ElementTree.Element) -> Iterator[tuple[str, int, int]]:
+    """Of each block of images: the file's name, with a channel and plane; with more than one if it has several."""
+    order = pixels.get("DimensionOrder", "XYZCT")[2:]  # fastest first
+    sizes = {axis: int(pixels.get(f"Size{axis}", 1)) for axis in order}
+    steps = {axis: math.prod(sizes[faster] for faster in order[:place]) for place, axis in enumerate(order)}
+    for block in pixels.iterfind("{*}TiffData"):
+        uuid = block.find("{*}UUID")
+        first = sum(int(block.get(f"First{axis}", 0)) * steps[axis] for axis in order)
+        usual = 1 if "IFD" in block.attrib else math.prod(sizes.values()) - first
+        last = first + int(block.get("PlaneCount", usual)) - 1
+        for image in {first, min(first + 1, last), last}:  # if all are of one channel and plane, so are these
+            channel, plane = (image // steps[axis] % sizes[axis] for axis in "CZ")
+            yield "" if uuid is None else uuid.get("FileName", ""), channel, plane
