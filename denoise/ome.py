@@ -19,31 +19,25 @@ from denoise.page_headers import count_pages
 
 def channel_names(tif: tifffile.TiffFile) -> list[str]:
     """As OME tells them; [] if not each channel has a name."""
-    if not tif.ome_metadata:
-        return []
-    channels = ElementTree.fromstring(tif.ome_metadata).findall(".//{*}Pixels/{*}Channel")  # noqa: S314
-    names = [channel.get("Name", "") for channel in channels]
+    names = [channel.get("Name", "") for channel in _root(tif).iterfind(".//{*}Pixels/{*}Channel")]
     return names if all(names) else []
 
 
 def ome_pixels(tif: tifffile.TiffFile) -> Mapping[str, Any]:
     """Attributes of the first Pixels element, such as PhysicalSizeX and TimeIncrement."""
-    if not tif.ome_metadata:
-        return {}
-    pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")  # noqa: S314 (parsed before)
+    pixels = _root(tif).find(".//{*}Pixels")
     return {} if pixels is None else pixels.attrib
 
 
 def ome_images(tif: tifffile.TiffFile) -> float:
     """How many images OME speaks of, in this file and others; NaN if it does not say."""
-    return math.prod(as_number(ome_pixels(tif).get(f"Size{axis}")) for axis in "TCZ")
+    told = ome_pixels(tif)
+    return math.prod(as_number(told.get(f"Size{axis}")) for axis in "TCZ")
 
 
 def ome_others(path: Path, tif: tifffile.TiffFile) -> list[str]:
     """Other files that hold a part of what this one does, as its OME-XML tells; [] of one that goes by another name."""
-    if not tif.ome_metadata:
-        return []
-    for pixels in ElementTree.fromstring(tif.ome_metadata).iterfind(".//{*}Pixels"):  # noqa: S314 (parsed before)
+    for pixels in _root(tif).iterfind(".//{*}Pixels"):
         names = dict.fromkeys(
             uuid.get("FileName", path.name) for uuid in pixels.iterfind("{*}TiffData/{*}UUID")
         )
@@ -62,11 +56,17 @@ def ome_places(path: Path) -> dict[str, set[tuple[int, int, int]]]:
         if not tif.is_ome or ome_images(tif) == pages:
             return {}
         found: dict[str, set[tuple[int, int, int]]] = {}
-        for number, image in enumerate(ElementTree.fromstring(tif.ome_metadata or "").iterfind("{*}Image")):  # noqa: S314
+        for number, image in enumerate(_root(tif).iterfind("{*}Image")):
             for pixels in image.iterfind("{*}Pixels"):
                 for name, channel, plane in _blocks(pixels):
                     found.setdefault(name, set()).add((number, channel, plane))
         return found
+
+
+def _root(tif: tifffile.TiffFile) -> ElementTree.Element:
+    """The XML's outermost element; an empty one of a file that has none."""
+    told = tif.ome_metadata
+    return ElementTree.fromstring(told) if told else ElementTree.Element("OME")  # noqa: S314 (parsed before)
 
 
 def _blocks(pixels: ElementTree.Element) -> Iterator[tuple[str, int, int]]:
