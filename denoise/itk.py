@@ -267,7 +267,7 @@ def _calibration(
 ) -> tuple[tuple[float, float] | None, float | None]:
     """Spacing in the units told, else millimetres along X and Y and seconds along the frames; 1 is not known."""
     spacing = [float(f"{value:.7g}") for value in reader.GetSpacing()]  # NIfTI's are float32
-    place = _frame_axis(reader)
+    place = frames_place(reader.GetSize())
     units = [*told, *[""] * len(spacing)]
     x, y = (length * MICROMETRES.get(unit or "mm", math.nan) for length, unit in zip(spacing, units[:2]))
     step = spacing[place] * SECONDS.get(units[place] or "s", math.nan) * _nifti_third(reader, place)
@@ -283,9 +283,8 @@ def _nifti_third(reader: sitk.ImageFileReader, place: int) -> float:
     return NIFTI_TIMES.get(units & 56, math.nan) / NIFTI_LENGTHS.get(units & 7, 1.0)
 
 
-def _frame_axis(reader: sitk.ImageFileReader) -> int:
-    """SimpleITK's axis (X, Y, ...) that counts the frames."""
-    sizes = reader.GetSize()
+def frames_place(sizes: Sequence[int]) -> int:
+    """Which axis of sizes (X, Y, ...) counts the frames: the first longer than 1 behind X and Y, else the last."""
     return next((axis for axis in range(2, len(sizes)) if sizes[axis] > 1), len(sizes) - 1)
 
 
@@ -299,7 +298,8 @@ class _Ranges:
         self._reader = reader
 
     def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
-        size, axis = list(self._reader.GetSize()), _frame_axis(self._reader)
+        size = list(self._reader.GetSize())
+        axis = frames_place(size)
         index = [0] * len(size)
         index[axis], size[axis] = start, stop - start
         self._reader.SetExtractIndex(index)

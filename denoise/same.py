@@ -35,7 +35,7 @@ from denoise.containers import (
     ome_steps,
     soft_link,
 )
-from denoise.itk import DATA_FILE
+from denoise.itk import DATA_FILE, frames_place
 from denoise.movies import MovieError
 
 if TYPE_CHECKING:
@@ -88,11 +88,6 @@ def begin(file: BinaryIO, recording: Recording, dtype: np.dtype) -> int:
 
 
 # ---- MetaImage, NRRD, NIfTI --------------------------------------------------------------------------------
-
-
-def frames_place(sizes: Sequence[int]) -> int:
-    """Which axis of sizes (X, Y, ...) counts the frames; as denoise.movies reads them."""
-    return next((axis for axis in range(2, len(sizes)) if sizes[axis] > 1), len(sizes) - 1)
 
 
 def with_frames(sizes: Sequence[int], frames: int) -> list[int]:
