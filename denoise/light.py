@@ -172,5 +172,6 @@ def flicker_of(told: Tensor) -> tuple[Tensor, Tensor]:
     steps = told[told.isfinite().all(2).all(1)].diff(dim=0)
     shared = steps[:, 0].T @ steps[:, 1]
     mixture = torch.linalg.eigh(shared + shared.T).eigenvectors[:, -1]
-    course = steadied((told @ mixture)[..., None])[:, 0]
+    halves = (told @ mixture)[..., None]
+    course = steadied(halves.mean(1), halves)[:, 0]
     return course - course.mean(), mixture

@@ -9,8 +9,8 @@ Interpolation loses the finest waves, and at the edge of a frame it has to guess
 frames differ from the mean scene as they would show it, where that is known.
 
     survey: are rows out of phase, or do cells of the field move alike? -> no, as in most movies: nothing else happens
-        -> yes: each frame held against the mean of all, once by all cells, then by each half of them for itself
-        -> what the halves tell alike: Wiener filter over time -> Motion
+        -> yes: each frame held against the mean of the first ones, then twice against that of all others, held still
+        -> what two halves of the cells tell alike: Wiener filter over time -> Motion
 
 Noise and activity displace each cell in its own way, movement displaces all alike: what a cell has in common with the
 others tells whether there is any, and how much of what was measured is chance.
@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -59,10 +60,16 @@ FINE = 0.02  # pixels between two places at which they are sought
 ALIKE = 0.3  # of what is found is what half of the field may differ by
 LIKELIER = 20.0  # in the logarithm of likelihood, than that rows are in phase
 FOLDS = 4  # of the frames; those of one are compared to the mean of the others
-PIECE = 16  # frames in a row that are of the same one
+PIECE = 16  # frames in a row that are of the same one, at most
+KNOWN = 0.5  # of all frames at least a pixel or a cell has to be seen in
 COHERENT = 0.99  # at most: structure is not the same in two rows
 SECTION = 1024  # frames at most, whose displacements are looked at together
 TINY = torch.finfo().tiny
+
+
+Margins = tuple[tuple[int, int], tuple[int, int]]  # rows before and after a frame, and columns
+NO_MARGINS: Margins = ((0, 0), (0, 0))
+NO_PARTS = torch.zeros(0, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class Motion:
 
     by: Tensor
     phase: float = 0.0
-    margins: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
+    margins: Margins = NO_MARGINS
     scene: Tensor | None = None
 
     @property
@@ -230,43 +237,30 @@ class Tracker:
     """Tells how far frames (n, Y, X) are displaced from an image (Y, X) of the scene, as cells of the field see it.
 
     variance (Y, X): of the frames held still; where there is activity in it, a pixel tells less. edge: pixels at each
-    side that are left out, since the scene may have moved beyond them. part: of the cells.
+    side that are left out, since the scene may have moved beyond them.
     """
 
-    def __init__(self, image: Tensor, variance: Tensor, edge: int, part: slice = slice(None)) -> None:
+    def __init__(self, image: Tensor, variance: Tensor, edge: int) -> None:
         self.image = image
-        cells = cells_of(image.shape, edge)[part]  # (cells, Y, X)
+        cells = cells_of(image.shape, edge)  # (cells, Y, X)
         self.weights = per_variance(variance) * cells.any(0)
-        light = torch.stack([image, torch.ones_like(image)])  # may change
-        seen, true = (
-            torch.cat([slopes(its), light]).flatten(1) for its in (smoothed(image, SOFT), image)
-        )  # (4, N)
+        seen, true = (changes(image, soft).flatten(1) for soft in (SOFT, 0.0))  # (4, N)
         solved = [solver(seen * (self.weights * its).flatten(), true) for its in cells]
         known = [its[:2] for its in solved if its is not None]
-        self.known = torch.tensor([its is not None for its in solved], dtype=torch.bool)  # (cells,)
         self.solvers = torch.stack(known) if known else seen.new_zeros(0, 2, image.numel())
-
-    def ask_only(self, cells: Tensor) -> None:
-        """Some of the known cells, bool (cells,)."""
-        self.solvers, self.known = self.solvers[cells[self.known]], cells
 
     def displacements(self, frames: Tensor) -> Tensor:
         """Pixels along (y, x) for each cell with structure in it: (n, cells, 2). True for a pixel or less."""
         rest = torch.nan_to_num(frames - self.image).flatten(1)
         return -(rest @ self.solvers.flatten(0, 1).T).unflatten(1, self.solvers.shape[:2])
 
-    def places(self, frames: Tensor, farthest: int) -> tuple[Tensor, Tensor]:
-        """Displacements of frames (n, Y, X) along (y, x), and those of the cells: (n, 2) and (n, cells, 2).
-
-        What no cell tells of is in whole pixels; a frame that shows nothing has NaN in the cells.
-        """
+    def places(self, frames: Tensor, farthest: int) -> Tensor:
+        """Displacements of frames (n, Y, X) along (y, x): (n, 2), in whole pixels where no cell tells of them."""
         by = fit = self.best_fit(frames, farthest)
-        cells = by[:, None].expand(-1, len(self.solvers), -1)
-        for _ in range(STEPS if cells.numel() else 0):
+        for _ in range(STEPS if len(self.solvers) else 0):
             cells = by[:, None] + self.displacements(Motion(by).hold(frames, 0))
             by = fit + (cells.median(1).values - fit).clamp(-1, 1)
-        seen = frames.isfinite().any(2).any(1)
-        return by, torch.where(seen[:, None, None], cells, torch.nan)
+        return by
 
     def best_fit(self, frames: Tensor, farthest: int) -> Tensor:
         """Whole pixels that are the most probable displacements of frames (n, Y, X), some USUAL ones: (n, 2)."""
@@ -331,13 +325,18 @@ def solver(seen: Tensor, true: Tensor) -> Tensor | None:
 
     None where there is not enough in them.
     """
-    curvature = seen @ true.T
-    power = curvature.diagonal().clamp(min=0)
+    told = inverse(seen @ true.T)
+    return None if told.isnan().any() else told @ seen
+
+
+def inverse(shared: Tensor) -> Tensor:
+    """Of what images share (..., K, K); NaN where some of them cannot be told apart."""
+    power = shared.diagonal(dim1=-2, dim2=-1).clamp(min=0)
     scale = torch.where(power > 0, power.rsqrt(), 0)
-    scaled = (scale[:, None] * curvature * scale).double()
-    if not bool(scaled.isfinite().all()) or float(torch.linalg.svdvals(scaled)[-1]) < SINGULAR:
-        return None
-    return scale[:, None] * (torch.linalg.inv(scaled).float() @ (scale[:, None] * seen))
+    scaled = (scale[..., None] * shared * scale[..., None, :]).double().nan_to_num(0, 0, 0)
+    apart = torch.linalg.svdvals(scaled)[..., -1:, None] >= SINGULAR
+    whole = torch.linalg.inv(torch.where(apart, scaled, torch.eye(scaled.shape[-1]).double()))
+    return torch.where(apart, scale[..., None] * whole.float() * scale[..., None, :], torch.nan)
 
 
 def slopes(image: Tensor) -> Tensor:
@@ -413,55 +412,189 @@ def weighted_median(values: Tensor, weights: Tensor) -> Tensor:
     return values[order[int((weights[order].cumsum(0) < 0.5 * weights.sum()).sum())]]
 
 
+@dataclass(frozen=True)
+class Scene:
+    """The mean (H, W) of frames that are held still, and their variance: 0 where a pixel does not count.
+
+    margins: of the canvas, as in Motion. parts (n, H, W): means of some of the frames each.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    margins: Margins = NO_MARGINS
+    parts: Tensor = NO_PARTS
+
+    def wider(self, margin: int) -> Scene:
+        """With so many pixels more at each side; what is seen there is not known."""
+        mean, variance = (
+            F.pad(its[None], [margin] * 4, "replicate")[0] for its in (self.mean, self.variance)
+        )
+        return Scene(mean, variance, ((margin, margin), (margin, margin)))
+
+    def cropped(self, rows: slice, columns: slice) -> Scene:
+        """Without the rows and columns beyond."""
+        margins = tuple(
+            (before - its.start, after - size + its.stop)
+            for (before, after), size, its in zip(self.margins, self.mean.shape, (rows, columns))
+        )
+        mean, variance, parts = (its[..., rows, columns] for its in (self.mean, self.variance, self.parts))
+        return Scene(mean, variance, (margins[0], margins[1]), parts)
+
+
+# of which fold, from which on, and frames (n, Y, X) -> displacements (n, 2)
+Place = Callable[[int, int, Tensor], Tensor]
+
+
+class Follower:
+    """Tells how far frames are displaced from where they are held, against a scene, as cells of its canvas see it.
+
+    Other than a Tracker it loses no edges, since it knows what comes in there; it finds no more than a pixel.
+
+    A displacement shows as much as the scene is steep. Noise makes a mean look steeper, and frames would stay in part
+    where chance has put them before: so it is told by what means of different frames have in common.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        weights = per_variance(scene.variance)
+        seen = torch.stack([weights * changes(its, SOFT) for its in scene.parts])  # (n, 4, H, W)
+        true = torch.stack([changes(its) for its in scene.parts])
+        self.seen = in_cells(seen.mean(0))  # (cells, 4, P)
+        pairs = [(seen.sum(0), true.sum(0)), *zip(-seen, true)]  # all, less those of a mean with itself
+        shared = sum(in_cells(one)[:, :, None] * in_cells(other)[:, None] for one, other in pairs)
+        self.shared = torch.as_tensor(shared).flatten(1, 2) / (
+            len(seen) * (len(seen) - 1)
+        )  # (cells, 4 x 4, P)
+
+    def places(self, frames: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
+        """Displacements of frames (n, Y, X) that are held by `by` (n, 2): of each (n, 2), and of cells (n, cells, 2).
+
+        NaN where they do not tell.
+        """
+        held = Motion(by, margins=self.scene.margins, scene=self.scene.mean).hold(frames, 0)
+        rest = in_cells(held - self.scene.mean)  # (cells, n, P)
+        shared = (rest.isfinite().float() @ self.shared.mT).transpose(0, 1).unflatten(-1, (4, 4))
+        told = (rest.nan_to_num() @ self.seen.mT).transpose(0, 1)[..., None]  # (n, cells, 4, 1)
+        whole, cells = (
+            (inverse(its) @ more)[..., :2, 0].clamp(-1, 1)
+            for its, more in ((shared.sum(1), told.sum(1)), (shared, told))
+        )
+        return by - whole, by[:, None] - cells
+
+
+def changes(image: Tensor, soft: float = 0.0) -> Tensor:
+    """How an image (Y, X) changes by displacements and light: slopes along y and x, itself, a constant (4, Y, X).
+
+    soft: pixels that slopes are smoothed by.
+    """
+    steep = slopes(smoothed(image, soft) if soft else image)
+    return torch.cat([steep, torch.stack([image, torch.ones_like(image)])])
+
+
+def in_cells(images: Tensor) -> Tensor:
+    """Images (n, H, W) in CELLS x CELLS cells of P pixels, 0 beyond their edges: (cells, n, P)."""
+    height, width = (math.ceil(size / CELLS) for size in images.shape[1:])
+    padded = F.pad(images, (0, CELLS * width - images.shape[2], 0, CELLS * height - images.shape[1]))
+    cells = padded.view(-1, CELLS, height, CELLS, width).permute(1, 3, 0, 2, 4)
+    return cells.reshape(CELLS**2, -1, height * width)
+
+
 def displacements_of(blocks: Callable[[], Iterable[Tensor]]) -> Tensor:
     """Of a movie's frames along (y, x): (T, 2) pixels, or (0, 2) where there is no telling.
 
-    `blocks` are its frames (n, Y, X), in order and in phase, NaN where missing. They are read three times, the first of
-    them more often.
+    `blocks` are its frames (n, Y, X), in order and in phase, NaN where missing. They are read three times.
     """
-    first = next(iter(blocks()))
-    farthest = min(middle(first).shape[1:]) // FARTHEST
-    images = [image_of(middle(first))] * FOLDS
-    for again in [lambda: [first]] * STEPS + [blocks] * STEPS:
-        trackers = [Tracker(*its, farthest) for its in images]
-        images, moved = held_images(pieces(again()), trackers, farthest)
-    edge = min(farthest, math.ceil(moved))
-    parts = slice(CELLS**2 // 2), slice(CELLS**2 // 2, None)
-    halves = [[Tracker(*its, edge, part) for part in parts] for its in images]
-    for half in zip(*halves):
-        in_all_folds = torch.stack([its.known for its in half]).all(0)
-        for its in half:
-            its.ask_only(in_all_folds)
-    if not all(len(its.solvers) for pair in halves for its in pair):
+    first = torch.cat([frames for _, _, frames in islice(pieces(blocks(), PIECE), FOLDS)])
+    size, farthest = len(first) // FOLDS, min(first.shape[1:]) // FARTHEST
+    if min(first.shape) < FEWEST:
         return STILL.by
-    told = [[its.places(frames, edge)[1] for its in halves[fold]] for fold, frames in pieces(blocks())]
-    both = torch.stack([together(torch.cat(its)) for its in zip(*told)], 1)
-    return steadied(both) if agree(both[both.isfinite().all(2).all(1)]) else STILL.by
+    scenes = [Scene(*image_of(first))] * FOLDS
+    for _ in range(STEPS):
+        scenes, _ = held_scenes(pieces([first], size), tracking(scenes, farthest), scenes[0])
+    scenes, by = held_scenes(pieces(blocks(), size), tracking(scenes, farthest), scenes[0].wider(farthest))
+    scenes = in_sight(scenes)
+    scenes, by = held_scenes(pieces(blocks(), size), following(scenes, by), scenes[0])
+    followers = [Follower(its) for its in scenes]
+    told = [followers[k].places(its, by[n : n + len(its)]) for k, n, its in pieces(blocks(), size)]
+    return displacements_told(*(torch.cat(its) for its in zip(*told)))
 
 
-def pieces(blocks: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
-    """The middle of a movie's frames (n, Y, X), a few at a time, and of which of the FOLDS they are."""
-    every = (piece for block in blocks for piece in middle(block).split(PIECE))
-    return ((number % FOLDS, piece) for number, piece in enumerate(every))
+def displacements_told(whole: Tensor, cells: Tensor) -> Tensor:
+    """What frames as a whole (T, 2) and their cells (T, cells, 2) tell of displacements, NaN where nothing: (T, 2).
 
-
-def held_images(
-    frames: Iterable[tuple[int, Tensor]], trackers: list[Tracker], farthest: int
-) -> tuple[list[tuple[Tensor, Tensor]], float]:
-    """Mean and variance (Y, X) of frames held still, without each of the folds, and the largest displacement, in pixels.
-
-    In a mean that has a frame in it, the frame's noise would be found where it was put before, by both halves.
+    Or (0, 2) where one half of the cells, the black squares of a chess board, does not tell the same as the others.
     """
-    folds, others = ([Moments(trackers[0].image) for _ in range(FOLDS)] for _ in range(2))
-    moved = 0.0
-    for fold, piece in frames:
-        by, _ = trackers[fold].places(piece, farthest)
-        folds[fold].update(Motion(by).hold(piece, 0))
-        moved = max(moved, float(by.abs().max()))
+    seen = whole.isfinite().all(1)
+    known = cells[seen].isfinite().all(2).float().mean(0) > KNOWN
+    cells = torch.where(cells.isfinite(), cells, whole[:, None])
+    black = torch.arange(CELLS**2) // CELLS % 2 == torch.arange(CELLS**2) % 2
+    parts = [known & black, known & ~black]
+    if not all(bool(its.any()) for its in parts):
+        return STILL.by
+    halves = torch.stack([together(cells[:, its]) for its in parts], 1)
+    return steadied(together(cells[:, known]), halves) if agree(halves[seen]) else STILL.by
+
+
+def pieces(blocks: Iterable[Tensor], size: int) -> Iterator[tuple[int, int, Tensor]]:
+    """The middle of a movie's frames (n, Y, X), `size` at a time: of which fold they are, and where they start."""
+    start = 0
+    for number, piece in enumerate(piece for block in blocks for piece in middle(block).split(size)):
+        yield number % FOLDS, start, piece
+        start += len(piece)
+
+
+def tracking(scenes: Sequence[Scene], farthest: int) -> Place:
+    """Frames are placed against the scene of their fold, wherever they are."""
+    trackers = [Tracker(its.mean, its.variance, farthest) for its in scenes]
+    return lambda fold, _, frames: trackers[fold].places(frames, farthest)
+
+
+def following(scenes: Sequence[Scene], by: Tensor) -> Place:
+    """The same, near displacements (T, 2), which stay where frames tell nothing."""
+    followers = [Follower(its) for its in scenes]
+
+    def place(fold: int, start: int, frames: Tensor) -> Tensor:
+        near = by[start : start + len(frames)]
+        told, _ = followers[fold].places(frames, near)
+        return torch.where(told.isfinite(), told, near)
+
+    return place
+
+
+def held_scenes(
+    frames: Iterable[tuple[int, int, Tensor]], place: Place, about: Scene
+) -> tuple[list[Scene], Tensor]:
+    """What frames have in the mean where they are placed, without each of the folds, and where: (T, 2).
+
+    In a mean that has a frame in it, the frame's noise would be found where it was put before, by both halves. about:
+    what the scene is like.
+    """
+    folds, others = ([Moments(about.mean) for _ in range(FOLDS)] for _ in range(2))
+    places = []
+    for fold, start, piece in frames:
+        by = place(fold, start, piece)
+        folds[fold].update(Motion(by, margins=about.margins).hold(piece, 0))
+        places.append(by)
     for number, own in enumerate(folds):
         for its in others[:number] + others[number + 1 :]:
             its.add(own)
-    return [(its.mean, its.variance) for its in others], moved
+    means = torch.stack([its.mean for its in folds])
+    scenes = []
+    for number, its in enumerate(others):
+        seen = its.count >= KNOWN * its.count.max()
+        parts = torch.cat([means[:number], means[number + 1 :]])
+        scenes.append(Scene(its.mean, its.variance * seen, about.margins, parts))
+    return scenes, torch.cat(places)
+
+
+def in_sight(scenes: Sequence[Scene]) -> list[Scene]:
+    """The same without rows and columns in which no pixel counts, in none of them."""
+    counts = torch.stack([its.variance > 0 for its in scenes]).any(0)
+    rows, columns = (
+        slice(int(its.argmax()), len(its) - int(its.flip(0).argmax()))
+        for its in (counts.any(1).int(), counts.any(0).int())
+    )
+    return [its.cropped(rows, columns) for its in scenes]
 
 
 class Moments:
@@ -514,24 +647,24 @@ def agree(halves: Tensor) -> bool:
     return bool(((shared > LEAST**2) & (shared > SURE * chance) & (shared > AGREE * own.amin(0))).any())
 
 
-def steadied(halves: Tensor) -> Tensor:
-    """What two halves of the field tell (T, 2 halves, K), as displacements, without what is chance in it: (T, K).
+def steadied(whole: Tensor, halves: Tensor) -> Tensor:
+    """What a field tells (T, K), as displacements, and halves of it (T, 2, K), without what is chance in it: (T, K).
 
     Frames that show nothing, NaN, are between those around them.
     """
-    seen = halves.isfinite().all((1, 2)).numpy()
+    told = torch.cat([whole[:, None], halves], 1)
+    seen = told.isfinite().all((1, 2)).numpy()
     times = np.arange(len(seen))
-    known = [np.interp(times, times[seen], its[seen]) for its in halves.flatten(1).T.numpy()]
-    parts = torch.from_numpy(np.stack(known, 1)).float().unflatten(1, (2, -1))
+    known = [np.interp(times, times[seen], its[seen]) for its in told.flatten(1).T.numpy()]
+    parts = torch.from_numpy(np.stack(known, 1)).float().unflatten(1, (3, -1))
     return torch.cat([without_chance(its) for its in parts.tensor_split(math.ceil(len(seen) / SECTION))])
 
 
-def without_chance(halves: Tensor) -> Tensor:
-    """The same of one section: each octave of waves in time is as strong as both halves tell it alike."""
-    waves = cosines(len(halves))
-    first, second = (waves @ its for its in halves.unbind(1))
-    whole = (first + second) / 2
-    member = F.one_hot(octaves(len(halves))).float()
+def without_chance(told: Tensor) -> Tensor:
+    """The same of one section (T, 3, K): each octave of waves in time is as strong as both halves tell it alike."""
+    waves = cosines(len(told))
+    whole, first, second = (waves @ its for its in told.unbind(1))
+    member = F.one_hot(octaves(len(told))).float()
     shared, power = (member.T @ its for its in (first * second, whole.square()))
     gain = torch.where(power > 0, shared / power, 0).clamp(0, 1)
     gain[0] = 1

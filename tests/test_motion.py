@@ -16,21 +16,26 @@ from scipy.ndimage import fourier_shift, gaussian_filter
 from denoise.motion import (
     STILL,
     TAPS,
+    Follower,
     Motion,
+    Scene,
     Tracker,
     agree,
     agreement,
     along_x,
     along_y,
     displacements_of,
-    held_images,
+    held_scenes,
+    in_cells,
     in_phase,
+    in_sight,
     moves,
     phase_of,
     pieces,
     steadied,
     taps_at,
     tracker_of,
+    tracking,
     weighted_median,
 )
 from simulation.activity import wander
@@ -227,17 +232,59 @@ def test_displacements_are_found_where_rows_are_out_of_phase() -> None:
 
 
 def test_a_frame_is_not_compared_to_a_mean_that_has_it_in() -> None:
-    """Each of the means lacks a quarter of the frames: those that are held against it."""
+    """Each of the scenes lacks a quarter of the frames: those that are held against it."""
     frames = torch.randn(64, 40, 40, generator=torch.Generator().manual_seed(0))
-    folds = [fold for fold, _ in pieces(in_blocks(frames))]
-    assert folds == [0, 1, 2, 3]
-    trackers = [Tracker(frames.mean(0), torch.zeros(40, 40), 4)] * 4  # without weights nothing is displaced
-    images, moved = held_images(pieces(in_blocks(frames)), trackers, 4)
-    assert moved == 0
-    for fold, (mean, variance) in enumerate(images):
+    numbered = list(pieces(in_blocks(frames), 16))
+    assert [(fold, start) for fold, start, _ in numbered] == [(0, 0), (1, 16), (2, 32), (3, 48)]
+    about = [Scene(frames.mean(0), torch.zeros(40, 40))] * 4  # without weights nothing is displaced
+    scenes, by = held_scenes(numbered, tracking(about, 4), about[0])
+    assert not by.any()
+    for fold, scene in enumerate(scenes):
         others = torch.cat([frames[: 16 * fold], frames[16 * fold + 16 :]])
-        torch.testing.assert_close(mean, others.mean(0), atol=1e-5, rtol=0)
-        torch.testing.assert_close(variance, others.var(0, correction=0), atol=1e-4, rtol=0)
+        torch.testing.assert_close(scene.mean, others.mean(0), atol=1e-5, rtol=0)
+        torch.testing.assert_close(scene.variance, others.var(0, correction=0), atol=1e-4, rtol=0)
+        torch.testing.assert_close(scene.parts, others.unflatten(0, (3, 16)).mean(1), atol=1e-5, rtol=0)
+
+
+def test_pixels_count_that_are_seen_in_half_of_the_frames() -> None:
+    """Half of them two pixels down, and one far to the right: by hand."""
+    frames = torch.randn(64, 8, 8, generator=torch.Generator().manual_seed(0))
+    by = torch.zeros(64, 2)
+    by[::2, 0] = 2
+    by[0, 1] = 3
+    about = Scene(frames.mean(0), frames.var(0)).wider(4)
+    scenes, _ = held_scenes(pieces([frames], 16), lambda _, start, its: by[start : start + len(its)], about)
+    scenes = in_sight(scenes)
+    assert all(its.mean.shape == (10, 8) for its in scenes)
+    assert scenes[0].margins == ((2, 0), (0, 0))
+    held = Motion(by, margins=scenes[0].margins).hold(frames, 0)[16:]
+    torch.testing.assert_close(scenes[0].mean, held.nanmean(0), atol=1e-4, rtol=0)
+
+
+def test_cells_are_cut_out_in_their_places() -> None:
+    images = torch.arange(2 * 6 * 9.0).reshape(2, 6, 9)
+    cells = in_cells(images)  # of 2 x 3 pixels; the last row and columns of them are beyond
+    assert cells.shape == (16, 2, 6)
+    torch.testing.assert_close(cells[0, 1], images[1, :2, :3].flatten())
+    torch.testing.assert_close(cells[6, 0], images[0, 2:4, 6:9].flatten())
+    assert not cells[3::4].any()
+    assert not cells[12:].any()
+
+
+def test_what_is_off_its_place_is_found_at_any_noise_of_the_scene() -> None:
+    """The scene that a follower knows has noise, three times as strong as its slopes are steep: that leaves no trace."""
+    rng = torch.Generator().manual_seed(0)
+    scene = smooth_noise(168, 168)
+    by = 0.3 * torch.randn(200, 2, generator=rng)
+    frames = seen(scene, by.numpy(), 0.5)
+    still = torch.from_numpy(scene[20:-20, 20:-20])
+    parts = still + 1.0 * torch.randn(3, 128, 128, generator=rng)
+    follower = Follower(Scene(parts.mean(0), torch.ones(128, 128), parts=parts))
+    whole, cells = follower.places(frames, torch.zeros(200, 2))
+    assert cells.shape == (200, 16, 2)
+    for told in (whole, cells.mean(1)):
+        slope = (told * by).sum(0) / by.square().sum(0)
+        np.testing.assert_allclose(slope, 1, atol=0.1)
 
 
 @pytest.mark.parametrize("light", [1.0, 0.9, 1.2])
@@ -326,7 +373,7 @@ def test_chance_is_filtered_out() -> None:
     rng = torch.Generator().manual_seed(0)
     course = torch.linspace(0, 6, 500).sin()[:, None].expand(-1, 2)
     halves = course[:, None] + 0.7 * torch.randn(500, 2, 2, generator=rng)
-    error = (steadied(halves) - course).square().mean().sqrt()
+    error = (steadied(halves.mean(1), halves) - course).square().mean().sqrt()
     assert float(error) < 0.25 * float((halves.mean(1) - course).square().mean().sqrt())
 
 
@@ -334,7 +381,7 @@ def test_what_two_halves_do_not_tell_alike_is_no_movement() -> None:
     """Noise of a pixel in either, of which nothing is in both."""
     halves = torch.randn(500, 2, 2, generator=torch.Generator().manual_seed(0))
     assert not agree(halves)
-    assert float(steadied(halves).std()) < 0.25
+    assert float(steadied(halves.mean(1), halves).std()) < 0.25
     assert agree(halves + 2 * torch.randn(500, 1, 2, generator=torch.Generator().manual_seed(1)))
 
 
