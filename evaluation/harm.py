@@ -17,7 +17,7 @@ import torch
 
 from evaluation.benchmark import WEIGHTS, denoised
 from evaluation.metrics import score
-from evaluation.smoothed import moving
+from evaluation.smoothed import BEYOND, inner, moving
 from model import UNet3D, load_model
 from simulation import FIRST_EVALUATION_SEED, LEVELS, challenge_scene, different_scene, noisy
 
@@ -45,7 +45,7 @@ def jump(lasting: bool, frames: int, size: int) -> np.ndarray:
 
 def shaken(frames: int, size: int) -> np.ndarray:
     """The challenge scene, jittering by a pixel."""
-    return np.maximum(moving(1, 0, challenge(frames, size)), 0)
+    return inner(np.maximum(moving(1, 0, challenge(frames, size + 2 * BEYOND)), 0))
 
 
 SCENES: dict[str, Clean] = {

@@ -3,8 +3,9 @@
 `python -m evaluation.smoothed` prints stSNR without and with it.
 
 Held-out scenes, recorded as the challenge's movies are, then smoothed as detectors, programs and registration do; what
-that does to the clean movie is the truth. Line noise is added to all voxels of a row. The last lines tell the error at
-single hidden voxels, where neighbours share noise: a method wins there by keeping it, and the truth itself may lose.
+that does to the clean movie is the truth. Those that move are the middle of larger ones. Line noise is added to all
+voxels of a row. The last lines tell the error at single hidden voxels, where neighbours share noise: a method wins
+there by keeping it, and the truth itself may lose.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ FRAMES, SIZE = 500, 128
 SHAKEN = 0.5  # pixels to each side, by which frames are displaced before they are registered
 EXACT = 5  # order of the splines that displace a clean movie
 LINEAR, CUBIC = 1, 3  # orders of those that registration uses
+BEYOND = 16  # pixels at each side of what moves, which come into the field
 
 
 def unchanged(frames: np.ndarray) -> np.ndarray:
@@ -62,6 +64,11 @@ def displaced(order: int, sign: int, frames: np.ndarray) -> np.ndarray:
 def moving(jitter: float, drift: float, frames: np.ndarray) -> np.ndarray:
     """Frames of a sample that moves: pixels, jitter with rare bouts on a slow drift."""
     return moved(frames, wander(np.random.default_rng(FIRST_EVALUATION_SEED), len(frames), jitter, drift))
+
+
+def inner(frames: np.ndarray) -> np.ndarray:
+    """Frames without BEYOND pixels at each side."""
+    return frames[:, BEYOND:-BEYOND, BEYOND:-BEYOND]
 
 
 def moved(frames: np.ndarray, by: np.ndarray, order: int = EXACT, mode: str = "reflect") -> np.ndarray:
@@ -99,13 +106,14 @@ def repeated(every: int, frames: np.ndarray) -> np.ndarray:
 class Smoothing:
     """What happens to frames (T, Y, X) before they are recorded, and afterwards; correlation of noise along rows.
 
-    lines: what rows share, in standard deviations of a voxel's own noise.
+    lines: what rows share, in standard deviations of a voxel's own noise. moves: parts of the scene come into the field.
     """
 
     before: Callable[[np.ndarray], np.ndarray] = unchanged
     after: Callable[[np.ndarray], np.ndarray] = unchanged
     rows: float = 0.0
     lines: float = 0.0
+    moves: bool = False
 
 
 SMOOTHINGS = {
@@ -114,9 +122,9 @@ SMOOTHINGS = {
     "filter 0.15, 0.7, 0.15": Smoothing(after=partial(filtered, [0.15, 0.7, 0.15])),
     "half a pixel, linear": Smoothing(after=partial(filtered, [0.5, 0.5, 0.0])),
     "shaken, not registered": Smoothing(partial(displaced, EXACT, 1)),
-    "moves by 0.1 pixels": Smoothing(partial(moving, 0.1, 0)),
-    "moves by 1 pixel": Smoothing(partial(moving, 1, 0)),
-    "drifts by 2 pixels": Smoothing(partial(moving, 0, 2)),
+    "moves by 0.1 pixels": Smoothing(partial(moving, 0.1, 0), moves=True),
+    "moves by 1 pixel": Smoothing(partial(moving, 1, 0), moves=True),
+    "drifts by 2 pixels": Smoothing(partial(moving, 0, 2), moves=True),
     "odd rows out of phase by 1.3 pixels": Smoothing(partial(out_of_phase, 1.3)),
     "light flickers by 2%": Smoothing(partial(flickering, 0.02)),
     "light flickers by 10%": Smoothing(partial(flickering, 0.1)),
@@ -135,11 +143,13 @@ def recorded(
     kind: str, smoothing: Smoothing, level: int, frames: int = FRAMES, size: int = SIZE
 ) -> tuple[np.ndarray, np.ndarray]:
     """A recording (T, Y, X), int16, and its truth."""
+    wide = size + 2 * BEYOND if smoothing.moves else size
     if kind == "challenge":
-        scene = challenge_scene(FIRST_EVALUATION_SEED, frames, size)
+        scene = challenge_scene(FIRST_EVALUATION_SEED, frames, wide)
     else:
-        scene = different_scene(kind, FIRST_EVALUATION_SEED, frames, size)
+        scene = different_scene(kind, FIRST_EVALUATION_SEED, frames, wide)
     before = smoothing.before(replace(scene, row_shift=0.0).clean())
+    before = inner(before) if smoothing.moves else before
     clean = np.maximum(out_of_phase(scene.row_shift, before) if scene.row_shift else before, 0)
     random = np.random.default_rng([FIRST_EVALUATION_SEED, level])
     movie = noisy(clean, *LEVELS[level], random, row_correlation=smoothing.rows)
