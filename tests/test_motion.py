@@ -92,7 +92,7 @@ def test_whole_pixels_are_moved_without_loss() -> None:
 
 @given(
     st.lists(st.tuples(*[st.floats(-6, 6)] * 2), min_size=1, max_size=3),
-    st.integers(24, 40),
+    st.integers(44, 60),
     st.sampled_from([0.0, 0.4, -1.3, 3.0]),
 )
 def test_what_is_held_and_released_is_as_recorded_inside(
