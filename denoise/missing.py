@@ -6,7 +6,7 @@ there is nothing to predict: such frames come out as they were recorded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,8 @@ from denoise.normalization import lattice_step
 
 PIECE_VOXELS = 1 << 20  # of elementwise work at once: stays in the processor's cache
 ABSURD = 1e15  # times the movie's own scale: damage, no intensity; its square would not fit into float32
-FAR = 1e3  # times the movie's own scale, from which a voxel is looked at
+FAR = 15.0  # times the movie's own scale, from which a voxel is looked at
+LONE = 0.1  # of its value, above which no neighbour of an error is
 RARE = 1e-4  # of the voxels at most are errors
 CERTAIN_DROP = 1e-6  # a row or frame of one value that is less probable than this by chance was lost
 COMMON = 0.05  # share of a value among the voxels of rows that vary, from which it is the background's
@@ -63,8 +64,7 @@ def without_missing(frames: np.ndarray, flashes: Tensor | None = None) -> tuple[
     values[flashes] = torch.nan
     for piece in values.split(max(1, PIECE_VOXELS // values[0].numel())):
         piece.masked_fill_(~(piece.abs() < ABSURD), torch.nan)
-    for place in lone_voxels(values):
-        values[place] = torch.nan
+    values[lone_voxels(values)] = torch.nan
     single = values.isnan().sum((1, 2)) - rows.sum(1) * values.shape[2]  # (n,)
     voxels = int(single[~(blank | flashes)].sum())
     return values, Missing(voxels, int(rows.sum()), blank, flashes)
@@ -186,21 +186,20 @@ def as_recorded(blank: Tensor, flashes: Tensor) -> Tensor:
     return kept
 
 
-def lone_voxels(values: Tensor) -> list[tuple[int, ...]]:
-    """Places (t, y, x) of voxels far beyond the range of normalized frames (n, Y, X), alone in space and time.
+def lone_voxels(values: Tensor) -> Tensor:
+    """Where voxels are far beyond the range of normalized frames (n, Y, X), alone in space and time: bool (n, Y, X).
 
-    An error of storage or a cosmic ray is; light spreads over neighbours, and lasts. Where there are many, they are no
-    errors.
+    An error of storage or a cosmic ray is, and a negative number that was written as an unsigned one; light spreads
+    over neighbours, and lasts. Where there are many, they are no errors.
     """
-    far = (values.abs() > FAR).nonzero().tolist()
-    return (
-        [tuple(place) for place in far if is_lone(values, place)]
-        if len(far) <= 1 + RARE * values.numel()
-        else []
-    )
-
-
-def is_lone(values: Tensor, place: Sequence[int]) -> bool:
-    """Whether no neighbour of a voxel has a hundredth of its value."""
-    around = values[tuple(slice(max(0, n - 1), n + 2) for n in place)].abs()
-    return int((around > 0.01 * values[tuple(place)].abs()).sum()) == 1
+    found = values.abs() > FAR
+    places = found.nonzero()  # (N, 3)
+    values, sizes = values.abs(), torch.tensor(values.shape)
+    least = LONE * values[found]  # (N,)
+    for step in torch.cartesian_prod(*[torch.arange(-1, 2)] * 3):
+        beside = (places + step).clamp(min=torch.zeros(3, dtype=torch.long), max=sizes - 1)
+        apart = (beside != places).any(1)
+        found[places.unbind(1)] &= ~(apart & (values[beside.unbind(1)] > least))
+    if int(found.sum()) > 1 + RARE * values.numel():
+        return torch.zeros_like(found)
+    return found
