@@ -12,10 +12,12 @@ Sources: ImageJ's TiffDecoder (description of hyperstacks); the OME model, by ti
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
+from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
@@ -256,12 +258,15 @@ def open_series(paths: Sequence[Path], frames: Range = (None, None)) -> Recordin
         refuse_another(piece, first)
     refuse_other_axes(paths)
     kept = chosen_frames(first.path, sum(piece.frames for piece in pieces), frames)
+    with open_pages(described_by(first.path), of_series=True).movie as movie:
+        told = movie.info
     files = SeriesFiles(pieces)
     pages = files.open(0)
     notes = pages.movie.info.notes
     if first.axes[first.place] == "Z":
         notes += ("the files name planes and no time: planes count as frames",)
-    info = replace(pages.movie.info, notes=notes, axes=first.axes)
+    calibration = {"pixel_size": told.pixel_size, "frame_interval": told.frame_interval}
+    info = replace(pages.movie.info, notes=notes, axes=first.axes, **calibration)  # type: ignore[arg-type]
     sizes = [*first.sizes]
     sizes[first.place] = len(kept)
     number = math.prod(sizes[:-2]) // len(kept)
@@ -294,7 +299,7 @@ def refuse_another(piece: Piece, first: Piece) -> None:
 
 def refuse_other_axes(paths: Sequence[Path]) -> None:
     """Raise MovieError if by OME the files of a series are not of one channel and plane that they go on in time."""
-    places = ome_places(paths[0])
+    places = ome_places(described_by(paths[0]))
     held = {place for path in paths for place in places.get(path.name, places.get("", ()))}
     numbers = [len(set(column)) for column in zip(*held)]
     if len(held) > 1:
@@ -305,6 +310,20 @@ def refuse_other_axes(paths: Sequence[Path]) -> None:
             f"{paths[0]}: expected files that follow each other in time, as --series takes them, found {told} "
             "in them by its OME-XML; leave --series out, or save them as one file"
         )
+
+
+def described_by(path: Path) -> Path:
+    """The file beside a TIFF whose OME-XML tells of it, as Bruker's first one does of all others; else itself."""
+    with (
+        movies.errors_of(path, "its OME-XML cannot be read"),
+        tifffile.TiffFile(path, _multifile=False) as tif,
+    ):
+        root = ElementTree.fromstring(tif.ome_metadata or "<OME/>")  # noqa: S314 (parsed before)
+    element = root.find("{*}BinaryOnly")
+    name = "" if element is None else element.get("MetadataFile", "")
+    file = path.with_name(name) if name.lower().endswith(TIFF_SUFFIXES) and name == Path(name).name else path
+    beside = os.path.dirname(os.path.realpath(file)) == os.path.dirname(os.path.realpath(path))
+    return file if beside and file.is_file() else path
 
 
 class SeriesFiles:

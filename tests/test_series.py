@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_formats import OME, imagej, pixels, save_by_pillow
 
 from denoise import layout
-from denoise.formats import SERIES_OPEN, open_recording, open_series
+from denoise.formats import SERIES_OPEN, described_by, open_recording, open_series
 from denoise.layout import LayoutError, plan_movies
 from denoise.movies import MovieError
 
@@ -274,6 +274,52 @@ def test_files_of_several_channels_or_planes_by_ome_do_not_follow_in_time(
         return
     with pytest.raises(MovieError, match=re.escape(f"found 1 image(s), {found}")):
         open_series(paths)
+
+
+BINARY_ONLY = (
+    '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><BinaryOnly MetadataFile="{}"/></OME>'
+)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "places", "found"),
+    [
+        (
+            {"T": 2, "C": 3, "Z": 1},
+            ("", 'FirstC="1"', 'FirstC="1" FirstT="1"'),
+            None,
+        ),  # later files of a channel
+        ({"T": 1, "C": 1, "Z": 3}, ("", 'FirstZ="1"', 'FirstZ="2"'), "1 channel(s), 2 plane(s)"),
+    ],
+)
+def test_one_file_may_tell_of_all_others(
+    tmp_path: Path, sizes: dict[str, int], places: tuple[str, ...], found: str | None
+) -> None:
+    """As Bruker's do: planes of a volume do not follow in time, whatever file of it is asked."""
+    description = OME.format(order="CZT", channels="", **sizes)
+    paths = save_pieces(tmp_path, pixels(3), [1, 2])
+    save_by_pillow(paths[0], pixels(3)[:1], description.replace("<TiffData/>", blocks(*places, count=1)))
+    for path in paths[1:]:
+        save_by_pillow(path, pixels(3)[:1], BINARY_ONLY.format(paths[0].name))
+    if found:
+        with pytest.raises(MovieError, match=re.escape(f"found 1 image(s), {found}")):
+            open_series(paths[1:])
+        return
+    with open_series(paths[1:]) as series:
+        assert series.info.shape == (2, 7, 9)
+        assert (series.info.pixel_size, series.info.frame_interval) == ((0.25, 0.5), 0.1)
+
+
+@pytest.mark.parametrize("name", ["gone.tif", "../x_0.tif", "link.tif", "", "x.companion.ome"])
+def test_what_tells_of_a_file_lies_beside_it(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    outside = tmp_path / "x_0.tif"
+    save_by_pillow(outside, pixels(1), OME.format(order="CZT", channels="", T=1, C=1, Z=1))
+    (folder / "link.tif").symlink_to(outside)
+    path = folder / "x_1.tif"
+    save_by_pillow(path, pixels(1), BINARY_ONLY.format(name))
+    assert described_by(path) == path
 
 
 def test_a_file_read_without_the_others_of_its_movie_tells_of_them(tmp_path: Path) -> None:
