@@ -33,6 +33,14 @@ OWN_FORMATS = {suffix: suffix for suffix in SUFFIXES} | {
     ".tiff": ".tif", ".mhd": ".mha", ".nii.gz": ".nii",
 }  # of the input -> of an output of the same format, which is one file and not compressed  # fmt: skip
 BEFORE_A_NUMBER = re.compile(r"(_X|[_\-. ]+)\Z")  # what goes with it, as in rec-1, or Andor's rec_X2
+NO_TIME = re.compile(
+    r"(?:\A|[^a-z])(?:ch|chan|channel|fov|plane|pos|position|roi|site|slice|xy|z)[_\-. ]?\Z", re.IGNORECASE
+)
+NOT_READ = (  # formats of microscopes and cameras, which are told of where they lie beside movies
+    *(".avi", ".btf", ".czi", ".dcimg", ".ims", ".isxd", ".lif", ".lsm", ".mkv", ".mov", ".mp4", ".nd2"),
+    *(".oib", ".oif", ".oir", ".raw", ".sbx", ".sif", ".stk", ".tf8", ".vsi"),
+)
+HAS_RAW = (".mhd", ".nrrd")  # headers whose voxels may lie beside them in a file .raw
 OUTPUT_SOCKET = "stacked-neuron-images-with-reduced-noise"
 INPUTS_JSON_LIMIT = 1 << 20  # bytes; the platform's file has under a thousand
 METADATA = "metadata.json"  # as in denoise.records, which loads torch
@@ -174,7 +182,7 @@ def _plan_file(source: Path, root: Path, output: Path) -> Plan:
     if not _is_movie_name(path.name):
         raise LayoutError(
             f"{source}: expected a movie ({', '.join(SUFFIXES)}), found another suffix; "
-            "give a movie or a folder of movies"
+            "save it as TIFF, or give a movie or a folder of movies"
         )
     if not _is_movie(path):
         raise LayoutError(
@@ -199,6 +207,7 @@ def _plan_folder(source: Path, root: Path, output: Path, series: bool) -> Plan:
                         f"{METADATA}, left out; give that folder as --input to denoise them again")  # fmt: skip
     if not found.movies and not found.unusable:
         raise LayoutError("; ".join([_nothing_found(source, "a movie", found), *warnings[:NAMES_SHOWN]]))
+    warnings += _not_read(found, root)
     if root in _real(output).parents:
         warnings.append(f"{output}: the output folder lies in the input folder; movies in it are not read")
     unusable = {_name(path, root): reason for path, reason in found.unusable.items()}
@@ -206,7 +215,7 @@ def _plan_folder(source: Path, root: Path, output: Path, series: bool) -> Plan:
     rows = _in_series(names, root.name) if series else [_Row(name, [name], []) for name in names]
     jobs = []
     for row, target in zip(rows, output_names([row.title for row in rows]), strict=True):
-        title, files, numbers, by_last = row
+        title, files, numbers, doubt = row
         twice = next((i for i, pair in enumerate(pairwise(numbers)) if pair[0] == pair[1]), None)
         if twice is not None:
             unusable[title] = (
@@ -215,25 +224,39 @@ def _plan_folder(source: Path, root: Path, output: Path, series: bool) -> Plan:
             continue
         warnings += _gaps(title, numbers)
         name = f"{files[0]} to {PurePosixPath(files[-1]).name}" if numbers else title
-        if not by_last:
-            warnings.append(f"{name}: one movie by a number that is not the last in the files' names; "
-                            "leave --series out if they are recordings of their own")  # fmt: skip
+        if doubt:
+            warnings.append(
+                f"{name}: one movie by {doubt}; leave --series out if they are recordings of their own"
+            )
         paths = tuple(root / file for file in files)
         job = Job(name, paths[0], output / target, target.removesuffix(".tif"))
         jobs.append(replace(job, series=paths) if numbers else job)
     return Plan("folder", jobs, unusable, warnings)
 
 
+def _not_read(found: _Found, root: Path) -> list[str]:
+    """A warning about recordings that are left out, since nothing here reads their formats."""
+    headers = {path.parent for path in found.movies if path.name.lower().endswith(HAS_RAW)}
+    left = [
+        _name(path, root)
+        for path in found.others
+        if path.suffix.lower() in NOT_READ and not (path.suffix.lower() == ".raw" and path.parent in headers)
+    ]
+    if not left:
+        return []
+    return [f"{len(left)} file(s) of formats that are not read, left out: {_list(left)}; save them as TIFF"]
+
+
 class _Row(NamedTuple):
     """One movie: a name, as if it were one file; its files in order, and their numbers if they are several.
 
-    by_last: whether the number that tells the files apart is the last one in their names.
+    doubt: by which number they are one movie, if it may count something else than time.
     """
 
     title: str
     files: list[str]
     numbers: list[int]
-    by_last: bool = True
+    doubt: str = ""
 
 
 _Key = tuple[str, ...]  # what stands before and behind a row's number; the name of a file that has no number
@@ -243,15 +266,15 @@ _Rows = dict[_Key, list[tuple[int, str]]]  # numbers and files
 def _in_series(names: list[str], top: str) -> list[_Row]:
     """What is one movie each: TIFF files of a folder that differ by one number alone, and each other file.
 
-    If names differ by several numbers, the last one counts. The file that lacks the number comes first, as programs
-    number what follows a first file. A movie is named by all but the number, or after the folder if nothing is left.
-    `names` are in natural order.
+    If names differ by several numbers, the last of them counts that does not count channels, planes or positions. The
+    file that lacks the number comes first, as programs number what follows a first file. A movie is named by all but the
+    number, or after the folder if nothing is left. `names` are in natural order.
 
     >>> def found(*names): return [row.files for row in _in_series(list(names), "top")]
     >>> found("d/x_2.tif", "d/x_10.TIFF", "y1.tif", "z.tif")
     [['d/x_2.tif', 'd/x_10.TIFF'], ['y1.tif'], ['z.tif']]
     >>> found("f1_ch0.tif", "f2_ch0.tif"), found("f1_ch0.tif", "f1_ch1.tif", "f2_ch0.tif")
-    ([['f1_ch0.tif', 'f2_ch0.tif']], [['f1_ch0.tif', 'f1_ch1.tif'], ['f2_ch0.tif']])
+    ([['f1_ch0.tif', 'f2_ch0.tif']], [['f1_ch0.tif', 'f2_ch0.tif'], ['f1_ch1.tif']])
     >>> found("x-1.tif", "x-2.tif", "x.tif"), found("Pos0.ome.tif", "Pos0_1.ome.tif"), found("x.tif", "x_X2.tif")
     ([['x.tif', 'x-1.tif', 'x-2.tif']], [['Pos0.ome.tif', 'Pos0_1.ome.tif']], [['x.tif', 'x_X2.tif']])
     """
@@ -290,7 +313,8 @@ def _place(files: list[list[str]]) -> int:
     """Which of their parts is the number that tells files apart; 0 if they have none."""
     numbers = range(1, len(files[0]), 2)
     differ = [place for place in numbers if len({parts[place] for parts in files}) > 1]
-    return differ[0] if len(differ) == 1 else max(numbers, default=0)
+    in_time = [place for place in differ if not NO_TIME.search(files[0][place - 1])]
+    return max(in_time or differ or numbers, default=0)
 
 
 def _leads(rows: _Rows, begins: dict[_Key, int]) -> dict[str, _Key]:
@@ -325,7 +349,20 @@ def _row(key: _Key, numbered: list[tuple[int, str]], top: str) -> _Row:
     folder, slash, start = key[0].rpartition("/")
     named = BEFORE_A_NUMBER.sub("", start) + key[1] or PurePosixPath(folder).name or top
     title = f"{folder}{slash}{named}{_split_suffix(files[0])[1]}"
-    return _Row(title, files, [number for number, _ in numbered], not re.search("[0-9]", key[1]))
+    return _Row(title, files, [number for number, _ in numbered], _doubt(start, key[1]))
+
+
+def _doubt(before: str, behind: str) -> str:
+    """What makes a number doubtful as that of files that follow in time, by what stands around it in their names.
+
+    >>> _doubt("m_ch", "")
+    "a number behind 'm_ch', which may count channels, planes or positions"
+    >>> _doubt("Match", ""), _doubt("f", "_1")
+    ('', 'a number that is not the last in the names')
+    """
+    if NO_TIME.search(before):
+        return f"a number behind {before!r}, which may count channels, planes or positions"
+    return "a number that is not the last in the names" if re.search("[0-9]", behind) else ""
 
 
 def _gaps(title: str, numbers: list[int]) -> list[str]:
@@ -545,8 +582,10 @@ def _refuse_second_image(output: Path) -> None:
 
 def _nothing_found(source: Path, expected: str, found: _Found) -> str:
     there = f"only {_list(path.name for path in found.others)}" if found.others else "no file"
-    kinds = ", ".join(SUFFIXES)
-    return f"{source}: expected {expected} ({kinds}), found {there}; give the folder that holds it as --input"
+    advice = "give the folder that holds it as --input"
+    if any(path.suffix.lower() in NOT_READ for path in found.others):
+        advice = f"save recordings of other formats as TIFF, or {advice}"
+    return f"{source}: expected {expected} ({', '.join(SUFFIXES)}), found {there}; {advice}"
 
 
 def _socket_folder(root: Path) -> Path:

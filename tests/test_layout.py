@@ -66,7 +66,7 @@ def targets(plan: Plan, output: Path) -> dict[str, str]:
 
 
 def test_folder_is_read_recursively_in_natural_order(source: Path, output: Path) -> None:
-    touch(source, "m10.tif", "m2.TIFF", "M1.tif", "deep/er/x.nii.gz", "deep/y.Mha", "notes.txt", "image.raw")
+    touch(source, "m10.tif", "m2.TIFF", "M1.tif", "deep/er/x.nii.gz", "deep/y.Mha", "notes.txt", "image.dat")
     plan = plan_movies(source, output)
     assert plan.layout == "folder"
     assert [job.name for job in plan.jobs] == [
@@ -99,7 +99,17 @@ def test_hidden_and_temporary_files_are_no_movies(source: Path, output: Path) ->
         "e.mhd",
         "e.raw",
     )
-    assert targets(plan_movies(source, output), output) == {"a.tif": "a.tif", "e.mhd": "e.tif"}
+    plan = plan_movies(source, output)
+    assert targets(plan, output) == {"a.tif": "a.tif", "e.mhd": "e.tif"}
+    assert plan.warnings == []
+
+
+def test_recordings_in_other_formats_are_told_of(source: Path, output: Path) -> None:
+    touch(source, "a.tif", "b.CZI", "d/0.avi", "d/image.raw", "notes.txt", "metadata.xml")
+    (warning,) = plan_movies(source, output).warnings
+    assert warning == (
+        "3 file(s) of formats that are not read, left out: b.CZI, d/0.avi, d/image.raw; save them as TIFF"
+    )
 
 
 def test_odd_names_survive(source: Path, output: Path) -> None:
@@ -118,8 +128,12 @@ def test_odd_names_survive(source: Path, output: Path) -> None:
 def test_nothing_found_says_what_is_there(source: Path, output: Path) -> None:
     touch(source, "a.avi", "b.png", ".hidden.tif")
     with pytest.raises(
-        LayoutError, match=r"input: expected a movie \(.*\.tif.*\), found only a\.avi, b\.png; give"
+        LayoutError,
+        match=r"input: expected a movie \(.*\.tif.*\), found only a\.avi, b\.png; save .* as TIFF, or give",
     ):
+        plan_movies(source, output)
+    (source / "a.avi").unlink()
+    with pytest.raises(LayoutError, match=r"found only b\.png; give the folder"):
         plan_movies(source, output)
 
 

@@ -126,6 +126,30 @@ def test_of_several_numbers_that_differ_the_last_one_counts(tmp_path: Path) -> N
     assert plan.warnings == []
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("img_channel{}_position000_time{}_z000.tif", "01", "012"),  # Micro-Manager, one frame each
+        ("file00{1}_chan{0}.tif", "01", "012"),  # suite2p
+        ("rec_{1}_Pos{0}.tif", "12", "1234"),
+    ],
+)
+def test_numbers_of_channels_and_positions_do_not_count_frames(
+    tmp_path: Path, names: tuple[str, str, str]
+) -> None:
+    form, others, times = names
+    rows = [[form.format(other, time) for time in times] for other in others]
+    plan = planned(tmp_path / "in", *rows[0], *rows[1])
+    assert sorted(told(plan, tmp_path / "in").values()) == rows
+    assert all("not the last in the names" in warning for warning in plan.warnings)
+
+
+def test_files_that_may_be_channels_or_positions_are_one_movie_with_a_warning(tmp_path: Path) -> None:
+    plan = planned(tmp_path / "in", "m_ch1.tif", "m_ch2.tif")
+    assert list(told(plan, tmp_path / "in").values()) == [["m_ch1.tif", "m_ch2.tif"]]
+    assert "one movie by a number behind 'm_ch', which may count channels" in plan.warnings[0]
+
+
 def test_endings_of_one_row_may_differ(tmp_path: Path) -> None:
     plan = planned(tmp_path / "in", "x_1.tif", "x_2.TIFF", "x_3.tiff", "x_4.TIF")
     assert told(plan, tmp_path / "in") == {"x.tif": ["x_1.tif", "x_2.TIFF", "x_3.tiff", "x_4.TIF"]}
