@@ -9,7 +9,7 @@ PY := .venv/bin/python
 READY := .venv/ready
 PYTHON ?= # python for .venv, e.g. make setup PYTHON=python3.12; found by itself when empty
 
-.PHONY: help setup demo test lint train example benchmark bench build container-test clean
+.PHONY: help setup demo test lint fuzz sbom audit train example benchmark bench build container-test clean
 
 help: ## list the targets
 	@echo "usage: make TARGET"
@@ -89,7 +89,7 @@ train: $(READY) ## train the shipped weights again, from simulated recordings: r
 example: $(READY) ## make the movie of --demo again: example/example.tif
 	$(PY) -m simulation.example example/example.tif
 
-benchmark: $(READY) ## score the shipped weights against other methods: an hour or so, goes on where it was interrupted
+benchmark: $(READY) ## score the shipped weights against other methods: an hour and a half, goes on where it was interrupted
 	$(PY) -m evaluation.benchmark
 
 bench: $(READY) ## measure speed and memory (docs/benchmarks.md): half an hour, on a machine that does nothing else

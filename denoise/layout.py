@@ -34,7 +34,7 @@ OWN_FORMATS = {suffix: suffix for suffix in SUFFIXES} | {
 }  # of the input -> of an output of the same format, which is one file and not compressed  # fmt: skip
 BEFORE_A_NUMBER = re.compile(r"(_X|[_\-. ]+)\Z")  # what goes with it, as in rec-1, or Andor's rec_X2
 NO_TIME = re.compile(
-    r"(?:\A|[^a-z])(?:ch|chan|channel|fov|plane|pos|position|roi|site|slice|xy|z)[_\-. ]?\Z", re.IGNORECASE
+    r"(?:\A|[^a-z])(?:c|ch|chan|channel|fov|plane|pos|position|roi|site|slice|xy|z)[_\-. ]?\Z", re.IGNORECASE
 )
 NOT_READ = (  # formats of microscopes and cameras, which are told of where they lie beside movies
     *(".avi", ".btf", ".czi", ".dcimg", ".ims", ".isxd", ".lif", ".lsm", ".mkv", ".mov", ".mp4", ".nd2"),

@@ -31,9 +31,9 @@ def test_links_and_pictures_lead_somewhere(page: Path) -> None:
 def test_options_exist(page: Path) -> None:
     programs = [*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/*.py")]
     known = set(re.findall(r'"(--[a-z-]+)"', "".join(path.read_text(encoding="utf-8") for path in programs)))
-    docker = {"--rm", "--user", "--gpus", "--network", "--memory", "--help", "--version"}
+    others = {"--rm", "--user", "--gpus", "--network", "--memory", "--index-url", "--help", "--version"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
-    assert named <= known | docker
+    assert named <= known | others
 
 
 def test_results_open_in_the_readers_that_the_page_names(tmp_path: Path) -> None:
