@@ -517,12 +517,12 @@ def limit_threads() -> None:
 
 def limit_memory() -> None:
     """Ask for no more memory than there is: an error costs one movie, where the kernel would end the whole run."""
+    if sys.platform != "linux":
+        return
     import resource
 
     from denoise.limits import memory_there
 
-    if sys.platform != "linux":
-        return
     there = memory_there()
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limits = [limit for limit in (soft, hard, there) if limit != resource.RLIM_INFINITY]

@@ -171,6 +171,8 @@ def _lock(handle: int) -> bool:
 
 
 def _remove_if_dead(path: Path) -> bool:
+    if fcntl is None:
+        return False
     folder = path.is_dir()
     try:
         mode = os.O_RDONLY | os.O_DIRECTORY if folder else os.O_RDWR

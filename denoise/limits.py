@@ -91,12 +91,15 @@ def reuse_memory() -> None:
             mallopt(parameter, value)
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that may still be allocated on a device; on the CPU the least of what any limit leaves."""
+def free_memory(device: torch.device) -> float:
+    """Bytes that may still be allocated on a device; on the CPU the least of what any limit leaves.
+
+    Infinite where the system does not tell, as on other systems than Linux.
+    """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    return int(max(0, min(machine_memory(), memory_quota(), data_limit())))
+    return max(0, min(machine_memory(), memory_quota(), data_limit()))
 
 
 def machine_memory() -> float:
@@ -121,12 +124,14 @@ def data_limit() -> float:
 
 
 def peak_resident(status: Path = STATUS) -> int:
-    """The most bytes of memory that this process has held; on other systems than Linux, that it or its starter has."""
+    """The most bytes of memory that this process has held, on a Mac that it or its starter has; 0 where nothing tells."""
     found = told_bytes("VmHWM", status)
     if found is not None:
         return found
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, which outlives the change of program
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from denoise import limits, network
@@ -144,3 +145,32 @@ def test_memory_that_is_freed_is_used_again(rounds: int, settings: dict[str, str
     line, environment = [sys.executable, "-c", code], os.environ | settings
     told = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)  # noqa: S603
     assert int(told.stdout) < 100
+
+
+OTHER_SYSTEM = """
+import os, sys
+import SimpleITK, tifffile, torch  # these ask what system it is, and would not find their own files
+from denoise import limits
+
+limits.read_text = lambda path: ""
+sys.platform = sys.argv.pop(1)
+if sys.platform == "win32":
+    sys.modules["resource"] = sys.modules["fcntl"] = None
+    for name in ("O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "sched_getaffinity"):
+        delattr(os, name)
+import process
+sys.exit(process.main())
+"""
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_systems_that_tell_nothing_of_memory_denoise_too(tmp_path: Path, system: str) -> None:
+    movie = np.random.default_rng(0).poisson(50, (8, 16, 16)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", movie, photometric="minisblack")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".a.tif.0123abcd.calcium-denoiser.part").touch()
+    options = ["--input", str(tmp_path / "a.tif"), "--output", str(tmp_path / "out"), "--adapt", "off"]
+    command = [sys.executable, "-c", OTHER_SYSTEM, system, *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    assert (done.returncode, done.stderr) == (0, "")
+    assert tifffile.imread(tmp_path / "out" / "a.tif").shape == movie.shape
