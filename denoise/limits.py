@@ -124,7 +124,7 @@ def data_limit() -> float:
 
 
 def peak_resident(status: Path = STATUS) -> int:
-    """The most bytes of memory that this process has held, on a Mac that it or its starter has; 0 where nothing tells."""
+    """The most bytes of memory that this process has held, on a Mac that it or its starter has; 0 where none is told."""
     found = told_bytes("VmHWM", status)
     if found is not None:
         return found
