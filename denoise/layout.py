@@ -37,7 +37,21 @@ NO_TIME = re.compile(
     r"(?:\A|[^a-z])(?:c|ch|chan|channel|fov|plane|pos|position|roi|site|slice|xy|z)[_\-. ]?\Z", re.IGNORECASE
 )
 NOT_READ = (  # formats of microscopes and cameras, which are told of where they lie beside movies
-    *(".avi", ".btf", ".czi", ".dcimg", ".ims", ".isxd", ".lif", ".lsm", ".mkv", ".mov", ".mp4", ".nd2"),
+    *(
+        ".avi",
+        ".btf",
+        ".czi",
+        ".dcimg",
+        ".ims",
+        ".isxd",
+        ".lif",
+        ".lsm",
+        ".mesc",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".nd2",
+    ),
     *(".oib", ".oif", ".oir", ".raw", ".sbx", ".sif", ".stk", ".tf8", ".vsi"),
 )
 HAS_RAW = (".mhd", ".nrrd")  # headers whose voxels may lie beside them in a file .raw
