@@ -1110,7 +1110,7 @@ def open_streams() -> None:
     """Make stdout and stderr safe to write to, any file name, also where they were closed before the start.
 
     A file opened later would else take the closed one's number, and what libraries print would go into it. Errors get a
-    descriptor of their own: 2 leads nowhere while ITK reads (denoise.movies), and another thread may complain meanwhile.
+    descriptor of their own: 2 leads nowhere while ITK reads (denoise.itk), and another thread may complain meanwhile.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass

@@ -12,12 +12,10 @@ Sources: ImageJ's TiffDecoder (description of hyperstacks); the OME model, by ti
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
-from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
@@ -34,9 +32,9 @@ from denoise.movies import (
     Source,
     errors_of,
 )
-from denoise.ome import ome_places
+from denoise.ome import described_by, ome_places
+from denoise.page_headers import TIFF_SUFFIXES
 from denoise.reading import open_movie, open_pages
-from denoise.tiff import TIFF_SUFFIXES
 from denoise.writing import CLASSIC_BYTES, PAGE_BYTES, UNWRITABLE, MovieWriter
 
 NAMES = {"C": "channel", "Z": "plane"}
@@ -310,20 +308,6 @@ def refuse_other_axes(paths: Sequence[Path]) -> None:
             f"{paths[0]}: expected files that follow each other in time, as --series takes them, found {told} "
             "in them by its OME-XML; leave --series out, or save them as one file"
         )
-
-
-def described_by(path: Path) -> Path:
-    """The file beside a TIFF whose OME-XML tells of it, as Bruker's first one does of all others; else itself."""
-    with (
-        movies.errors_of(path, "its OME-XML cannot be read"),
-        tifffile.TiffFile(path, _multifile=False) as tif,
-    ):
-        root = ElementTree.fromstring(tif.ome_metadata or "<OME/>")  # noqa: S314 (parsed before)
-    element = root.find("{*}BinaryOnly")
-    name = "" if element is None else element.get("MetadataFile", "")
-    file = path.with_name(name) if name.lower().endswith(TIFF_SUFFIXES) and name == Path(name).name else path
-    beside = os.path.dirname(os.path.realpath(file)) == os.path.dirname(os.path.realpath(path))
-    return file if beside and file.is_file() else path
 
 
 class SeriesFiles:

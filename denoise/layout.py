@@ -24,7 +24,7 @@ from typing import NamedTuple
 from denoise import NAME
 from denoise.containers import ZARR_SUFFIXES
 from denoise.formats import SUFFIXES
-from denoise.tiff import TIFF_SUFFIXES
+from denoise.page_headers import TIFF_SUFFIXES
 
 INPUT_SOCKET = (
     "stacked-neuron-images-with-noise"  # the challenge's names for its folders (grand-challenge.org, CIDC25)

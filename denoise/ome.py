@@ -6,6 +6,7 @@ Source: the OME model (https://docs.openmicroscopy.org/ome-model/).
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from xml.etree import ElementTree
 import tifffile
 
 from denoise.movies import as_number, errors_of
-from denoise.page_headers import count_pages
+from denoise.page_headers import TIFF_SUFFIXES, count_pages
 
 
 def channel_names(tif: tifffile.TiffFile) -> list[str]:
@@ -61,6 +62,16 @@ def ome_places(path: Path) -> dict[str, set[tuple[int, int, int]]]:
                 for name, channel, plane in _blocks(pixels):
                     found.setdefault(name, set()).add((number, channel, plane))
         return found
+
+
+def described_by(path: Path) -> Path:
+    """The file beside a TIFF whose OME-XML tells of it, as Bruker's first one does of all others; else itself."""
+    with errors_of(path, "its OME-XML cannot be read"), tifffile.TiffFile(path, _multifile=False) as tif:
+        element = _root(tif).find("{*}BinaryOnly")
+    name = "" if element is None else element.get("MetadataFile", "")
+    file = path.with_name(name) if name.lower().endswith(TIFF_SUFFIXES) and name == Path(name).name else path
+    beside = os.path.dirname(os.path.realpath(file)) == os.path.dirname(os.path.realpath(path))
+    return file if beside and file.is_file() else path
 
 
 def _root(tif: tifffile.TiffFile) -> ElementTree.Element:

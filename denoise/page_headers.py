@@ -11,6 +11,8 @@ from typing import BinaryIO, NamedTuple
 
 from denoise.movies import fail
 
+TIFF_SUFFIXES = (".tif", ".tiff")
+
 # What every page of a movie must share, with the value that a missing tag stands for.
 LAYOUT: dict[int, tuple[str, int | None]] = {
     256: ("ImageWidth", None),

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from denoise.itk import ITK_READERS, open_itk, voxel_file
 from denoise.movies import Movie, Pages, errors_of, fail
-from denoise.tiff import TIFF_SUFFIXES, open_tiff, open_tiff_pages
+from denoise.page_headers import TIFF_SUFFIXES
+from denoise.tiff import open_tiff, open_tiff_pages
 
 SUFFIXES: tuple[str, ...] = (*TIFF_SUFFIXES, *ITK_READERS)  # what open_movie reads, in upper or lower case
 

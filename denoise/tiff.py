@@ -38,7 +38,6 @@ from denoise.ome import channel_names, ome_images, ome_others, ome_pixels
 from denoise.page_headers import count_pages
 from denoise.scanimage import scanimage_axes, scanimage_interval, scanimage_settings
 
-TIFF_SUFFIXES = (".tif", ".tiff")
 RESOLUTION_UNITS = {2: "inch", 3: "cm"}  # of the tag ResolutionUnit
 PRINTER_DPI = {72, 96, 100, 150, 200, 300, 600, 1200}  # what programs write that know no pixel size
 THIN_AXES = "QYX"  # as tifffile calls them in movies that are wider than a pixel

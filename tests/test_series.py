@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from test_formats import OME, imagej, pixels, save_by_pillow
 
 from denoise import layout
-from denoise.formats import SERIES_OPEN, described_by, open_recording, open_series
+from denoise.formats import SERIES_OPEN, open_recording, open_series
 from denoise.layout import LayoutError, plan_movies
 from denoise.movies import MovieError
+from denoise.ome import described_by
 
 
 def planned(folder: Path, *names: str) -> layout.Plan:
