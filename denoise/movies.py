@@ -23,6 +23,7 @@ READABLE = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 FRAME_AXES = "TZIQ"  # that may count frames: time, planes (as ImageJ calls the pages of a stack), unnamed
 FRAME_BYTES = 2**30  # a larger frame (16,384 x 16,384 float32) is no frame but a broken header
 BROKEN = "check that it is complete, or export it again"
+JOIN = "--series makes one movie of TIFF files whose names differ by one number alone"
 
 MICROMETRES = {
     **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00b5m", "micron", "microns", "micrometer"), 1.0),

@@ -18,6 +18,7 @@ import numpy as np
 import tifffile
 
 from denoise.movies import (
+    JOIN,
     MICROMETRES,
     SECONDS,
     Movie,
@@ -76,6 +77,9 @@ def _open(path: Path, shape_of: ShapeOf, of_series: bool = False) -> Movie:
         if of_series and tif.is_ome and ome_images(tif) != pages:
             tif.close()
             tif = stack.enter_context(tifffile.TiffFile(path, is_ome=False))
+        if of_series and _is_split(tif, pages):
+            tif.close()
+            tif = stack.enter_context(tifffile.TiffFile(path, _multifile=False, is_ndtiff=False))
         series = _only_series(path, tif)
         shape = shape_of(path, tif, series)
         dtype = check_frames(path, shape, series.dtype)
@@ -88,6 +92,14 @@ def _open(path: Path, shape_of: ShapeOf, of_series: bool = False) -> Movie:
         if isinstance(source, _TiffPages):
             stack.pop_all()  # source keeps tif open
         return Movie(info, source)
+
+
+def _is_split(tif: tifffile.TiffFile, pages: int) -> bool:
+    """Whether this is one of several files of a movie, as NDTiff begins another one at 4 GB; its index tells of all."""
+    if not tif.is_ndtiff:
+        return False
+    series = tif.series[0]
+    return len(series) != pages and {axis for axis, n in zip(series.axes, series.shape) if n > 1} <= {*"TYX"}
 
 
 def _hush_tifffile() -> None:
@@ -165,7 +177,7 @@ def _notes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) 
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         notes.append(f"its OME-XML names other files of the same movie, which are not read with it ({others[0]}{more}): "
-                     "--series makes one movie of files whose names differ by one number alone")  # fmt: skip
+                     f"{JOIN}")  # fmt: skip
     if _is_thin(tif, series):
         notes.append(f"the file names no axes: {' x '.join(map(str, series.shape))} are taken as time, y, x")
     told = tif.imagej_metadata or {}
@@ -192,7 +204,8 @@ def _check_storage(
     if _long(page.shape) != _long(shape[1:]) and not in_one:
         fail(path, f"expected pages of one frame {shape[1:]}, found {page.shape}; save it as a plain stack")
     if not in_one and (pages not in (1, frames) or (pages < frames and series.dataoffset is None)):
-        fail(path, f"expected {frames} frames by its description, found {pages} pages; export it again")
+        advice = JOIN if _is_split(tif, pages) else "export it again"
+        fail(path, f"expected {frames} frames by its description, found {pages} pages; {advice}")
     if series.dataoffset is None and any(one is None or one.parent is not tif for one in series):
         fail(path, "expected all frames in this file, found some in others or missing; save it as one file")
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not tif.is_imagej:  # which saves a LUT so

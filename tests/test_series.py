@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import doctest
+import json
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -394,3 +396,56 @@ def test_few_files_are_open_at_a_time_and_none_at_last(tmp_path: Path) -> None:
         np.testing.assert_array_equal(series.parts[0].movie.read(0, 40), pixels(40))
         assert len(series.source.opened) == SERIES_OPEN  # type: ignore[attr-defined]
     # the fixture no_file_left_open looks for the rest
+
+
+def save_ndtiff(folder: Path, voxels: np.ndarray, cuts: list[int], axis: str = "time") -> list[Path]:
+    """Files of (T, Y, X) frames cut before these, and the index that tells of all, as Micro-Manager 2 saves them."""
+    (height, width), size = voxels.shape[1:], voxels[0].nbytes
+    paths, index, count = [], b"", 0
+    for number, frames in enumerate(np.split(voxels, cuts)):
+        path = folder / f"run_NDTiffStack{f'_{number}' if number else ''}.tif"
+        content = struct.pack("<2sH6I", b"II", 42, 38, 483729, 3, 3, 2355492, 10) + b"{}".ljust(10)
+        for page, frame in enumerate(frames):
+            begin = len(content) + 2 + 12 * 10 + 4
+            tags = [(256, width), (257, height), (258, 16), (259, 1), (262, 1), (273, begin), (277, 1)]
+            tags += [(278, height), (279, size), (51123, 28)]
+            content += struct.pack("<H", len(tags))
+            for code, value in tags:
+                kind, length = (2, 10) if code == 51123 else (4, 1)
+                content += struct.pack("<HHII", code, kind, length, value)
+            content += struct.pack("<I", begin + size if page + 1 < len(frames) else 0) + frame.tobytes()
+            axes, name = json.dumps({axis: count}).encode(), path.name.encode()
+            index += struct.pack("<I", len(axes)) + axes + struct.pack("<I", len(name)) + name
+            index += struct.pack("<Iiiiiiii", begin, width, height, 1, 0, 0, 0, 0)
+            count += 1
+        path.write_bytes(content)
+        paths.append(path)
+    (folder / "NDTiff.index").write_bytes(index)
+    return paths
+
+
+def test_parts_of_an_ndtiff_are_one_movie(tmp_path: Path) -> None:
+    """Its index tells of all files together, whichever of them is asked."""
+    voxels = pixels(9)
+    paths = save_ndtiff(tmp_path, voxels, [4, 8])  # of 4, 4 and 1 frames
+    assert list(plan_movies(tmp_path, tmp_path / "out", series=True).jobs[0].series) == paths
+    with open_series(paths) as series:
+        assert series.info.shape == (9, 7, 9)
+        np.testing.assert_array_equal(series.parts[0].movie.read(0, 9), voxels)
+    with pytest.raises(
+        MovieError, match="expected 9 frames by its description, found 4 pages; --series makes one"
+    ):
+        open_recording(paths[1])
+
+
+def test_an_ndtiff_of_one_file_is_a_movie_as_its_index_tells(tmp_path: Path) -> None:
+    (path,) = save_ndtiff(tmp_path, pixels(4), [])
+    with open_recording(path) as recording:
+        assert recording.info.axes == "TYX"
+        np.testing.assert_array_equal(recording.parts[0].movie.read(0, 4), pixels(4))
+
+
+def test_parts_of_an_ndtiff_of_channels_are_refused(tmp_path: Path) -> None:
+    paths = save_ndtiff(tmp_path, pixels(4), [2], axis="channel")
+    with pytest.raises(MovieError, match="found 2 pages; export it again"):
+        open_series(paths)
