@@ -218,9 +218,13 @@ def _long(sizes: tuple[int, ...]) -> list[int]:
 
 
 def _is_one_page(series: tifffile.TiffPageSeries, shape: Shape) -> bool:
-    """Whether a page is the whole movie, frame after frame: so tifffile writes one that is a pixel wide."""
+    """Whether a page is the whole movie, frame after frame.
+
+    So tifffile writes one that is a pixel wide, and one of 3 or 4 frames: as planes of colours, though it names axes.
+    """
     page = series.keyframe
-    return shape[0] > 1 and page.samplesperpixel == 1 and _long(page.shape) == _long(shape)
+    samples = shape[0] if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
+    return shape[0] > 1 and page.samplesperpixel in (1, samples) and _long(page.shape) == _long(shape)
 
 
 def _source(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, shape: Shape) -> Source:
@@ -234,7 +238,7 @@ def _source(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries,
     else:
         offsets, sizes = _pieces(series)
     if series.dataoffset is None and _is_one_page(series, shape):
-        check_frames(path, (1, page.shape[0], page.shape[1]), series.dtype)  # what is decoded at once
+        check_frames(path, (1, shape[0] * shape[1], shape[2]), series.dtype)  # what is decoded at once
         _check_offsets(path, 1, offsets, sizes)
         return _TiffWhole(tif, series, shape)
     if series.dataoffset is None and plain and page.bitspersample == 8 * itemsize:

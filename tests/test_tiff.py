@@ -181,6 +181,22 @@ def test_movies_one_pixel_wide_that_tifffile_writes_into_one_page(
         assert movie.info.notes == ((told,) if guessed else ())
 
 
+@pytest.mark.filterwarnings("ignore:.*are stored as RGB:DeprecationWarning")
+@pytest.mark.parametrize("how", [{}, {"compression": "zlib"}, {"rowsperstrip": 5}, {"tile": (16, 16)}])
+@pytest.mark.parametrize("frames", [3, 4])
+def test_few_frames_that_tifffile_writes_as_planes_of_colours(
+    tmp_path: Path, frames: int, how: dict[str, Any]
+) -> None:
+    movie = movie_of("uint16", (frames, 20, 18))
+    tifffile.imwrite(tmp_path / "a.tif", movie, metadata={"axes": "TYX"}, **how)
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        assert (len(tif.pages), tif.pages.first.samplesperpixel) == (1, frames)
+    assert_reads(tmp_path / "a.tif", movie)
+    colours: dict[str, Any] = {"photometric": "rgb", "planarconfig": "separate", **how}
+    tifffile.imwrite(tmp_path / "b.tif", movie, **colours)
+    assert f"axes SYX of sizes {frames} x 20 x 18: colours" in error_of(tmp_path / "b.tif")
+
+
 def test_one_page_that_is_a_whole_movie_is_no_larger_than_a_frame(tmp_path: Path) -> None:
     page = np.zeros((5, 9), np.uint8)
     note = json.dumps({"shape": [2**20, 2**20, 1], "axes": "TYX"})
