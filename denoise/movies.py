@@ -164,8 +164,8 @@ def movie_shape(path: Path, axes: str, shape: tuple[int, ...], one_frame: bool) 
     if kept == "YX" and one_frame and set(axes[: axes.index("Y")]) & set(FRAME_AXES):
         sizes = [("T", 1), *sizes]
     elif kept == "YX":
-        advice = "--series makes one movie of images whose names differ by one number alone"
-        fail(path, f"expected a movie (T, Y, X), {found}: a single image; {advice}")
+        size = " x ".join(str(n) for _, n in sizes)
+        fail(path, f"expected a movie (T, Y, X), found axes YX of sizes {size}: a single image; {JOIN}")
     elif "S" in kept:
         fail(path, f"expected one intensity per voxel, {found}: colours; convert it to grayscale")
     elif not kept.endswith("YX"):

@@ -214,7 +214,7 @@ def test_one_page_that_is_a_whole_movie_is_no_larger_than_a_frame(tmp_path: Path
 def test_a_movie_that_imagej_describes_is_no_single_frame(tmp_path: Path) -> None:
     note = "ImageJ=1.53t\nimages=20\nframes=20\n"
     tifffile.imwrite(tmp_path / "a.tif", movie_of("uint16")[0], description=note, metadata=None)
-    assert "of sizes 1 x 20 x 18" in error_of(tmp_path / "a.tif")
+    assert "found axes YX of sizes 20 x 18: a single image" in error_of(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("axes", ["TCYX", "TZYX", "ZCYX"])
