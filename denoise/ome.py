@@ -9,12 +9,13 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 from xml.etree import ElementTree
 
 import tifffile
 
-from denoise.movies import as_number, errors_of
+from denoise.movies import SECONDS, as_number, believed_interval, errors_of
 from denoise.page_headers import TIFF_SUFFIXES, count_pages
 
 
@@ -28,6 +29,19 @@ def ome_pixels(tif: tifffile.TiffFile) -> Mapping[str, Any]:
     """Attributes of the first Pixels element, such as PhysicalSizeX and TimeIncrement."""
     pixels = _root(tif).find(".//{*}Pixels")
     return {} if pixels is None else pixels.attrib
+
+
+def ome_interval(tif: tifffile.TiffFile) -> float | None:
+    """Seconds from image to image of the first channel and plane: the median, as DeltaT tells of each of them."""
+    pixels = _root(tif).find(".//{*}Pixels")
+    planes = [] if pixels is None else pixels.findall("{*}Plane")
+    times = {}
+    for plane in planes:
+        time = as_number(plane.get("DeltaT")) * SECONDS.get(plane.get("DeltaTUnit", "s").lower(), math.nan)
+        if math.isfinite(time) and all(plane.get(the) == planes[0].get(the) for the in ("TheC", "TheZ")):
+            times[as_number(plane.get("TheT"))] = time
+    steps = [times[number + 1] - time for number, time in times.items() if number + 1 in times]
+    return believed_interval(float(f"{median(steps):.9g}")) if steps else None  # 0.3 - 0.2 is no 0.1
 
 
 def ome_images(tif: tifffile.TiffFile) -> float:

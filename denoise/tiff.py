@@ -35,7 +35,7 @@ from denoise.movies import (
     fail,
     movie_shape,
 )
-from denoise.ome import channel_names, ome_images, ome_others, ome_pixels
+from denoise.ome import channel_names, ome_images, ome_interval, ome_others, ome_pixels
 from denoise.page_headers import count_pages
 from denoise.scanimage import scanimage_axes, scanimage_interval, scanimage_settings
 
@@ -306,7 +306,7 @@ class _TiffWhole(_TiffPages):
 def _calibration(tif: tifffile.TiffFile) -> tuple[tuple[float, float] | None, float | None]:
     """(pixel size, frame interval) as OME, ImageJ or tifffile's JSON tell, else the resolution tags."""
     told = _told(tif)
-    interval = _interval(told) or scanimage_interval(scanimage_settings(tif))
+    interval = _interval(told) or ome_interval(tif) or scanimage_interval(scanimage_settings(tif))
     return _pixel_size(tif.pages.first, told), interval
 
 

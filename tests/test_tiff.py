@@ -15,6 +15,7 @@ import tifffile
 from PIL import Image
 from test_movies import assert_reads, by_hand, by_itk, by_pillow, calibration, error_of, movie_of
 
+from denoise.formats import open_recording
 from denoise.movies import READABLE, MovieError
 from denoise.reading import open_movie
 
@@ -467,3 +468,32 @@ def test_ome_calibration(tmp_path: Path, told: dict[str, object], expected: tupl
     )
     pixel_size, interval = calibration(tmp_path / "a.tif")
     assert (pixel_size, interval) == (expected[0] and pytest.approx(expected[0]), expected[1])
+
+
+@pytest.mark.parametrize(
+    ("times", "unit", "more", "expected"),
+    [
+        ([0, 0.1, 0.2, 0.9, 1.0, 1.1, 1.2], "s", {}, 0.1),  # with a pause
+        ([7, 107, 207, 307, 407, 507, 607], "ms", {}, 0.1),
+        ([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6], "s", {"TimeIncrement": 0.2}, 0.2),
+        ([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6], "fortnight", {}, None),
+        ([0, "nan", 0.2, "nan", 0.4, "inf", 0.6], "s", {}, None),
+        ([3, 3, 3, 3, 3, 3, 3], "s", {}, None),
+    ],
+)
+def test_ome_interval_of_each_plane_s_time(
+    tmp_path: Path, times: list[object], unit: str, more: dict[str, float], expected: float | None
+) -> None:
+    told = {"axes": "TYX", **more, "Plane": {"DeltaT": times, "DeltaTUnit": [unit] * len(times)}}
+    tifffile.imwrite(
+        tmp_path / "a.tif", movie_of("uint16"), ome=True, photometric="minisblack", metadata=told
+    )
+    assert calibration(tmp_path / "a.tif") == (None, expected)
+
+
+def test_ome_interval_is_that_of_one_channel(tmp_path: Path) -> None:
+    frames, times = movie_of("uint16", (3, 2, 20, 18)), [0, 0.04, 0.1, 0.14, 0.2, 0.24]
+    told = {"axes": "TCYX", "Plane": {"DeltaT": times}}
+    tifffile.imwrite(tmp_path / "a.tif", frames, ome=True, photometric="minisblack", metadata=told)
+    with open_recording(tmp_path / "a.tif") as recording:
+        assert recording.info.frame_interval == 0.1
