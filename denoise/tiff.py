@@ -334,7 +334,12 @@ def _pixel_size(page: tifffile.TiffPage, told: Mapping[str, Any]) -> tuple[float
     if unit == "inch" and {per_x, per_y} <= PRINTER_DPI:
         return None
     micrometres = MICROMETRES.get(str(told.get("unit", unit)).lower(), math.nan)
-    return believed((micrometres / per_y, micrometres / per_x))
+    return believed((_decimal(micrometres / per_y), _decimal(micrometres / per_x)))
+
+
+def _decimal(length: float) -> float:
+    """Without what a division leaves behind its twelfth digit: 0.65 of a resolution of 20/13, no 0.6499999999999999."""
+    return float(f"{length:.12g}")
 
 
 def _interval(told: Mapping[str, Any]) -> float | None:

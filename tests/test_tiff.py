@@ -419,6 +419,7 @@ def test_pixel_size_that_pillow_writes(tmp_path: Path) -> None:
     [
         ({"unit": "micron", "finterval": 0.1}, (2, 4), ((0.25, 0.5), 0.1)),
         ({"unit": "um", "fps": 20}, (2, 4), ((0.25, 0.5), 0.05)),
+        ({"unit": "um"}, (1 / 0.65, 1 / 0.325), ((0.325, 0.65), None)),
         ({"unit": "\\u00B5m", "finterval": 0.1, "fps": 7}, (2, 4), ((0.25, 0.5), 0.1)),
         ({"unit": "mm", "finterval": 25, "tunit": "ms"}, (1000, 500), ((2.0, 1.0), 0.025)),
         ({"unit": "pixel", "finterval": 0}, (1, 1), (None, None)),
