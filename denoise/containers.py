@@ -22,7 +22,7 @@ import stat
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,13 +32,13 @@ from denoise.movies import (
     MICROMETRES,
     SECONDS,
     Movie,
-    MovieError,
     MovieInfo,
     Pages,
     believed,
     believed_length,
     check_frames,
     errors_of,
+    fail,
 )
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".nwb")
@@ -89,17 +89,12 @@ def library(name: str, path: Path) -> Any:
     """h5py or zarr, which are no part of requirements.txt."""
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        _fail(
+    except ImportError:
+        fail(
             path,
             f"expected the package {name} to read and write such files, found none; "
             f"install it: pip install -r {EXTRA}",
-            error,
         )
-
-
-def _fail(path: Path, text: str, cause: Exception | None = None) -> NoReturn:
-    raise MovieError(f"{path}: {text}") from cause
 
 
 def _choose(path: Path, wanted: str | None, found: Mapping[str, tuple[int, ...]], kind: str) -> str:
@@ -109,10 +104,10 @@ def _choose(path: Path, wanted: str | None, found: Mapping[str, tuple[int, ...]]
     names = [f"{name} ({' x '.join(map(str, shape))})" for name, shape in list(found.items())[:NAMES_SHOWN]]
     there = ", ".join(names) + (f" and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else "")
     if wanted is not None:
-        _fail(path, f"expected {kind} {wanted}, found {there or 'none at all'}; give one by --dataset")
+        fail(path, f"expected {kind} {wanted}, found {there or 'none at all'}; give one by --dataset")
     if len(found) != 1:
         advice = "give one by --dataset" if found else "give a file that holds a movie (T, Y, X)"
-        _fail(path, f"expected one {kind}, found {there or 'none'}; {advice}")
+        fail(path, f"expected one {kind}, found {there or 'none'}; {advice}")
     return next(iter(found))
 
 
@@ -153,7 +148,7 @@ def _pages(
 def _open_hdf5(path: Path, wanted: str | None) -> Pages:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
-        _fail(path, "expected an HDF5 file, found an empty one, a folder, pipe or device; copy it again")
+        fail(path, "expected an HDF5 file, found an empty one, a folder, pipe or device; copy it again")
     h5py = library("h5py", path)
     with ExitStack() as stack:
         file = stack.enter_context(h5py.File(path, "r", locking=False, rdcc_nbytes=HDF5_CACHE))
@@ -219,29 +214,29 @@ def attribute(attributes: Any, name: str) -> Any:
 def _check_hdf5(path: Path, dataset: Any) -> tuple[int, int, int]:
     """The shape (T, Y, X) of a dataset that lies in this file, and all of it."""
     if dataset.is_virtual or dataset.id.get_create_plist().get_external_count():
-        _fail(
+        fail(
             path,
             f"expected {dataset.name} in this file, found voxels in others; copy them into one (h5repack)",
         )
     if dataset.ndim != 3 or 0 in dataset.shape:
         sizes = " x ".join(map(str, dataset.shape))
-        _fail(path, f"expected {dataset.name} to be a movie (T, Y, X), found {sizes}; save it as that")
+        fail(path, f"expected {dataset.name} to be a movie (T, Y, X), found {sizes}; save it as that")
     plist = dataset.id.get_create_plist()
     filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
     strange = [str(number) for number in filters if number not in HDF5_FILTERS]
     if strange:
         known = ", ".join(HDF5_FILTERS.values())
-        _fail(
+        fail(
             path, f"expected compression by {known}, found filter {', '.join(strange)}; repack it (h5repack)"
         )
     if dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > FRAME_BYTES:
-        _fail(path, f"expected chunks of at most {FRAME_BYTES >> 20} MiB, found {dataset.chunks}: repack it")
+        fail(path, f"expected chunks of at most {FRAME_BYTES >> 20} MiB, found {dataset.chunks}: repack it")
     if dataset.chunks:
         _check_chunks(path, dataset)
     stored = min(dataset.id.get_storage_size(), path.stat().st_size)
     needed = math.prod(dataset.shape) * dataset.dtype.itemsize
     if needed > stored * (DEFLATE_RATIO if filters else 1):
-        _fail(
+        fail(
             path,
             f"expected {needed} bytes of voxels, found {stored}: cut off or never written; copy it again",
         )
@@ -266,13 +261,11 @@ def _check_chunks(path: Path, dataset: Any) -> None:
         return None if right else True
 
     if dataset.id.chunk_iter(look):
-        _fail(
-            path, f"expected the chunks of {dataset.name} in the file, found a damaged index; copy it again"
-        )
+        fail(path, f"expected the chunks of {dataset.name} in the file, found a damaged index; copy it again")
     chunks = math.prod(-(-size // step) for size, step in zip(dataset.shape, dataset.chunks))
     if len(places) < chunks:
         fill = str(dataset.fillvalue)[:24]
-        _fail(
+        fail(
             path,
             f"expected {chunks} chunks of {dataset.name}, found {len(places)}: cut off or never written, the rest "
             f"would be read as the fill value, {fill}; save what was recorded as a dataset of its own",
@@ -313,7 +306,7 @@ def _nwb_series(
         wanted = called[0] if len(called) == 1 else _linked(file, wanted) or wanted
     name = _choose(path, wanted, {name: kind.shape for name, kind in kinds.items()}, "TwoPhotonSeries")
     if f"{name}/external_file" in inside:
-        _fail(path, f"expected {name} in this file, found movies in other files (external_file); give those")
+        fail(path, f"expected {name} in this file, found movies in other files (external_file); give those")
     calibration = _Calibration(
         _nwb_pixel_size(file, name), _nwb_interval(file, name), _nwb_notes(file[f"{name}/data"])
     )
@@ -439,7 +432,7 @@ class _ZarrArray(NamedTuple):
 def _zarr_files(path: Path) -> list[str]:
     """Names of all files below the folder, sorted. A link in it may lead anywhere, and is refused."""
     if not path.is_dir():
-        _fail(path, "expected a folder, as Zarr is one, found a file; give the folder, unpacked")
+        fail(path, "expected a folder, as Zarr is one, found a file; give the folder, unpacked")
     found, folders = [], [""]
     while folders:
         folder = folders.pop()
@@ -451,7 +444,7 @@ def _zarr_files(path: Path) -> list[str]:
                 elif entry.is_file(follow_symlinks=False):
                     found.append(name)
                 else:
-                    _fail(
+                    fail(
                         path,
                         f"expected files and folders only, found a link or pipe, {name!r}; copy the file here",
                     )
@@ -497,10 +490,10 @@ def _check_zarr(path: Path, name: str, array: _ZarrArray, files: list[str]) -> t
     numbers = (*array.shape, *array.chunks, *array.in_file)
     axes = {len(array.shape), len(array.chunks), len(array.in_file)}
     if not all(type(n) is int and 0 < n < 2**48 for n in numbers) or len(axes) > 1:
-        _fail(path, f"expected sizes of an array, found {array.shape} in chunks of {array.chunks}: damaged")
+        fail(path, f"expected sizes of an array, found {array.shape} in chunks of {array.chunks}: damaged")
     strange = array.codecs - ZARR_2_CODECS - ZARR_3_CODECS
     if strange:
-        _fail(
+        fail(
             path,
             f"expected plain compression, found {', '.join(sorted(strange))}; save it with blosc or zstd",
         )
@@ -511,7 +504,7 @@ def _check_zarr(path: Path, name: str, array: _ZarrArray, files: list[str]) -> t
     check_frames(path, (1, *array.shape[-2:]), dtype)  # type: ignore[arg-type]
     assert dtype is not None  # noqa: S101 - check_frames saw to it
     if math.prod(array.chunks) * dtype.itemsize > FRAME_BYTES:
-        _fail(
+        fail(
             path,
             f"expected chunks of at most {FRAME_BYTES >> 20} MiB, found {array.chunks}; save it in smaller ones",
         )
@@ -523,7 +516,7 @@ def _check_zarr(path: Path, name: str, array: _ZarrArray, files: list[str]) -> t
     )
     needed = math.prod(array.shape) * dtype.itemsize
     if needed > stored * DEFLATE_RATIO + EMPTY_BYTES:
-        _fail(
+        fail(
             path,
             f"expected {needed} bytes of voxels, found {stored}: cut off or never written; copy it again",
         )
@@ -544,7 +537,7 @@ def _zarr_notes(path: Path, name: str, array: _ZarrArray, files: list[str]) -> t
         return ()
     told = f"{chunks - there} of {chunks} chunks are not stored"
     if array.fill is None:
-        _fail(path, f"expected all chunks, or a fill_value for the rest, found none: {told}; copy it again")
+        fail(path, f"expected all chunks, or a fill_value for the rest, found none: {told}; copy it again")
     return (f"{told}: their voxels are taken as the fill value, {json.dumps(array.fill)[:24]}",)
 
 
@@ -616,7 +609,7 @@ def _zarr_axes(path: Path, scales: Mapping[str, Any], sizes: tuple[int, ...]) ->
     axes = "".join(names)
     if len(names) != len(sizes) or not axes.endswith("YX") or any(len(name) != 1 for name in names):
         shape = " x ".join(map(str, sizes))
-        _fail(
+        fail(
             path,
             f"expected axes t, c, z, y, x, found {', '.join(names) or 'none'} for {shape}; save it as OME-Zarr",
         )

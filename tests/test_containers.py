@@ -33,6 +33,15 @@ def refused(path: Path, match: str, dataset: str | None = None) -> None:
     assert str(path) in str(caught.value)
 
 
+def test_a_name_with_a_line_break_is_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a\nb.h5"
+    path.touch()
+    with pytest.raises(MovieError) as caught:
+        open_recording(path)
+    assert "a\\nb.h5': expected an HDF5 file, found an empty one" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 # ---- HDF5
 
 
