@@ -45,6 +45,9 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
 # Memory that is freed is used again (denoise/limits.py). Without this, splinters of it are kept for small things, and what
 # lies between them is too small for the next block as large as the last: memory grew by a third.
 ENV GLIBC_TUNABLES=glibc.malloc.tcache_count=0
+# A thread that waits for the others gives its processor away soon, not after a millisecond: beside other programs on the same
+# processors a run takes a tenth of the time (docs/benchmarks.md).
+ENV GOMP_SPINCOUNT=10000
 
 # Not root, which the platform refuses; a number, so that it can be seen not to be root. 1000 is the first user of most
 # Linux machines, who then owns the output; any other works too (docker run --user).

@@ -5,6 +5,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
+# as in the Dockerfile: beside other programs threads that wait are to give their processors away
+export GOMP_SPINCOUNT ?= 10000
+
 PY := .venv/bin/python
 READY := .venv/ready
 PYTHON ?= # python for .venv, e.g. make setup PYTHON=python3.12; found by itself when empty

@@ -622,19 +622,10 @@ def has_report(run: Run, job: Job, note: dict[str, Any]) -> bool:
 def open_job(job: Job, options: Options) -> Recording:
     """The movies of a file, or of a series of files."""
     from denoise.formats import open_recording, open_series
-    from denoise.movies import JOIN, MovieError
 
     if job.series:
         return open_series(job.series, options.frames)
-    try:
-        return open_recording(job.source, options.frames, options.dataset)
-    except MovieError as error:
-        if options.series and str(error).endswith(JOIN):
-            alone = "--series found no other TIFF beside it whose name differs by one number alone"
-            raise MovieError(
-                f"{str(error).removesuffix(JOIN)}{alone}: move it away if it is no movie"
-            ) from error
-        raise
+    return open_recording(job.source, options.frames, options.dataset)
 
 
 def input_files(job: Job) -> list[Path]:
