@@ -798,10 +798,10 @@ def values_told(survey: Survey) -> Iterator[str]:
     """A warning for each way in which a movie's values are odd, or its frames' order is."""
     if survey.normalization.coincide:
         yield f"the percentiles coincide, at {survey.normalization.low:.5g}: most voxels have this one value"
-    if survey.wrapped:
+    if survey.wrapped > SATURATED:
         yield (
-            f"{100 * survey.wrapped:.3g}% of the voxels are above 49151 and all others below 16384: negative numbers "
-            "that were written as unsigned ones? Write the movie anew as signed integers"
+            f"{survey.wrapped:.2%} of the voxels are above 49151 and all others below 16384: negative numbers that were "
+            "written as unsigned ones? Write the movie anew as signed integers"
         )
     elif survey.saturated > SATURATED:
         yield f"{survey.saturated:.2%} of the voxels have one value, the largest of all: cut off"

@@ -20,6 +20,7 @@ ABSURD = 1e15  # times the movie's own scale: damage, no intensity; its square w
 FAR = 15.0  # times the movie's own scale, from which a voxel is looked at
 LONE = 0.1  # of its value, above which no neighbour of an error is
 RARE = 1e-4  # of the voxels at most are errors
+MANY = 1e-2  # of the voxels so far away, and what counts as far is no measure of this movie
 CERTAIN_DROP = 1e-6  # a row or frame of one value that is less probable than this by chance was lost
 COMMON = 0.05  # share of a value among the voxels of rows that vary, from which it is the background's
 FEWEST_VOXELS = 64  # of a frame, of which one value tells that it was lost
@@ -193,6 +194,8 @@ def lone_voxels(values: Tensor) -> Tensor:
     over neighbours, and lasts. Where there are many, they are no errors.
     """
     found = values.abs() > FAR
+    if int(found.sum()) > 1 + MANY * values.numel():
+        return torch.zeros_like(found)
     places = found.nonzero()  # (N, 3)
     values, sizes = values.abs(), torch.tensor(values.shape)
     least = LONE * values[found]  # (N,)

@@ -374,15 +374,14 @@ def test_one_bright_voxel_changes_no_other(value: float) -> None:
     np.testing.assert_array_equal(outs[1], outs[0])
 
 
-def test_few_negative_numbers_written_as_unsigned_ones_are_told_and_change_no_other() -> None:
+def test_few_negative_numbers_written_as_unsigned_ones_change_no_other() -> None:
     frames = example((24, 24, 20)).astype(np.int16)
     frames[5, 6, 7], frames[15, 16, 7] = -1, -3
     missing = frames.astype(np.float32)
     missing[frames < 0] = np.nan
     out, result = run(frames.astype(np.uint16))
     np.testing.assert_allclose(out, run(missing)[0], atol=0.1)
-    assert "negative numbers" in result.warnings[0]
-    assert "2 voxels" in result.warnings[1]
+    assert "2 voxels were NaN, infinite or alone" in result.warnings[0]
 
 
 def test_light_is_no_damage() -> None:
