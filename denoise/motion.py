@@ -300,9 +300,11 @@ def varying(frames: Tensor) -> Tensor:
 
 
 def per_variance(variance: Tensor) -> Tensor:
-    """Weights (Y, X): 1 / variance around each pixel; 0 for those that do not vary."""
-    usual = F.avg_pool2d(F.pad(variance[None, None], [AROUND // 2] * 4, "replicate"), AROUND, 1)[0, 0]
-    return torch.where(variance > 0, 1 / usual.clamp(min=TINY), 0)
+    """Weights (Y, X): 1 / variance of the pixels around each that vary; 0 for those that do not."""
+    varies = variance > 0
+    both = F.pad(torch.stack([variance, varies.float()]), [AROUND // 2] * 4)
+    usual, share = F.avg_pool2d(both, AROUND, 1)
+    return torch.where(varies, share / usual.clamp(min=TINY), 0)
 
 
 def cells_of(shape: Sequence[int], edge: int) -> Tensor:
