@@ -65,7 +65,7 @@ def without_missing(frames: np.ndarray, flashes: Tensor | None = None) -> tuple[
     values[flashes] = torch.nan
     for piece in values.split(max(1, PIECE_VOXELS // values[0].numel())):
         piece.masked_fill_(~(piece.abs() < ABSURD), torch.nan)
-    values[lone_voxels(values)] = torch.nan
+    values.masked_fill_(lone_voxels(values), torch.nan)
     single = values.isnan().sum((1, 2)) - rows.sum(1) * values.shape[2]  # (n,)
     voxels = int(single[~(blank | flashes)].sum())
     return values, Missing(voxels, int(rows.sum()), blank, flashes)
@@ -194,15 +194,15 @@ def lone_voxels(values: Tensor) -> Tensor:
     over neighbours, and lasts. Where there are many, they are no errors.
     """
     found = values.abs() > FAR
-    if int(found.sum()) > 1 + MANY * values.numel():
+    if not 0 < int(found.count_nonzero()) <= 1 + MANY * values.numel():
         return torch.zeros_like(found)
     places = found.nonzero()  # (N, 3)
-    values, sizes = values.abs(), torch.tensor(values.shape)
-    least = LONE * values[found]  # (N,)
+    sizes = torch.tensor(values.shape)
+    least = LONE * values[found].abs()  # (N,)
     for step in torch.cartesian_prod(*[torch.arange(-1, 2)] * 3):
         beside = (places + step).clamp(min=torch.zeros(3, dtype=torch.long), max=sizes - 1)
         apart = (beside != places).any(1)
-        found[places.unbind(1)] &= ~(apart & (values[beside.unbind(1)] > least))
+        found[places.unbind(1)] &= ~(apart & (values[beside.unbind(1)].abs() > least))
     if int(found.sum()) > 1 + RARE * values.numel():
         return torch.zeros_like(found)
     return found
