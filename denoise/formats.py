@@ -254,17 +254,25 @@ def open_series(paths: Sequence[Path], frames: Range = (None, None)) -> Recordin
     first = pieces[0]
     for piece in pieces:
         refuse_another(piece, first)
-    refuse_other_axes(paths)
+    description = described_by(first.path)
+    refuse_other_axes(paths, description)
     kept = chosen_frames(first.path, sum(piece.frames for piece in pieces), frames)
-    with open_pages(described_by(first.path), of_series=True).movie as movie:
-        told = movie.info
     files = SeriesFiles(pieces)
     pages = files.open(0)
+    told = pages.movie.info
+    if description != first.path:
+        with open_pages(description, of_series=True).movie as movie:
+            told = movie.info
     notes = pages.movie.info.notes
     if first.axes[first.place] == "Z":
         notes += ("the files name planes and no time: planes count as frames",)
-    calibration = {"pixel_size": told.pixel_size, "frame_interval": told.frame_interval}
-    info = replace(pages.movie.info, notes=notes, axes=first.axes, **calibration)  # type: ignore[arg-type]
+    info = replace(
+        pages.movie.info,
+        notes=notes,
+        axes=first.axes,
+        pixel_size=told.pixel_size,
+        frame_interval=told.frame_interval,
+    )
     sizes = [*first.sizes]
     sizes[first.place] = len(kept)
     number = math.prod(sizes[:-2]) // len(kept)
@@ -295,9 +303,12 @@ def refuse_another(piece: Piece, first: Piece) -> None:
         )
 
 
-def refuse_other_axes(paths: Sequence[Path]) -> None:
-    """Raise MovieError if by OME the files of a series are not of one channel and plane that they go on in time."""
-    places = ome_places(described_by(paths[0]))
+def refuse_other_axes(paths: Sequence[Path], description: Path) -> None:
+    """Raise MovieError if by OME the files of a series are not of one channel and plane that they go on in time.
+
+    description: the file whose OME-XML tells of them.
+    """
+    places = ome_places(description)
     held = {place for path in paths for place in places.get(path.name, places.get("", ()))}
     numbers = [len(set(column)) for column in zip(*held)]
     if len(held) > 1:
