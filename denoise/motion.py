@@ -317,9 +317,15 @@ def cells_of(shape: Sequence[int], edge: int) -> Tensor:
     rows, columns = (
         (torch.arange(size) - edge).div((size - 2 * edge) / CELLS, rounding_mode="floor") for size in shape
     )
-    cells = [(rows == i)[:, None] & (columns == j) for i in range(CELLS) for j in range(CELLS)]
-    black, white = ([its for n, its in enumerate(cells) if (n // CELLS + n) % 2 == k] for k in (0, 1))
-    return torch.stack(black + white)
+    cells = torch.stack([(rows == i)[:, None] & (columns == j) for i in range(CELLS) for j in range(CELLS)])
+    black = black_squares()
+    return torch.cat([cells[black], cells[~black]])
+
+
+def black_squares() -> Tensor:
+    """Which of CELLS x CELLS cells, row after row, are black squares of a chess board: bool (cells,)."""
+    even = torch.arange(CELLS) % 2 == 0
+    return (even[:, None] == even).flatten()
 
 
 def solver(seen: Tensor, true: Tensor) -> Tensor | None:
@@ -504,7 +510,8 @@ def in_cells(images: Tensor) -> Tensor:
 def displacements_of(blocks: Callable[[], Iterable[Tensor]]) -> Tensor:
     """Of a movie's frames along (y, x): (T, 2) pixels, or (0, 2) where there is no telling.
 
-    `blocks` are its frames (n, Y, X), in order and in phase, NaN where missing. They are read three times.
+    `blocks` are its frames (n, Y, X), in order and in phase, NaN where missing. They are read three times, the first
+    ones once more.
     """
     first = torch.cat([frames for _, _, frames in islice(pieces(blocks(), PIECE), FOLDS)])
     size, farthest = len(first) // FOLDS, min(first.shape[1:]) // FARTHEST
@@ -529,7 +536,7 @@ def displacements_told(whole: Tensor, cells: Tensor) -> Tensor:
     seen = whole.isfinite().all(1)
     known = cells[seen].isfinite().all(2).float().mean(0) > KNOWN
     cells = torch.where(cells.isfinite(), cells, whole[:, None])
-    black = torch.arange(CELLS**2) // CELLS % 2 == torch.arange(CELLS**2) % 2
+    black = black_squares()
     parts = [known & black, known & ~black]
     if not all(bool(its.any()) for its in parts):
         return STILL.by
@@ -725,7 +732,7 @@ def row_fits(image: Tensor) -> tuple[Tensor, Tensor]:
     coherence[0] = 0  # the mean tells nothing
     shared = shared * (count * coherence / (1 - coherence) / strength)
     cells = torch.stack([its.sum(0) for its in shared.tensor_split(CELLS)])  # (CELLS, CELLS, waves)
-    black = torch.arange(CELLS**2).view(CELLS, CELLS).add(torch.arange(CELLS)[:, None]) % 2 == 0
+    black = black_squares().view(CELLS, CELLS)
     steps = round(side / FURTHEST / FINE)
     shifts = torch.arange(-steps, steps + 1) * FINE
     turns = torch.exp(2j * math.pi * torch.fft.rfftfreq(side) * shifts[:, None])
