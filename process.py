@@ -1243,7 +1243,7 @@ def made_with(run: Run) -> dict[str, Any]:
 
 
 def metadata(run: Run, status: str) -> dict[str, Any]:
-    """All that is known of the run, as the README documents it.
+    """All that is known of the run, as docs/metadata.md documents it.
 
     What an earlier run finished counts as finished until this one has replaced it.
     """
