@@ -1,4 +1,4 @@
-"""Compare designs at equal training time, and what overlap, adaptation and read-out do: for docs/quality.md.
+"""Compare designs at equal training time, and what overlap, adaptation and read-out do: for docs/development.md.
 
 `python -m evaluation.designs train --seconds 40` trains each design by the training loop of the shipped weights and
 scores it on held-out challenge scenes; `overlap`, `adapt` and `readout` score the shipped weights.
