@@ -37,8 +37,8 @@ from denoise.motion import (
     STILL,
     Moments,
     Motion,
-    displacements_of,
     in_phase,
+    motion_of,
     moves,
     phase_of,
     tracker_of,
@@ -322,10 +322,10 @@ def motion_found(
     """
     with torch.inference_mode():
         phase = phase_of(survey.context.mean)
-        by = STILL.by
+        motion = STILL
         if phase or survey.moves:
-            by = displacements_of(partial(followed, movie, partial(in_phase_pieces, survey, phase), progress))
-    motion = Motion(by, phase if len(by) else float(round(phase))).whole()
+            motion = motion_of(partial(followed, movie, partial(in_phase_pieces, survey, phase), progress))
+    motion = replace(motion, phase=phase if len(motion.by) else float(round(phase))).whole()
     if motion.still:
         return STILL
     excerpt, start, place = excerpt_of(movie)
@@ -333,7 +333,7 @@ def motion_found(
     stop = start + len(excerpt.frames)
     recorded, _ = without_missing(survey.normalization.normalize(excerpt.frames), survey.flashes[start:stop])
     away = []
-    for its in (STILL, replace(motion, by=motion.by[start:])):
+    for its in (STILL, motion.during(start)):
         parts: list[np.ndarray] = []
         known = Changes(survey.recorded_light.since(start), its, survey.odd.part(*place))
         denoise_movie(excerpt, model, alone, parts.append, lambda *_: None, known=known)

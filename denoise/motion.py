@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from itertools import islice
 
 import numpy as np
@@ -36,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from denoise.context import inpainted
-from denoise.smoothing import correlated, filtered, mean_around, middle
+from denoise.smoothing import MEASURED, correlated, filtered, mean_around, middle
 from denoise.waves import cosines, octaves
 
 FEWEST = 32  # frames, and pixels a side, to tell movement from chance
@@ -52,6 +53,8 @@ AROUND = 3  # pixels a side in which variance is averaged
 TAPS = 12  # of the interpolation, to each side
 BEYOND = 0.95  # pixels outside of a frame is as far as it still tells something
 SHAPE = 5.0  # of its Kaiser window
+FINEST = 1024  # places to a pixel, where each has its own
+ROUNDS = 3  # of looking for the place that a displacement leads to
 STEPS = 2  # of least squares
 SINGULAR = 1e-3  # of slopes and light: what else could not be told apart
 OUT_OF_PHASE = 0.3  # pixels: less than that costs hardly anything
@@ -63,6 +66,7 @@ FOLDS = 4  # of the frames; those of one are compared to the mean of the others
 PIECE = 16  # frames in a row that are of the same one, at most
 KNOWN = 0.5  # of all frames at least a pixel or a cell has to be seen in
 COHERENT = 0.99  # at most: structure is not the same in two rows
+WIDE = 512  # pixels a side in which a field is seen to bend
 SECTION = 1024  # frames at most, whose displacements are looked at together
 TINY = torch.finfo().tiny
 
@@ -70,6 +74,10 @@ TINY = torch.finfo().tiny
 Margins = tuple[tuple[int, int], tuple[int, int]]  # rows before and after a frame, and columns
 NO_MARGINS: Margins = ((0, 0), (0, 0))
 NO_PARTS = torch.zeros(0, 1, 1)
+NO_BENDS = torch.zeros(0, 5, 2)
+
+# displacements along y (0) or x (1) of frames at rows and columns that broadcast: (n, ., .)
+Away = Callable[[int, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -80,12 +88,16 @@ class Motion:
     phase: pixels by which odd rows have it further on along x, since a scanner writes them on its way back.
     margins: rows before and after the frame, and columns, that the canvas has more.
     scene: what it is like in the mean (H, W), on the canvas, in the frames' units; None where that is not known.
+    bends (T, 5, 2): pixels along (y, x) more, of each of `bending`; (0, 5, 2) where all is displaced alike.
+    half: of the field that bends, around the middle of a frame: pixels along (y, x). Beyond it nothing bends further.
     """
 
     by: Tensor
     phase: float = 0.0
     margins: Margins = NO_MARGINS
     scene: Tensor | None = None
+    bends: Tensor = NO_BENDS
+    half: tuple[float, float] = (1.0, 1.0)
 
     @property
     def still(self) -> bool:
@@ -99,32 +111,82 @@ class Motion:
         if self.scene is not None:
             shown = self.release(self.scene.expand(len(frames), -1, -1), start)
             return replace(self, scene=None).hold(frames - shown, start).add_(self.scene)
-        at_y, at_x = self._places(frames, start, 1)
+        at_y, at_x = self._places(frames.shape, start)
         missing = frames.isnan()
         if missing.any():
             frames = filled(frames)
-        held = along_x(frames, at_x, self.phase)
+        held = along_x(frames, at_x, self._odd)
         if len(self.by):  # rows stay where they are otherwise
             held = along_y(held, at_y)
-        return held.masked_fill_(unseen(missing, at_y, at_x, self.phase), torch.nan)
+        return held.masked_fill_(unseen(missing, at_y, at_x, self._odd), torch.nan)
 
     def release(self, canvas: Tensor, start: int) -> Tensor:
         """The inverse: what was made of them (n, H, W), where the frames (n, Y, X) have it."""
         if self.still:
             return canvas
-        at_y, at_x = self._places(canvas, start, -1)
+        at_y, at_x = self._places_back(canvas.shape, start)
         # held frames went on beyond their edges as they ended there, so they do on the way back
         rows = along_y(canvas, at_y, BEYOND) if len(self.by) else canvas
-        return along_x(rows, at_x, -self.phase, BEYOND)
+        return along_x(rows, at_x, -self._odd, BEYOND)
 
-    def _places(self, frames: Tensor, start: int, sign: int) -> Iterator[Tensor]:
-        """Of what is to come, in frames (n, Y, X) from that one on: rows (n, H), and columns (n, W); n may be 1 for all.
+    def _places(self, shape: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
+        """In frames (n, Y, X) from that one on: the canvas' rows, and its columns in each of the frames' rows.
 
-        sign: 1 onto the canvas, -1 from it.
+        (n, H, 1) and (n, 1, W) where all is displaced alike, else (n, H, W) and (n, Y, W); n may be 1 for all.
         """
-        by = self._every[start : start + len(frames)] if len(self.by) else self._every
-        for (before, after), size, its in zip(self.margins, frames.shape[1:], by.unbind(1)):
-            yield torch.arange(-sign * before, size + sign * after) + sign * its[:, None]
+        count, *size = shape
+        (top, bottom), (left, right) = self.margins
+        y, x = torch.arange(-top, size[0] + bottom)[:, None], torch.arange(-left, size[1] + right)
+        away = self._away(start, count, size)
+        return y + away(0, y, x), x + away(1, self._rows(size[0], x, away), x) + self._further_on(size[0])
+
+    def _places_back(self, shape: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
+        """On the canvas (n, H, W): the frames' rows in each of its columns, and their columns.
+
+        (n, Y, 1) and (n, 1, X) where all is displaced alike, else (n, Y, W) and (n, Y, X); n may be 1 for all.
+        """
+        count, height, width = shape
+        (top, bottom), (left, right) = self.margins
+        size = height - top - bottom, width - left - right
+        away = self._away(start, count, size)
+        at_y = self._rows(size[0], torch.arange(-left, width - left), away)
+        y = rows = torch.arange(size[0])[:, None]
+        x = columns = torch.arange(size[1]) - self._further_on(size[0])
+        for _ in range(ROUNDS):
+            y, x = rows - away(0, y, x), columns - away(1, y, x)
+        return at_y + top, x + left
+
+    @property
+    def _odd(self) -> float:
+        """The phase, unless it is in the places since each row has its own."""
+        return 0.0 if len(self.bends) else self.phase
+
+    def _further_on(self, count: int) -> Tensor:
+        """What the phase adds to the places of so many rows of a frame: (Y, 1), or (1, 1) where they have the same."""
+        return self.phase * (torch.arange(count) % 2)[:, None] if len(self.bends) else torch.zeros(1, 1)
+
+    def _rows(self, count: int, x: Tensor, away: Away) -> Tensor:
+        """Rows of the canvas that so many rows of frames are at, in its columns (W,): (n, Y, W), or (n, Y, 1)."""
+        y = rows = torch.arange(count)[:, None]
+        for _ in range(ROUNDS):
+            y = rows - away(0, y, x)
+        return y
+
+    def _away(self, start: int, count: int, size: Sequence[int]) -> Away:
+        """How far what is at a place of the canvas is displaced in `count` frames of size (Y, X) from that one on."""
+        its = self.during(start, count)
+        middle_y, middle_x = ((n - 1) / 2 for n in size)
+        return lambda axis, y, x: its.displacement(axis, y - middle_y, x - middle_x)
+
+    def displacement(self, axis: int, y: Tensor, x: Tensor) -> Tensor:
+        """Along y (0) or x (1), of what is at rows and columns from a frame's middle that broadcast: (T or 1, ., .)."""
+        displaced = self._every[:, axis, None, None]
+        if not len(self.bends):
+            return displaced
+        v, u = inside(y, x, self.half)
+        along_y, along_x, curved_y, twisted, curved_x = self.bends[..., axis, None, None].unbind(1)
+        displaced = displaced - (curved_y + curved_x) / 3
+        return displaced + v * (along_y + curved_y * v + twisted * u) + u * (along_x + curved_x * u)
 
     @property
     def _every(self) -> Tensor:
@@ -132,20 +194,31 @@ class Motion:
         return self.by if len(self.by) else torch.zeros(1, 2)
 
     @property
+    def _extremes(self) -> Tensor:
+        """The same all over the field: (T, places, 2)."""
+        y, x = (half * torch.linspace(-1, 1, 5) for half in self.half)
+        return torch.stack([self.displacement(axis, y[:, None], x).flatten(1) for axis in (0, 1)], 2)
+
+    @property
     def reach(self) -> tuple[float, float]:
         """The largest displacement along (y, x) from the mean one, in pixels."""
-        by_y, by_x = (self._every - self._every.mean(0)).abs().amax(0).tolist()
+        every = self._extremes
+        by_y, by_x = (every - every.mean(0)).abs().amax((0, 1)).tolist()
         return by_y, by_x
 
     def whole(self) -> Motion:
         """The same with the margins that it takes to lose nothing."""
-        places = torch.cat(
-            [self._every, self._every + torch.tensor([0.0, self.phase])]
-        )  # even rows, odd rows
+        every = self._extremes.flatten(0, 1)
+        places = torch.cat([every, every + torch.tensor([0.0, self.phase])])  # even rows, odd rows
         (top, left), (bottom, right) = (
             its.amax(0).ceil().clamp(min=0).int().tolist() for its in (places, -places)
         )
         return replace(self, margins=((top, bottom), (left, right)))
+
+    def during(self, start: int, count: int | None = None) -> Motion:
+        """That of frames from one on, so many or all."""
+        stop = None if count is None else start + count
+        return replace(self, by=self.by[start:stop], bends=self.bends[start:stop])
 
     def rescaled(self, scale: float, shift: float) -> Motion:
         """That of scale * movie + shift."""
@@ -153,6 +226,18 @@ class Motion:
 
 
 STILL = Motion(torch.zeros(0, 2))
+
+
+def inside(y: Tensor, x: Tensor, half: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Rows and columns from the middle of a field: from -1 to 1 in it, its edge beyond."""
+    v, u = ((its / most).clamp(-1, 1) for its, most in zip((y, x), half))
+    return v, u
+
+
+def bending(y: Tensor, x: Tensor, half: tuple[float, float]) -> Tensor:
+    """How a field bends, at rows and columns from its middle (places,): polynomials of degree 1 and 2, (5, places)."""
+    v, u = inside(y, x, half)
+    return torch.stack([v, u, v * v - 1 / 3, v * u, u * u - 1 / 3])
 
 
 # ---- frames at other places
@@ -171,63 +256,91 @@ def filled(frames: Tensor) -> Tensor:
 
 
 def along_y(frames: Tensor, at: Tensor, beyond: float = math.inf) -> Tensor:
-    """Frames (n, Y, X) at rows (n, H) between theirs, one apart: (n, H, X); places (1, H) are those in all frames."""
-    index, weights = taps_at(at, frames.shape[1], beyond)
-    rows = frames.gather(1, index[..., None].expand(len(frames), -1, frames.shape[2]))
-    return correlated(rows, weights.expand(len(frames), -1), 1)
+    """Frames (n, Y, X) at rows (n, H, X) or (n, H, 1): (n, H, X)."""
+    return between(frames, at, 1, beyond)
 
 
 def along_x(frames: Tensor, at: Tensor, phase: float, beyond: float = math.inf) -> Tensor:
-    """Frames (n, Y, X) at columns (n, W) between theirs, so many pixels further on in odd rows: (n, Y, W)."""
-
-    def take(rows: Tensor, at: Tensor) -> Tensor:
-        index, weights = taps_at(at, frames.shape[2], beyond)
-        columns = rows.gather(2, index[:, None].expand(*rows.shape[:2], -1))
-        return correlated(columns, weights.expand(len(rows), -1), 2)
-
-    return by_rows(frames, at, phase, take)
+    """Frames (n, Y, X) at columns (n, Y, W) or (n, 1, W), so many pixels further on in odd rows: (n, Y, W)."""
+    return by_rows(frames, at, phase, lambda rows, at: between(rows, at, 2, beyond))
 
 
 def by_rows(frames: Tensor, at: Tensor, phase: float, take: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """What `take` makes of frames (n, Y, X) at columns (n, W), so many pixels further on in odd rows: (n, Y, W)."""
+    """What `take` makes of frames (n, Y, X) at columns (n, Y or 1, W), so many further on in odd rows: (n, Y, W)."""
     taken = take(frames, at)
     if phase:
-        taken[:, 1::2] = take(frames[:, 1::2], at + phase)
+        taken[:, 1::2] = take(frames[:, 1::2], (at[:, 1::2] if at.shape[1] > 1 else at) + phase)
     return taken
 
 
 def unseen(missing: Tensor, at_y: Tensor, at_x: Tensor, phase: float) -> Tensor:
-    """Where frames (n, Y, X) show nothing at rows (n, H) and columns (n, W), missing or beyond them: bool (n, H, W)."""
-
-    def take(rows: Tensor, at: Tensor) -> Tensor:
-        index, beyond = nearest(at, rows.shape[2])
-        return rows.gather(2, index[:, None].expand(len(rows), rows.shape[1], -1)) | beyond[:, None]
-
-    index, beyond = nearest(at_y, missing.shape[1])
-    columns = by_rows(missing, at_x, phase, take)
-    return columns.gather(1, index[..., None].expand(len(missing), -1, columns.shape[2])) | beyond[..., None]
+    """Where frames (n, Y, X) show nothing at rows (n, H, .) and columns (n, ., W), missing or beyond: (n, H, W)."""
+    columns = by_rows(missing, at_x, phase, partial(nearest, axis=2))
+    return nearest(columns, at_y, 1)
 
 
-def nearest(places: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Of `size` samples that at each place, and whether it is beyond all of them."""
-    index = places.round().long().clamp(0, size - 1)
-    return index, (places - index).abs() > BEYOND
+def nearest(missing: Tensor, at: Tensor, axis: int) -> Tensor:
+    """The pixel nearest to each place along an axis: whether it is missing, or beyond all of them."""
+    size = missing.shape[axis]
+    index = at.round().long().clamp(0, size - 1)
+    return along(missing, index, axis) | ((at - index).abs() > BEYOND)
 
 
-def taps_at(places: Tensor, size: int, beyond: float = math.inf) -> tuple[Tensor, Tensor]:
-    """Of `size` samples, for the values at places (n, L) between them, one apart: which ones, and their weights.
+def along(frames: Tensor, index: Tensor, axis: int) -> Tensor:
+    """Those of the samples of frames (n, Y, X) along an axis, as of lines of their own or as of all lines alike."""
+    shape = list(frames.shape)
+    shape[axis] = index.shape[axis]
+    return frames.gather(axis, index.expand(shape))
 
-    Samples (n, L + 2 TAPS - 1), each value from 2 TAPS in a row of them, and weights (n, 2 TAPS). The outermost samples
-    go on; those further than `beyond` outside of the places count as the last one within.
+
+def between(frames: Tensor, at: Tensor, axis: int, beyond: float = math.inf) -> Tensor:
+    """Frames (n, Y, X) at places along an axis: those of each line, or those of all lines alike, one apart.
+
+    The outermost samples go on; those further than `beyond` outside of the places count as the last one within.
     """
-    first, last = places[:, :1], places[:, -1:]
-    start = first.floor() - TAPS + 1
-    away = first - start - torch.arange(2 * TAPS)
+    count, alike = at.shape[axis], at.shape[3 - axis] == 1
+    origin = at[:, :1, :1].floor()
+    rest = at[:, :1, :1] - origin if alike else at - numbered(count, axis) - origin
+    least, most = int(rest.min().floor()), int(rest.max().floor())
+    index = origin + least - TAPS + 1 + numbered(count + 2 * TAPS - 1 + most - least, axis)
+    low = (at.narrow(axis, 0, 1) - beyond).ceil().clamp(min=0)
+    high = (at.narrow(axis, count - 1, 1) + beyond).floor().clamp(max=frames.shape[axis] - 1)
+    samples = along(frames, index.clamp(low, high).long(), axis)
+    if not alike:
+        return weighted(samples, rest - least, axis)
+    weights = sinc(rest[:, 0] + TAPS - 1 - torch.arange(2 * TAPS))
+    return correlated(samples, (weights / weights.sum(1, keepdim=True)).expand(len(frames), -1), axis)
+
+
+def numbered(count: int, axis: int) -> Tensor:
+    """So many numbers from 0 on, along an axis: (1, count, 1) or (1, 1, count)."""
+    return torch.arange(count)[None, :, None] if axis == 1 else torch.arange(count)[None, None]
+
+
+def weighted(samples: Tensor, rest: Tensor, axis: int) -> Tensor:
+    """Samples (n, Y, X) at places of their own, so much further on than TAPS - 1 plus their number along an axis."""
+    count = rest.shape[axis]
+    reach = samples.shape[axis] - count + 1
+    table, nearest = sinc_table(reach - TAPS), (rest * FINEST).round().int().flatten()
+    total = torch.zeros_like(rest)
+    for tap in range(reach):
+        weights = table[(reach - 1 - tap) * FINEST :].index_select(0, nearest)
+        total.addcmul_(samples.narrow(axis, tap, count), weights.view(total.shape))
+    return total
+
+
+@lru_cache
+def sinc_table(side: int) -> Tensor:
+    """Weights of samples up to so many pixels away to both sides, FINEST a pixel; those a pixel apart have the sum 1."""
+    weights = sinc(torch.arange(-side * FINEST, side * FINEST + 1) / FINEST)
+    sums = weights[:-1].view(-1, FINEST).sum(0).repeat(2 * side)
+    return weights / torch.cat([sums, sums[:1]])
+
+
+def sinc(away: Tensor) -> Tensor:
+    """Weights of samples so many pixels away, in a Kaiser window of TAPS to each side."""
     window = torch.special.i0(SHAPE * (1 - (away / TAPS).square()).clamp(min=0).sqrt())
-    weights = torch.sinc(away) * window
-    low, high = (first - beyond).ceil().clamp(min=0), (last + beyond).floor().clamp(max=size - 1)
-    index = (start + torch.arange(places.shape[1] + 2 * TAPS - 1)).clamp(low, high)
-    return index.long(), weights / weights.sum(1, keepdim=True)
+    return torch.where(away.abs() <= TAPS, torch.sinc(away) * window, 0)
 
 
 # ---- how far frames are displaced
@@ -432,6 +545,27 @@ class Scene:
     margins: Margins = NO_MARGINS
     parts: Tensor = NO_PARTS
 
+    @property
+    def half(self) -> tuple[float, float]:
+        """Of the sides of a frame."""
+        y, x = ((size - sum(margins)) / 2 for size, margins in zip(self.mean.shape, self.margins))
+        return y, x
+
+    @property
+    def middles(self) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the middles of cells (cells,), from the middle of a frame."""
+        y, x = (
+            (torch.arange(CELLS) + 0.5) * math.ceil(size / CELLS) - before - half
+            for size, (before, _), half in zip(self.mean.shape, self.margins, self.half)
+        )
+        return y.repeat_interleave(CELLS), x.repeat(CELLS)
+
+    def displaced(self, motion: Motion) -> Tensor:
+        """How far cells' middles are: (T, cells, 2)."""
+        y, x = self.middles
+        told = [motion.displacement(axis, y[None], x[None])[:, 0] for axis in (0, 1)]
+        return torch.stack([its.expand(-1, len(y)) for its in told], 2)
+
     def wider(self, margin: int) -> Scene:
         """With so many pixels more at each side; what is seen there is not known."""
         mean, variance = (
@@ -449,8 +583,8 @@ class Scene:
         return Scene(mean, variance, (margins[0], margins[1]), parts)
 
 
-# of which fold, from which on, and frames (n, Y, X) -> displacements (n, 2)
-Place = Callable[[int, int, Tensor], Tensor]
+# of which fold, from which on, and frames (n, Y, X) -> where they are
+Place = Callable[[int, int, Tensor], Motion]
 
 
 class Follower:
@@ -474,12 +608,13 @@ class Follower:
             len(seen) * (len(seen) - 1)
         )  # (cells, 4 x 4, P)
 
-    def places(self, frames: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
-        """Displacements of frames (n, Y, X) that are held by `by` (n, 2): of each (n, 2), and of cells (n, cells, 2).
+    def places(self, frames: Tensor, near: Motion) -> tuple[Tensor, Tensor]:
+        """Displacements of frames (n, Y, X) that are held so: of each (n, 2), and in the middle of cells (n, cells, 2).
 
         NaN where they do not tell.
         """
-        held = Motion(by, margins=self.scene.margins, scene=self.scene.mean).hold(frames, 0)
+        near = replace(near, margins=self.scene.margins, scene=self.scene.mean)
+        held = near.hold(frames, 0)
         rest = in_cells(held - self.scene.mean)  # (cells, n, P)
         shared = (rest.isfinite().float() @ self.shared.mT).transpose(0, 1).unflatten(-1, (4, 4))
         told = (rest.nan_to_num() @ self.seen.mT).transpose(0, 1)[..., None]  # (n, cells, 4, 1)
@@ -487,7 +622,7 @@ class Follower:
             (inverse(its) @ more)[..., :2, 0].clamp(-1, 1)
             for its, more in ((shared.sum(1), told.sum(1)), (shared, told))
         )
-        return by - whole, by[:, None] - cells
+        return near.by - whole, self.scene.displaced(near) - cells
 
 
 def changes(image: Tensor, soft: float = 0.0) -> Tensor:
@@ -507,25 +642,93 @@ def in_cells(images: Tensor) -> Tensor:
     return cells.reshape(CELLS**2, -1, height * width)
 
 
-def displacements_of(blocks: Callable[[], Iterable[Tensor]]) -> Tensor:
-    """Of a movie's frames along (y, x): (T, 2) pixels, or (0, 2) where there is no telling.
+def motion_of(blocks: Callable[[], Iterable[Tensor]]) -> Motion:
+    """How a movie's frames are displaced; STILL where there is no telling.
 
     `blocks` are its frames (n, Y, X), in order and in phase, NaN where missing. They are read three times, the first
-    ones once more.
+    ones once more; where the field bends, twice more.
     """
     first = torch.cat([frames for _, _, frames in islice(pieces(blocks(), PIECE), FOLDS)])
     size, farthest = len(first) // FOLDS, min(first.shape[1:]) // FARTHEST
     if min(first.shape) < FEWEST:
-        return STILL.by
+        return STILL
     scenes = [Scene(*image_of(first))] * FOLDS
     for _ in range(STEPS):
         scenes, _ = held_scenes(pieces([first], size), tracking(scenes, farthest), scenes[0])
-    scenes, by = held_scenes(pieces(blocks(), size), tracking(scenes, farthest), scenes[0].wider(farthest))
+    scenes, near = held_scenes(pieces(blocks(), size), tracking(scenes, farthest), scenes[0].wider(farthest))
     scenes = in_sight(scenes)
-    scenes, by = held_scenes(pieces(blocks(), size), following(scenes, by), scenes[0])
+    scenes, near = held_scenes(pieces(blocks(), size), following(scenes, near), scenes[0])
+    whole, cells = told(pieces(blocks(), size), scenes, near)
+    motion = Motion(displacements_told(whole, cells))
+    return motion if motion.still else bent(blocks, size, with_bends(motion, cells, scenes[0]))
+
+
+def bent(blocks: Callable[[], Iterable[Tensor]], size: int, motion: Motion) -> Motion:
+    """The same, where the field bends for more of it, as found by frames that are held by what is known so far."""
+    if not len(motion.bends):
+        return motion
+    first = torch.cat([frames for _, _, frames in islice(pieces(blocks(), size, WIDE), FOLDS)])
+    margin = max(max(its) for its in motion.whole().margins)
+    about = Scene(*image_of(first)).wider(margin)
+    scenes, _ = held_scenes(pieces(blocks(), size, WIDE), as_known(motion), about)
+    scenes = in_sight(scenes)
+    _, cells = told(pieces(blocks(), size, WIDE), scenes, motion)
+    return with_bends(motion, cells, scenes[0])
+
+
+def told(
+    frames: Iterable[tuple[int, int, Tensor]], scenes: Sequence[Scene], near: Motion
+) -> tuple[Tensor, Tensor]:
+    """Displacements of frames that are held so, each as a whole (T, 2), and of their cells (T, cells, 2)."""
     followers = [Follower(its) for its in scenes]
-    told = [followers[k].places(its, by[n : n + len(its)]) for k, n, its in pieces(blocks(), size)]
-    return displacements_told(*(torch.cat(its) for its in zip(*told)))
+    found = [followers[k].places(its, near.during(n, len(its))) for k, n, its in frames]
+    whole, cells = (torch.cat(its) for its in zip(*found))
+    return whole, cells
+
+
+def with_bends(motion: Motion, cells: Tensor, scene: Scene) -> Motion:
+    """The same with the bends that cells of the scene tell (T, cells, 2): those that black and white ones tell alike."""
+    known = cells.isfinite().all(2).float().mean(0) > KNOWN
+    cells = torch.where(cells.isfinite(), cells, scene.displaced(motion))
+    y, x = scene.middles
+    shapes = torch.cat([torch.ones(1, len(y)), bending(y, x, scene.half)])
+    black = black_squares()
+    parts = [known & black, known & ~black]
+    if any(int(its.sum()) < len(shapes) for its in parts):
+        return motion
+    weights = fit_weights(cells, shapes)
+    whole, *halves = (fitted(cells, shapes, weights * its[:, None]).flatten(1) for its in (known, *parts))
+    both = torch.stack(halves, 1)  # (T, 2, 12)
+    sure = agreeing(both)
+    if not bool(sure[2:].any()):
+        return motion
+    sure[:2] = True
+    by, *bends = (steadied(whole, both) * sure).unflatten(1, (-1, 2)).unbind(1)
+    bends = torch.stack([its - its.mean(0) for its in bends], 1)
+    return replace(motion, by=by, bends=bends, half=scene.half)
+
+
+def fitted(told: Tensor, shapes: Tensor, weights: Tensor) -> Tensor:
+    """How much of shapes (K, cells) is in what cells tell (T, cells, 2), by weighted least squares: (T, K, 2)."""
+    return torch.einsum("akc,tca->tka", solvers(shapes, weights), told)
+
+
+def solvers(shapes: Tensor, weights: Tensor) -> Tensor:
+    """What tells that from them: (2, K, cells)."""
+    weighted = shapes * weights.T[:, None]  # (2, K, cells)
+    return torch.linalg.pinv((weighted @ shapes.T).double(), hermitian=True).float() @ weighted
+
+
+def fit_weights(told: Tensor, shapes: Tensor) -> Tensor:
+    """Inverse variance by which each of the cells (T, cells, 2) misses what the others tell: (cells, 2)."""
+    away = told - told.mean(0)
+    weights = torch.ones_like(away[0])
+    for _ in range(STEPS):
+        left = away - torch.einsum("tka,kc->tca", fitted(away, shapes, weights), shapes)
+        own = torch.einsum("akc,kc->ca", solvers(shapes, weights), shapes)  # part of a cell in its own fit
+        weights = (1 - own).clamp(min=SINGULAR) / left.square().mean(0).clamp(min=TINY)
+        weights = weights / weights.sum(0)
+    return weights
 
 
 def displacements_told(whole: Tensor, cells: Tensor) -> Tensor:
@@ -541,13 +744,13 @@ def displacements_told(whole: Tensor, cells: Tensor) -> Tensor:
     if not all(bool(its.any()) for its in parts):
         return STILL.by
     halves = torch.stack([together(cells[:, its]) for its in parts], 1)
-    return steadied(together(cells[:, known]), halves) if agree(halves[seen]) else STILL.by
+    return steadied(together(cells[:, known]), halves) if bool(agreeing(halves[seen]).any()) else STILL.by
 
 
-def pieces(blocks: Iterable[Tensor], size: int) -> Iterator[tuple[int, int, Tensor]]:
+def pieces(blocks: Iterable[Tensor], size: int, side: int = MEASURED) -> Iterator[tuple[int, int, Tensor]]:
     """The middle of a movie's frames (n, Y, X), `size` at a time: of which fold they are, and where they start."""
     start = 0
-    for number, piece in enumerate(piece for block in blocks for piece in middle(block).split(size)):
+    for number, piece in enumerate(piece for block in blocks for piece in middle(block, side).split(size)):
         yield number % FOLDS, start, piece
         start += len(piece)
 
@@ -555,25 +758,30 @@ def pieces(blocks: Iterable[Tensor], size: int) -> Iterator[tuple[int, int, Tens
 def tracking(scenes: Sequence[Scene], farthest: int) -> Place:
     """Frames are placed against the scene of their fold, wherever they are."""
     trackers = [Tracker(its.mean, its.variance, farthest) for its in scenes]
-    return lambda fold, _, frames: trackers[fold].places(frames, farthest)
+    return lambda fold, _, frames: Motion(trackers[fold].places(frames, farthest))
 
 
-def following(scenes: Sequence[Scene], by: Tensor) -> Place:
-    """The same, near displacements (T, 2), which stay where frames tell nothing."""
+def following(scenes: Sequence[Scene], motion: Motion) -> Place:
+    """The same, near where they are displaced so, and there where they tell nothing."""
     followers = [Follower(its) for its in scenes]
 
-    def place(fold: int, start: int, frames: Tensor) -> Tensor:
-        near = by[start : start + len(frames)]
-        told, _ = followers[fold].places(frames, near)
-        return torch.where(told.isfinite(), told, near)
+    def place(fold: int, start: int, frames: Tensor) -> Motion:
+        near = motion.during(start, len(frames))
+        by, _ = followers[fold].places(frames, near)
+        return replace(near, by=torch.where(by.isfinite(), by, near.by))
 
     return place
 
 
+def as_known(motion: Motion) -> Place:
+    """The same where their displacements are known."""
+    return lambda _, start, frames: motion.during(start, len(frames))
+
+
 def held_scenes(
     frames: Iterable[tuple[int, int, Tensor]], place: Place, about: Scene
-) -> tuple[list[Scene], Tensor]:
-    """What frames have in the mean where they are placed, without each of the folds, and where: (T, 2).
+) -> tuple[list[Scene], Motion]:
+    """What frames have in the mean where they are placed, without each of the folds, and where that is.
 
     In a mean that has a frame in it, the frame's noise would be found where it was put before, by both halves. about:
     what the scene is like.
@@ -581,9 +789,9 @@ def held_scenes(
     folds, others = ([Moments(about.mean) for _ in range(FOLDS)] for _ in range(2))
     places = []
     for fold, start, piece in frames:
-        by = place(fold, start, piece)
-        folds[fold].update(Motion(by, margins=about.margins).hold(piece, 0))
-        places.append(by)
+        motion = replace(place(fold, start, piece), margins=about.margins)
+        folds[fold].update(motion.hold(piece, 0))
+        places.append(motion.by)
     for number, own in enumerate(folds):
         for its in others[:number] + others[number + 1 :]:
             its.add(own)
@@ -593,7 +801,7 @@ def held_scenes(
         seen = its.count >= KNOWN * its.count.max()
         parts = torch.cat([means[:number], means[number + 1 :]])
         scenes.append(Scene(its.mean, its.variance * seen, about.margins, parts))
-    return scenes, torch.cat(places)
+    return scenes, Motion(torch.cat(places))
 
 
 def in_sight(scenes: Sequence[Scene]) -> list[Scene]:
@@ -646,14 +854,14 @@ def together(told: Tensor) -> Tensor:
     return (told * weights).sum(1)
 
 
-def agree(halves: Tensor) -> bool:
-    """Whether two halves of the field that know nothing of each other tell of the same movement, (T, 2 halves, 2)."""
+def agreeing(halves: Tensor) -> Tensor:
+    """Which of K amounts two halves of the field that know nothing of each other (T, 2 halves, K) tell alike: (K,)."""
     if len(halves) < FEWEST:
-        return False
+        return torch.zeros(halves.shape[2], dtype=torch.bool)
     away = halves - halves.mean(0)
-    shared, own = away.prod(1).mean(0), away.square().mean(0)  # (2,) and (2 halves, 2)
+    shared, own = away.prod(1).mean(0), away.square().mean(0)  # (K,) and (2 halves, K)
     chance = own.prod(0).sqrt() / len(away) ** 0.5
-    return bool(((shared > LEAST**2) & (shared > SURE * chance) & (shared > AGREE * own.amin(0))).any())
+    return (shared > LEAST**2) & (shared > SURE * chance) & (shared > AGREE * own.amin(0))
 
 
 def steadied(whole: Tensor, halves: Tensor) -> Tensor:

@@ -84,9 +84,9 @@ def variance_left(weights: Tensor) -> float:
 # ---- how neighbours share noise
 
 
-def middle(frames: Tensor) -> Tensor:
-    """The middle of frames (n, Y, X), at most MEASURED pixels a side."""
-    y, x = (centre(size, MEASURED) for size in frames.shape[1:])
+def middle(frames: Tensor, most: int = MEASURED) -> Tensor:
+    """The middle of frames (n, Y, X), so many pixels a side at most."""
+    y, x = (centre(size, most) for size in frames.shape[1:])
     return frames[:, y, x]
 
 

@@ -20,20 +20,24 @@ from denoise.motion import (
     Motion,
     Scene,
     Tracker,
-    agree,
+    agreeing,
     agreement,
     along_x,
     along_y,
-    displacements_of,
+    as_known,
+    bending,
+    between,
+    fit_weights,
+    fitted,
     held_scenes,
     in_cells,
     in_phase,
     in_sight,
+    motion_of,
     moves,
     phase_of,
     pieces,
     steadied,
-    taps_at,
     tracker_of,
     tracking,
     weighted_median,
@@ -67,6 +71,36 @@ def oddly(frames: torch.Tensor, phase: float) -> torch.Tensor:
     waves = torch.exp(-2j * torch.pi * torch.fft.rfftfreq(frames.shape[2]) * phase)
     frames[:, 1::2] = torch.fft.irfft(torch.fft.rfft(frames[:, 1::2]) * waves, n=frames.shape[2])
     return frames
+
+
+class Waves:
+    """A scene of variance 1 that is known between pixels, too."""
+
+    def __init__(self, seed: int, count: int = 60) -> None:
+        rng = np.random.default_rng(seed)
+        self.waves = rng.uniform(-0.12, 0.12, (count, 2)) * 2 * np.pi
+        self.phases = rng.uniform(0, 2 * np.pi, count)
+
+    def at(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """At such places."""
+        total = np.zeros(np.broadcast_shapes(y.shape, x.shape))
+        for wave, phase in zip(self.waves, self.phases):
+            total += np.cos(wave[0] * y + wave[1] * x + phase)
+        return total * np.sqrt(2 / len(self.waves))
+
+    def bent(self, motion: Motion, frame: int, height: int, width: int) -> np.ndarray:
+        """As one frame (Y, X) of a movie that moves so has it."""
+        by, bends = (its[frame].double().numpy() for its in (motion.by, motion.bends))
+        rows, columns = np.mgrid[:height, :width].astype(float)
+        columns[1::2] -= motion.phase
+        y, x = rows, columns
+        for _ in range(20):
+            v = np.clip((y - (height - 1) / 2) / motion.half[0], -1, 1)
+            u = np.clip((x - (width - 1) / 2) / motion.half[1], -1, 1)
+            shapes = np.stack([v, u, v * v - 1 / 3, v * u, u * u - 1 / 3])
+            away_y, away_x = np.tensordot(bends.T, shapes, 1) + by[:, None, None]
+            y, x = rows - away_y, columns - away_x
+        return self.at(y, x)
 
 
 def in_blocks(frames: torch.Tensor, size: int = 64) -> Iterator[torch.Tensor]:
@@ -143,15 +177,18 @@ def test_cells_that_one_of_the_means_cannot_tell_of_are_not_asked() -> None:
     frames = seen(scene, wander(np.random.default_rng(0), 64, 1.0, 0.0), 0.0)
     frames[:, 64:96, 32:64] = 0
     frames[16:32, 64:96, 32:64] = torch.from_numpy(scene[:32, :32])
-    by = displacements_of(lambda: in_blocks(frames))
+    by = motion_of(lambda: in_blocks(frames)).by
     assert by.shape in {(64, 2), (0, 2)}
 
 
-def test_interpolation_keeps_constants_and_leaves_white_noise_white() -> None:
-    places = torch.linspace(0, 1, 5)[:, None] + torch.arange(20, 200)
-    index, weights = taps_at(places, 220)
-    assert index.shape == (5, 180 + 2 * TAPS - 1)
-    torch.testing.assert_close(weights.sum(1), torch.ones(5))
+@pytest.mark.parametrize("lines", [1, 2])  # all lines alike, and each by itself
+def test_interpolation_keeps_constants_and_leaves_white_noise_white(lines: int) -> None:
+    """By what becomes of a sample that is alone."""
+    frames = torch.zeros(5, lines, 220)
+    frames[..., 110] = 1
+    places = torch.linspace(0, 1, 5)[:, None, None] + torch.arange(20, 200)
+    weights = between(frames, places.expand(-1, lines, -1), 2)[:, 0]
+    torch.testing.assert_close(weights.sum(1), torch.ones(5), atol=1e-3, rtol=0)
     power = weights.square().sum(1)
     assert float(power.min()) > 0.9
     assert float(power.max()) < 1 + 1e-5
@@ -159,12 +196,38 @@ def test_interpolation_keeps_constants_and_leaves_white_noise_white() -> None:
     assert float(beside.abs().max()) < 0.11
 
 
-def test_samples_beyond_the_last_ones_that_tell_are_as_those() -> None:
-    places = torch.tensor([[-2.5, -1.5, -0.5]])
-    index, _ = taps_at(places, 5)
-    assert index.unique().tolist() == [0, 1, 2, 3, 4]
-    index, _ = taps_at(places + 4, 5, beyond=0.5)  # 1.5 to 3.5
-    assert index.unique().tolist() == [1, 2, 3, 4]
+@pytest.mark.parametrize("lines", [1, 5])  # all lines alike, and each by itself
+def test_samples_beyond_the_last_ones_that_tell_are_as_those(lines: int) -> None:
+    """Each line has another one of five samples."""
+    places = torch.tensor([-2.5, -1.5, -0.5]).expand(1, lines, -1)
+    samples = torch.eye(5)[None]
+    assert between(samples, places, 2).abs().amax(2).gt(1e-3).all()
+    inner = between(samples, places + 4, 2, beyond=0.5)  # 1.5 to 3.5
+    assert inner.abs().amax(2).gt(1e-3).tolist() == [[False, True, True, True, True]]
+
+
+@given(
+    st.lists(st.floats(-3, 3), min_size=2, max_size=2),
+    st.lists(st.floats(-1, 1), min_size=10, max_size=10),
+    st.sampled_from([0.0, 1.3]),
+)
+def test_a_field_that_bends_is_held_and_released(by: list[float], bends: list[float], phase: float) -> None:
+    """Against a scene that is known between pixels, where the displacement is told by the formula."""
+    scene, (height, width) = Waves(0), (60, 70)
+    motion = Motion(
+        torch.tensor([by]), phase, bends=torch.tensor(bends).view(1, 5, 2), half=(height / 2, width / 2)
+    ).whole()
+    (top, bottom), (left, right) = motion.margins
+    frame = scene.bent(motion, 0, height, width)
+    canvas = scene.at(*np.mgrid[-top : height + bottom, -left : width + right])
+    held, released = (
+        way(torch.from_numpy(its)[None].float(), 0)[0].numpy()
+        for way, its in ((motion.hold, frame), (motion.release, canvas))
+    )
+    inner = slice(TAPS + 6, -TAPS - 6)
+    shown = held[top : top + height, left : left + width] - canvas[top : top + height, left : left + width]
+    assert np.abs(shown[inner, inner]).max() < 0.02
+    assert np.abs(released - frame)[inner, inner].max() < 0.02
 
 
 def test_missing_voxels_stay_missing_and_spoil_no_others() -> None:
@@ -226,7 +289,7 @@ def test_displacements_are_found_where_rows_are_out_of_phase() -> None:
     frames = oddly(seen(smooth_noise(168, 168), by, 1.0), 1.3)
     phase = phase_of(frames.mean(0))
     assert phase == pytest.approx(1.3, abs=0.15)
-    found = displacements_of(lambda: (in_phase(phase).hold(block, 0) for block in in_blocks(frames))).numpy()
+    found = motion_of(lambda: (in_phase(phase).hold(block, 0) for block in in_blocks(frames))).by.numpy()
     away = (found - found.mean(0)) - (by - by.mean(0))
     assert away.std(0).max() < 0.05
 
@@ -237,8 +300,8 @@ def test_a_frame_is_not_compared_to_a_mean_that_has_it_in() -> None:
     numbered = list(pieces(in_blocks(frames), 16))
     assert [(fold, start) for fold, start, _ in numbered] == [(0, 0), (1, 16), (2, 32), (3, 48)]
     about = [Scene(frames.mean(0), torch.zeros(40, 40))] * 4  # without weights nothing is displaced
-    scenes, by = held_scenes(numbered, tracking(about, 4), about[0])
-    assert not by.any()
+    scenes, motion = held_scenes(numbered, tracking(about, 4), about[0])
+    assert not motion.by.any()
     for fold, scene in enumerate(scenes):
         others = torch.cat([frames[: 16 * fold], frames[16 * fold + 16 :]])
         torch.testing.assert_close(scene.mean, others.mean(0), atol=1e-5, rtol=0)
@@ -253,7 +316,7 @@ def test_pixels_count_that_are_seen_in_half_of_the_frames() -> None:
     by[::2, 0] = 2
     by[0, 1] = 3
     about = Scene(frames.mean(0), frames.var(0)).wider(4)
-    scenes, _ = held_scenes(pieces([frames], 16), lambda _, start, its: by[start : start + len(its)], about)
+    scenes, _ = held_scenes(pieces([frames], 16), as_known(Motion(by)), about)
     scenes = in_sight(scenes)
     assert all(its.mean.shape == (10, 8) for its in scenes)
     assert scenes[0].margins == ((2, 0), (0, 0))
@@ -280,7 +343,7 @@ def test_what_is_off_its_place_is_found_at_any_noise_of_the_scene() -> None:
     still = torch.from_numpy(scene[20:-20, 20:-20])
     parts = still + 1.0 * torch.randn(3, 128, 128, generator=rng)
     follower = Follower(Scene(parts.mean(0), torch.ones(128, 128), parts=parts))
-    whole, cells = follower.places(frames, torch.zeros(200, 2))
+    whole, cells = follower.places(frames, Motion(torch.zeros(200, 2)))
     assert cells.shape == (200, 16, 2)
     for told in (whole, cells.mean(1)):
         slope = (told * by).sum(0) / by.square().sum(0)
@@ -311,7 +374,7 @@ def test_displacements_are_found(noise: float, error: float, drift: float) -> No
     by = wander(np.random.default_rng(3), 300, 0.8, drift)
     frames = seen(smooth_noise(168, 168), by, noise)
     assert tells_of_movement(frames)
-    found = displacements_of(partial(in_blocks, frames)).numpy()
+    found = motion_of(partial(in_blocks, frames)).by.numpy()
     away = (found - found.mean(0)) - (by - by.mean(0))
     assert away.std(0).max() < error
     assert float(np.abs(away).max()) < 6 * error
@@ -342,7 +405,7 @@ def test_activity_and_noise_are_no_movement(noise: float) -> None:
 )
 def test_what_tells_nothing_stands_still(frames: torch.Tensor) -> None:
     assert not tells_of_movement(frames)
-    assert not len(displacements_of(partial(in_blocks, frames)))
+    assert motion_of(partial(in_blocks, frames)).still
     assert phase_of(frames[0].nan_to_num()) == 0
 
 
@@ -350,7 +413,7 @@ def test_frames_that_show_nothing_are_between_those_around_them() -> None:
     by = np.stack([np.linspace(0, 3, 200), np.zeros(200)], 1)
     frames = seen(smooth_noise(168, 168), by, 0.3)
     frames[100:104] = torch.nan
-    found = displacements_of(partial(in_blocks, frames)).numpy()
+    found = motion_of(partial(in_blocks, frames)).by.numpy()
     away = (found - found.mean(0)) - (by - by.mean(0))
     assert float(np.abs(away).max()) < 0.05
 
@@ -380,9 +443,9 @@ def test_chance_is_filtered_out() -> None:
 def test_what_two_halves_do_not_tell_alike_is_no_movement() -> None:
     """Noise of a pixel in either, of which nothing is in both."""
     halves = torch.randn(500, 2, 2, generator=torch.Generator().manual_seed(0))
-    assert not agree(halves)
+    assert not agreeing(halves).any()
     assert float(steadied(halves.mean(1), halves).std()) < 0.25
-    assert agree(halves + 2 * torch.randn(500, 1, 2, generator=torch.Generator().manual_seed(1)))
+    assert agreeing(halves + 2 * torch.randn(500, 1, 2, generator=torch.Generator().manual_seed(1))).all()
 
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.integers(1, 4)), min_size=1, max_size=9))
@@ -413,5 +476,55 @@ def test_whole_pixels_are_found_by_the_best_fit() -> None:
 
 def test_interpolated_frames_are_those_of_both_axes() -> None:
     frames = torch.from_numpy(np.outer(np.arange(30.0), np.ones(20)).astype(np.float32))[None]
-    there = along_y(along_x(frames, torch.tensor([[9.5]]), 0.0), torch.tensor([[12.25]]))
+    there = along_y(along_x(frames, torch.tensor([[[9.5]]]), 0.0), torch.tensor([[[12.25]]]))
     assert float(there) == pytest.approx(12.25, abs=0.02)
+
+
+def bent_movie(frames: int, size: int, bends: float, seed: int = 0) -> tuple[torch.Tensor, Motion]:
+    """A movie under noise of variance 1 whose field turns, is stretched and curved by so much, and its motion."""
+    rng = np.random.default_rng(seed)
+    by = torch.from_numpy(wander(rng, frames, 0.5, 0.5)).float()
+    amounts = np.stack([wander(rng, frames, bends, 0.0) for _ in range(5)], 1)
+    motion = Motion(by, bends=torch.from_numpy(amounts).float(), half=(size / 2, size / 2))
+    scene = Waves(seed)
+    movie = np.stack([scene.bent(motion, t, size, size) for t in range(frames)]) * 2
+    return torch.from_numpy(movie + rng.standard_normal(movie.shape)).float(), motion
+
+
+def field_of(motion: Motion, size: int) -> torch.Tensor:
+    """Displacements of every eighth pixel from the mean ones: (T, ., ., 2)."""
+    places = torch.arange(0, size, 8) - (size - 1) / 2
+    away = torch.stack([motion.displacement(axis, places[:, None], places) for axis in (0, 1)], 3)
+    return away - away.mean(0)
+
+
+def test_how_a_field_bends_is_found() -> None:
+    frames, motion = bent_movie(200, 96, 0.3)
+    found, true = (field_of(its, 96) for its in (motion_of(partial(in_blocks, frames)), motion))
+    rigid = true - true.mean((1, 2), keepdim=True)
+    assert float((found - true).std()) < 0.2 * float(rigid.std())
+
+
+def test_what_moves_as_a_whole_does_not_bend() -> None:
+    frames, _ = bent_movie(200, 96, 0.0)
+    motion = motion_of(partial(in_blocks, frames))
+    assert len(motion.by)
+    assert not len(motion.bends)
+
+
+def test_fits_tell_amounts_and_which_cells_err() -> None:
+    """One of sixteen cells tells anything."""
+    rng = torch.Generator().manual_seed(0)
+    scene = Scene(torch.zeros(64, 80), torch.ones(64, 80))
+    y, x = scene.middles
+    assert y.unique().tolist() == [-24, -8, 8, 24]
+    assert x.unique().tolist() == [-30, -10, 10, 30]
+    shapes = torch.cat([torch.ones(1, 16), bending(y, x, scene.half)])
+    amounts = torch.randn(300, 6, 2, generator=rng)
+    told = torch.einsum("tka,kc->tca", amounts, shapes)
+    torch.testing.assert_close(fitted(told, shapes, torch.ones(16, 2)), amounts, atol=1e-4, rtol=0)
+    told += 0.1 * torch.randn(told.shape, generator=rng)
+    told[:, 5] = 3 * torch.randn(300, 2, generator=rng)
+    weights = fit_weights(told, shapes)
+    assert float(weights[5].max()) < 0.05 * float(weights[[4, 6]].min())
+    torch.testing.assert_close(fitted(told, shapes, weights), amounts, atol=1.0, rtol=0)
