@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element
 
 import numpy as np
 import tifffile
@@ -35,7 +36,7 @@ from denoise.movies import (
     fail,
     movie_shape,
 )
-from denoise.ome import channel_names, ome_images, ome_interval, ome_others, ome_pixels
+from denoise.ome import channel_names, ome_images, ome_interval, ome_others, ome_pixels, parse_ome
 from denoise.page_headers import count_pages
 from denoise.scanimage import scanimage_axes, scanimage_interval, scanimage_settings
 
@@ -48,12 +49,12 @@ ShapeOf = Callable[[Path, tifffile.TiffFile, tifffile.TiffPageSeries], Shape]
 
 def open_tiff(path: Path) -> Movie:
     """Open a TIFF that holds one movie (T, Y, X). Raises MovieError; damaged files fail in other ways, too."""
-    return _open(path, _shape)
+    return _open(path, _shape)[0]
 
 
 def open_tiff_pages(path: Path, of_series: bool = False) -> Pages:
     """Open a TIFF of any axes (..., Y, X) with each of its images as a frame. Raises likewise."""
-    told: list[tuple[str, tuple[int, ...], list[str]]] = []
+    told: list[tuple[str, tuple[int, ...]]] = []
 
     def all_pages(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> Shape:
         axes, sizes = _axes(path, tif, series)
@@ -61,22 +62,25 @@ def open_tiff_pages(path: Path, of_series: bool = False) -> Pages:
             axes, sizes = axes[:-1], sizes[:-1]
         if "S" in axes or not axes.endswith("YX") or 0 in sizes:
             return movie_shape(path, axes, sizes, one_frame=False)
-        told.append((axes, sizes, channel_names(tif)))
+        told.append((axes, sizes))
         return math.prod(sizes[:-2]), sizes[-2], sizes[-1]
 
-    movie = _open(path, all_pages, of_series)
-    return Pages(movie, *(told or [(movie.info.axes, movie.info.shape, [])])[0])
+    movie, channels = _open(path, all_pages, of_series)
+    return Pages(movie, *told[0], channels) if told else Pages(movie, movie.info.axes, movie.info.shape, [])
 
 
-def _open(path: Path, shape_of: ShapeOf, of_series: bool = False) -> Movie:
+def _open(path: Path, shape_of: ShapeOf, of_series: bool = False) -> tuple[Movie, list[str]]:
+    """The movie, and names of its channels."""
     _hush_tifffile()
     pages = count_pages(path)
     with ExitStack() as stack:
         tif = _tifffile(stack, path, pages)
-        calibrated = (*_calibration(tif), _plane_spacing(tif))
-        if of_series and tif.is_ome and ome_images(tif) != pages:
+        ome = parse_ome(tif)
+        calibrated = _calibration(tif, ome)
+        if of_series and tif.is_ome and ome_images(ome) != pages:
             tif.close()
             tif = stack.enter_context(tifffile.TiffFile(path, is_ome=False))
+            ome = parse_ome(tif)
         if of_series and _is_split(tif, pages):
             tif.close()
             tif = stack.enter_context(tifffile.TiffFile(path, _multifile=False, is_ndtiff=False))
@@ -85,13 +89,13 @@ def _open(path: Path, shape_of: ShapeOf, of_series: bool = False) -> Movie:
         dtype = check_frames(path, shape, series.dtype)
         _check_storage(path, tif, series, shape, pages)
         axes = THIN_AXES if _is_thin(tif, series) else series.axes
-        notes = _notes(path, tif, series)
+        notes = _notes(tif, series, ome_others(path, ome))
         pixel_size, interval, spacing = calibrated
         info = MovieInfo(path, shape, dtype, axes, pixel_size, interval, notes, spacing)
         source = _source(path, tif, series, shape)
         if isinstance(source, _TiffPages):
             stack.pop_all()  # source keeps tif open
-        return Movie(info, source)
+        return Movie(info, source), channel_names(ome)
 
 
 def _is_split(tif: tifffile.TiffFile, pages: int) -> bool:
@@ -171,9 +175,9 @@ def _names_one_frame(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) ->
     return series.kind in ("shaped", "ome") or (tif.imagej_metadata or {}).get("frames") == 1
 
 
-def _notes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> tuple[str, ...]:
+def _notes(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, others: list[str]) -> tuple[str, ...]:
+    """What a user should know. others: names of files that hold more of the same movie."""
     notes = []
-    others = ome_others(path, tif)
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         notes.append(f"its OME-XML names other files of the same movie, which are not read with it ({others[0]}{more}): "
@@ -303,21 +307,18 @@ class _TiffWhole(_TiffPages):
 # ---- pixel size and frame interval -------------------------------------------------------------------------
 
 
-def _calibration(tif: tifffile.TiffFile) -> tuple[tuple[float, float] | None, float | None]:
-    """(pixel size, frame interval) as OME, ImageJ or tifffile's JSON tell, else the resolution tags."""
-    told = _told(tif)
-    interval = _interval(told) or ome_interval(tif) or scanimage_interval(scanimage_settings(tif))
-    return _pixel_size(tif.pages.first, told), interval
+def _calibration(
+    tif: tifffile.TiffFile, ome: Element
+) -> tuple[tuple[float, float] | None, float | None, float | None]:
+    """(pixel size, frame interval, plane spacing) as OME, ImageJ or tifffile's JSON tell, else the resolution tags."""
+    told: Mapping[str, Any] = ome_pixels(ome) or tif.imagej_metadata or _shaped_metadata(tif)
+    interval = _interval(told) or ome_interval(ome) or scanimage_interval(scanimage_settings(tif))
+    return _pixel_size(tif.pages.first, told), interval, _plane_spacing(tif.pages.first, told)
 
 
-def _told(tif: tifffile.TiffFile) -> Mapping[str, Any]:
-    """What a description says, by the names that OME or ImageJ has for it."""
-    return ome_pixels(tif) or tif.imagej_metadata or _shaped_metadata(tif)
-
-
-def _plane_spacing(tif: tifffile.TiffFile) -> float | None:
+def _plane_spacing(page: tifffile.TiffPage, told: Mapping[str, Any]) -> float | None:
     """PhysicalSizeZ (OME), else spacing in the unit of the pixels (ImageJ)."""
-    told, unit = _told(tif), RESOLUTION_UNITS.get(tif.pages.first.resolutionunit, "")
+    unit = RESOLUTION_UNITS.get(page.resolutionunit, "")
     if "PhysicalSizeZ" in told:
         return believed_length(_measure(told, "PhysicalSizeZ", MICROMETRES, "um"))
     return believed_length(_measure(told, "spacing", MICROMETRES, unit, "unit"))

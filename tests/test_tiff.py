@@ -8,6 +8,7 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -498,3 +499,21 @@ def test_ome_interval_is_that_of_one_channel(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", frames, ome=True, photometric="minisblack", metadata=told)
     with open_recording(tmp_path / "a.tif") as recording:
         assert recording.info.frame_interval == 0.1
+
+
+def test_ome_xml_is_parsed_once_beside_tifffile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 100,000 images that takes a quarter of a second each time."""
+    told = {"axes": "TYX", "Plane": {"DeltaT": [0.1 * t for t in range(7)]}}
+    tifffile.imwrite(
+        tmp_path / "a.tif", movie_of("uint16"), ome=True, photometric="minisblack", metadata=told
+    )
+    parsed: list[str] = []
+    parse = ElementTree.fromstring
+
+    def counted(text: str) -> ElementTree.Element:
+        parsed.append(text)
+        return parse(text)
+
+    monkeypatch.setattr(ElementTree, "fromstring", counted)
+    assert calibration(tmp_path / "a.tif") == (None, 0.1)
+    assert len(parsed) == 2
