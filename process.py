@@ -39,10 +39,11 @@ if TYPE_CHECKING:
     import torch
 
     from denoise.diagnostics import Diagnostics
-    from denoise.formats import Part, PartsWriter, Recording
+    from denoise.formats import Part, Recording
     from denoise.inference import Result
     from denoise.layout import Job, Plan
     from denoise.movies import MovieInfo
+    from denoise.outputs import PartsWriter
     from denoise.ranks import Share, Team
     from model import UNet3D
 
@@ -683,9 +684,10 @@ def writer_of(
     run: Run, job: Job, recording: Recording, dtype: np.dtype
 ) -> AbstractContextManager[PartsWriter | Share]:
     """What writes a movie, or this rank's share of it."""
+    from denoise.outputs import output_writer
     from denoise.ranks import shared
 
-    writer = recording.writer(job.output, dtype)
+    writer = output_writer(job.output, recording, dtype)
     return shared(writer, run.common) if can_share(run, job, recording) else writer
 
 

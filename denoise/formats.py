@@ -1,12 +1,9 @@
 """Recordings of several channels and planes: every one is a movie of its own, and the result has the same axes.
 
     open_recording(path, frames) -> Recording: its parts are movies (T, Y, X)
-    recording.writer(path, dtype) -> PartsWriter: append(part, frames), into one TIFF with the recording's axes
+    open_series(paths, frames) -> Recording: several files as one
 
-The result of a plain movie is written by denoise.writing as ever. A TIFF of more axes becomes an ImageJ hyperstack where
-the order of its axes allows (T, Z, C), else an OME-TIFF.
-
-Sources: ImageJ's TiffDecoder (description of hyperstacks); the OME model, by tifffile's OmeXml.
+denoise.outputs writes what becomes of them.
 """
 
 from __future__ import annotations
@@ -15,33 +12,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import tifffile
 
-from denoise import containers, reading, same
-from denoise.atomic import PartFolder
-from denoise.movies import (
-    FRAME_AXES,
-    MICROMETRES,
-    Movie,
-    MovieError,
-    MovieInfo,
-    Pages,
-    Source,
-    errors_of,
-)
+from denoise import containers, reading
+from denoise.movies import FRAME_AXES, Movie, MovieError, MovieInfo, Pages, Source
 from denoise.ome import described_by, ome_places
 from denoise.page_headers import TIFF_SUFFIXES
 from denoise.reading import open_movie, open_pages
-from denoise.writing import CLASSIC_BYTES, PAGE_BYTES, UNWRITABLE, MovieWriter
 
 NAMES = {"C": "channel", "Z": "plane"}
 UNNAMED = "IQ"  # as tifffile calls axes that it was not told the names of
-IMAGEJ_AXES = "TZC"  # in ImageJ's order of pages, slowest first
 SUFFIXES = (*reading.SUFFIXES, *containers.SUFFIXES)  # what open_recording reads, in upper or lower case
-IMAGEJ_TYPES = ("uint8", "uint16", "float32")
 SERIES_OPEN = 4  # files of a series that are open at a time
 
 Range = tuple[int | None, int | None]  # [start, stop) as Python counts
@@ -79,14 +62,6 @@ class Recording:
 
     def __exit__(self, *error: object) -> None:
         self.source.close()
-
-    def writer(self, path: Path, dtype: np.dtype) -> PartsWriter:
-        """For a TIFF; by the path's ending for another format, which then is the input's own."""
-        if path.name.lower().endswith(TIFF_SUFFIXES):
-            return PartsWriter(path, self, dtype)
-        return (ZarrWriter if path.name.lower().endswith(containers.ZARR_SUFFIXES) else SameWriter)(
-            path, self, dtype
-        )
 
 
 class Closable(Protocol):
@@ -374,121 +349,3 @@ class SeriesSource:
 
     def close(self) -> None:
         """The recording closes the files."""
-
-
-# ---- writing -----------------------------------------------------------------------------------------------
-
-
-class PartsWriter(MovieWriter):
-    """Write the parts of a recording, one after the other or by turns, into one TIFF with its axes."""
-
-    def __init__(self, path: Path, recording: Recording, dtype: np.dtype) -> None:
-        info, self.recording = recording.info, recording
-        pages = math.prod(recording.sizes[:-2])
-        super().__init__(path, (pages, *info.shape[1:]), dtype, info.pixel_size, info.frame_interval)
-        self.dtype = np.dtype(dtype)
-        self.begin = 0  # byte of the first voxel
-        self.done = dict.fromkeys((part.name for part in recording.parts), 0)
-
-    def __enter__(self) -> PartsWriter:
-        super().__enter__()
-        self.begin = self._file.tell()
-        return self
-
-    def append_to(self, part: Part, frames: np.ndarray) -> None:
-        """Write the next frames (n, Y, X) of a part, of the writer's dtype."""
-        pages = part.pages[self.done[part.name] :][: len(frames)]
-        self.done[part.name] += len(frames)
-        if len(self.recording.parts) == 1:
-            self.append(frames)
-            return
-        for page, frame in zip(pages.tolist(), frames):
-            self._file.seek(self.begin + page * frame.nbytes)
-            self.append(frame[None])
-
-    def _resolution(self) -> dict[str, Any]:
-        """None where none is known: ImageJ and OME have no word that marks a nominal one, as ours has."""
-        nominal = self._pixel_size is None and len(self.recording.parts) > 1
-        return {"resolution": (1, 1), "resolutionunit": "NONE"} if nominal else super()._resolution()
-
-    def _description(self) -> str:
-        recording = self.recording
-        if len(recording.parts) == 1:
-            return super()._description()
-        order = "".join(axis for axis in IMAGEJ_AXES if axis in recording.axes)
-        size = math.prod(recording.sizes) * self._dtype.itemsize + self._shape[0] * PAGE_BYTES
-        fits = recording.axes == f"{order}YX" and self._dtype.name in IMAGEJ_TYPES and size <= CLASSIC_BYTES
-        one_unit = self._pixel_size or not recording.info.plane_spacing  # as ImageJ has for all lengths
-        return self._imagej() if fits and one_unit and not recording.channels else self._ome()
-
-    def _imagej(self) -> str:
-        spacing = self.recording.info.plane_spacing
-        sizes = dict(zip(self.recording.axes, self.recording.sizes))
-        lines = {
-            "ImageJ": "1.11a",
-            "images": self._shape[0],
-            "channels": sizes.get("C", 1),
-            "slices": sizes.get("Z", 1),
-            "frames": sizes.get("T", 1),
-            "hyperstack": "true",
-            "mode": "grayscale",
-            "unit": "cm" if self._pixel_size else "pixel",  # of the resolution, as it is written
-            **({"spacing": spacing / MICROMETRES["cm"]} if spacing else {}),
-            **({"finterval": self._interval, "tunit": "s"} if self._interval else {}),
-        }
-        return "".join(f"{name}={value}\n" for name, value in lines.items())
-
-    def _ome(self) -> str:
-        told: dict[str, Any] = {}
-        if self._pixel_size:
-            y, x = self._pixel_size
-            told |= {"PhysicalSizeY": y, "PhysicalSizeX": x}
-        if self.recording.info.plane_spacing:
-            told["PhysicalSizeZ"] = self.recording.info.plane_spacing
-        if self._interval:
-            told |= {"TimeIncrement": self._interval, "TimeIncrementUnit": "s"}
-        if self.recording.channels:
-            told["Channel"] = {"Name": self.recording.channels}
-        pages, height, width = self._shape
-        names = dict.fromkeys(UNNAMED, "T")  # OME knows no unnamed axes
-        axes = "".join(names.get(axis, axis) for axis in self.recording.axes)
-        xml = tifffile.OmeXml()
-        xml.addimage(self._dtype, self.recording.sizes, (pages, 1, 1, height, width, 1), axes=axes, **told)
-        return xml.tostring(declaration=True).encode("ascii", "xmlcharrefreplace").decode("ascii")
-
-
-class SameWriter(PartsWriter):
-    """Write a movie in the format of its input, MetaImage, NRRD, NIfTI, HDF5 or NWB: a header, and frames behind it."""
-
-    def __init__(self, path: Path, recording: Recording, dtype: np.dtype) -> None:
-        if len(recording.parts) > 1:
-            raise MovieError(
-                f"{path}: expected one movie for this format, found {len(recording.parts)}; write TIFF"
-            )
-        super().__init__(path, recording, dtype)
-
-    def _write_headers(self, file: BinaryIO) -> int:
-        return same.begin(file, self.recording, self._dtype)
-
-
-class ZarrWriter(PartsWriter):
-    """Write a recording as OME-Zarr: a folder, which like a file gets its name when it is complete."""
-
-    def __enter__(self) -> ZarrWriter:
-        with self._cleanly("the folder cannot be created"):
-            self._check_space()
-            self._part = PartFolder(self._path)
-            self.zarr = same.ZarrFolder(self._part.folder, self.recording, self._dtype)
-        return self
-
-    def append_to(self, part: Part, frames: np.ndarray) -> None:
-        self._check_next(frames)
-        with errors_of(self._path, "the folder cannot be written", UNWRITABLE):
-            self.zarr.append(part, self.done[part.name], frames)
-        self.done[part.name] += len(frames)
-        self._written += len(frames)
-
-    def _discard(self) -> None:
-        if self._part is not None:
-            self.zarr.close()
-        super()._discard()

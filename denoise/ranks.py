@@ -136,7 +136,7 @@ def launched() -> Iterator[Team]:
 
 
 class Writer(Protocol):
-    """What writes a movie; see denoise.formats.PartsWriter."""
+    """What writes a movie; see denoise.outputs.PartsWriter."""
 
     dtype: np.dtype
     begin: int

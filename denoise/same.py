@@ -20,7 +20,7 @@ import struct
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -35,11 +35,9 @@ from denoise.containers import (
     ome_steps,
     soft_link,
 )
+from denoise.formats import Part, Recording
 from denoise.itk import DATA_FILE, frames_place
 from denoise.movies import MovieError
-
-if TYPE_CHECKING:
-    from denoise.formats import Part, Recording
 
 HEADER_BYTES = 1 << 16  # of a MetaImage or NRRD: the header ends within
 META_TYPES = {

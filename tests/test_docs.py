@@ -14,6 +14,7 @@ import tifffile
 from PIL import Image
 
 from denoise.formats import open_recording
+from denoise.outputs import output_writer
 from denoise.writing import MovieWriter
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +75,7 @@ def test_fiji_finds_the_hyperstack_by_its_rules(tmp_path: Path) -> None:
                      metadata={"axes": "TZCYX", "unit": "um", "finterval": 0.2})  # fmt: skip
     with (
         open_recording(tmp_path / "in.tif") as recording,
-        recording.writer(tmp_path / "out.tif", np.dtype("float32")) as writer,
+        output_writer(tmp_path / "out.tif", recording, np.dtype("float32")) as writer,
     ):
         for part in recording.parts:
             writer.append_to(part, part.movie.read(0, 5).astype("float32"))

@@ -16,6 +16,7 @@ from PIL import Image, TiffImagePlugin
 
 from denoise.formats import in_order_of_frames, open_recording
 from denoise.movies import MovieError
+from denoise.outputs import output_writer
 from denoise.reading import open_movie
 
 OME = (
@@ -53,7 +54,7 @@ def ome(order: str, names: list[str], **sizes: int) -> str:
 
 def copy(source: Path, target: Path, dtype: str = "float32") -> None:
     """Write every part's frames as they are, in blocks of unlike size."""
-    with open_recording(source) as recording, recording.writer(target, np.dtype(dtype)) as writer:
+    with open_recording(source) as recording, output_writer(target, recording, np.dtype(dtype)) as writer:
         for part in recording.parts:
             frames = part.movie.info.shape[0]
             for start in range(0, frames, 3):
@@ -330,7 +331,7 @@ def test_missing_frames_of_a_part_leave_no_file(tmp_path: Path) -> None:
     with (
         open_recording(tmp_path / "in.tif") as recording,
         pytest.raises(MovieError, match="expected 8 frames"),
-        recording.writer(tmp_path / "out.tif", np.dtype("float32")) as writer,
+        output_writer(tmp_path / "out.tif", recording, np.dtype("float32")) as writer,
     ):
         writer.append_to(recording.parts[1], np.zeros((4, 7, 9), np.float32))
     assert [path.name for path in tmp_path.iterdir()] == ["in.tif"]

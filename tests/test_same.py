@@ -15,9 +15,10 @@ from test_containers import pixels, save_by_tables, save_nwb, save_ome_zarr, sav
 
 from denoise import same
 from denoise.atomic import LEFTOVER, remove_leftovers
-from denoise.formats import ZarrWriter, open_recording
+from denoise.formats import open_recording
 from denoise.layout import plan_movies
 from denoise.movies import MovieError
+from denoise.outputs import ZarrWriter, output_writer
 
 h5py = pytest.importorskip("h5py")
 tables = pytest.importorskip("tables")
@@ -30,7 +31,7 @@ def copy(source: Path, target: Path, dtype: str, frames: Any = ALL, dataset: str
     """Write the frames as they are, in blocks of unlike size, part after part."""
     with (
         open_recording(source, frames, dataset) as recording,
-        recording.writer(target, np.dtype(dtype)) as writer,
+        output_writer(target, recording, np.dtype(dtype)) as writer,
     ):
         for part in recording.parts:
             count = part.movie.info.shape[0]
@@ -275,7 +276,7 @@ def test_a_zarr_appears_complete_or_not_at_all(tmp_path: Path) -> None:
     with (
         open_recording(tmp_path / "a.zarr") as recording,
         pytest.raises(MovieError, match="expected 10 frames to write, found 4"),
-        recording.writer(tmp_path / "b.zarr", np.dtype("float32")) as writer,
+        output_writer(tmp_path / "b.zarr", recording, np.dtype("float32")) as writer,
     ):
         writer.append_to(recording.parts[0], np.zeros((4, 7, 9), np.float32))
     assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]

@@ -20,6 +20,7 @@ from denoise.formats import SERIES_OPEN, open_recording, open_series
 from denoise.layout import LayoutError, plan_movies
 from denoise.movies import MovieError
 from denoise.ome import described_by
+from denoise.outputs import output_writer
 
 
 def planned(folder: Path, *names: str) -> layout.Plan:
@@ -239,7 +240,10 @@ def test_channels_are_taken_apart_in_every_file(tmp_path: Path) -> None:
     voxels = pixels(7, 2)
     texts = {f"t{n}": imagej(2, 1, n) for n in (3, 1)}
     paths = save_pieces(tmp_path, voxels, [3, 6], **texts)  # the last file has one frame of two channels
-    with open_series(paths) as series, series.writer(tmp_path / "out.tif", np.dtype("uint16")) as writer:
+    with (
+        open_series(paths) as series,
+        output_writer(tmp_path / "out.tif", series, np.dtype("uint16")) as writer,
+    ):
         assert (series.axes, series.sizes) == ("TCYX", (7, 2, 7, 9))
         for part in series.parts:
             for start in range(7):
