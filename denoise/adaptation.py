@@ -71,7 +71,7 @@ class Excerpt:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LessonPlan:
     """Steps: those for PASSES over the excerpt, or a power of two that fits into the time, 0 if none does; and looks."""
 
     steps: int
@@ -99,9 +99,9 @@ class Lesson:
 
     def errors(self, model: UNet3D) -> Tensor:
         """Mean blind-spot errors at the held-out voxels of each check, in noise variances."""
-        return errors_of(model, self.checks)
+        return check_errors(model, self.checks)
 
-    def plan(self, model: UNet3D, seconds: float, look: float) -> Plan:
+    def plan(self, model: UNet3D, seconds: float, look: float) -> LessonPlan:
         """What fits into the time, where a look at the held-out error takes `look` seconds."""
         enough = math.ceil(PASSES * self.voxels / (self.batch * self.patch[0] * self.patch[1] ** 2))
         looks = LOOKS
@@ -109,7 +109,7 @@ class Lesson:
             looks //= 2
         trial = self.trial(model)
         fitting = (seconds - 2 * trial - UNSTEADY * looks * look) / (UNSTEADY * trial)
-        return Plan(min(enough, 2 ** int(math.log2(fitting))) if fitting >= 1 else 0, looks)
+        return LessonPlan(min(enough, 2 ** int(math.log2(fitting))) if fitting >= 1 else 0, looks)
 
     def trial(self, model: UNet3D) -> float:
         """Seconds that a step takes, by the second of two on a copy that is thrown away."""
@@ -161,7 +161,12 @@ def adapt(
 
 
 def learn(
-    lesson: Lesson, model: UNet3D, before: Tensor, plan: Plan, deadline: float, tell: Callable[[float], None]
+    lesson: Lesson,
+    model: UNet3D,
+    before: Tensor,
+    plan: LessonPlan,
+    deadline: float,
+    tell: Callable[[float], None],
 ) -> tuple[UNet3D, Tensor, int, str]:
     """The best network (the given one unless another errs less), its errors, the steps taken, and why they ended."""
     best, least, since = model, before, 0
@@ -200,7 +205,7 @@ def check(
 
 
 @torch.no_grad()
-def errors_of(model: UNet3D, checks: list[Samples]) -> Tensor:
+def check_errors(model: UNet3D, checks: list[Samples]) -> Tensor:
     """Mean blind-spot error of each of the checks, in noise variances."""
     errors = []
     for samples in checks:

@@ -34,8 +34,8 @@ from denoise.movies import (
     Movie,
     MovieInfo,
     Pages,
-    believed,
     believed_length,
+    believed_pixel_size,
     check_frames,
     errors_of,
     fail,
@@ -286,7 +286,7 @@ def _element_size(attributes: Any) -> tuple[float, float] | None:
     if "element_size_um" not in attributes or attributes.get_id("element_size_um").shape != (3,):
         return None
     _, y, x = (float(length) for length in attributes["element_size_um"])
-    return believed((y, x))
+    return believed_pixel_size((y, x))
 
 
 def _nwb_series(
@@ -381,7 +381,7 @@ def _nwb_pixel_size(file: Any, name: str) -> tuple[float, float] | None:
         str(attribute(spacing.attrs, "unit") or "meters"), ""
     )
     first, second = (float(length) * MICROMETRES.get(unit, math.nan) for length in spacing[:2])
-    return believed((first, second))
+    return believed_pixel_size((first, second))
 
 
 def _nwb_notes(dataset: Any) -> tuple[str, ...]:
@@ -650,7 +650,7 @@ def _zarr_calibration(image: OmeImage, axes: str) -> _Calibration:
         float(steps[axes.index("T")]) * SECONDS.get(units.get("T", ""), math.nan) if "T" in axes else math.nan
     )
     interval = time if 0 < time < math.inf else None
-    return _Calibration(believed((y, x)), interval, plane_spacing=believed_length(z))
+    return _Calibration(believed_pixel_size((y, x)), interval, plane_spacing=believed_length(z))
 
 
 SHORT = {

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from denoise.missing import dropped_rows, runs
+from denoise.movies import Readable
 
 LAGS = 10  # frames, of the autocorrelation in time
 REACH = 6  # pixels, of the autocorrelation in space
@@ -38,15 +39,6 @@ SPOT_SIDE = 4  # pixels, at least where the frame has them
 BLOCK_VOXELS = 1 << 20  # looked at together
 FEWEST = 8  # frames for statistics in time
 ACTIVE = 0.05  # share of the pixels that counts as active
-
-
-class Readable(Protocol):
-    """What is asked of a movie; denoise.movies.Movie."""
-
-    @property
-    def info(self) -> Any: ...
-
-    def read(self, start: int, stop: int) -> np.ndarray: ...
 
 
 @dataclass

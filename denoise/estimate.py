@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
 
 import numpy as np
 
 from denoise.diagnostics import STATISTICS_VOXELS, TRACE_VOXELS
 from denoise.inference import SLAB_BYTES, Settings, denoise_movie, slabs_of
-from denoise.movies import Movie, MovieInfo
+from denoise.movies import ArrayMovie
 from denoise.network import CHUNK_VOXELS, STATE_BYTES, VOXEL_BYTES
 from model import UNet3D
 
@@ -25,11 +24,10 @@ REPORT_SECONDS = (
 def trial_speed(model: UNet3D) -> float:
     """Denoise noise for a moment, twice, for the first time also warms up: voxels a second."""
     frames = np.random.default_rng(0).poisson(100, TRIAL).astype(np.uint16)
-    info = MovieInfo(Path("trial"), TRIAL, frames.dtype, "TYX", None, None)
     seconds = []
     for _ in range(2):
         start = time.monotonic()
-        denoise_movie(Movie(info, ArraySource(frames)), model, Settings(), lambda _: None, lambda *_: None)
+        denoise_movie(ArrayMovie(frames), model, Settings(), lambda _: None, lambda *_: None)
         seconds.append(time.monotonic() - start)
     return math.prod(TRIAL) / min(seconds)
 
@@ -46,16 +44,3 @@ def report_seconds(shape: tuple[int, int, int]) -> float:
     """Time that the report on a movie (T, Y, X) takes; bounded, as it looks at a sample."""
     once, each = REPORT_SECONDS
     return once + each * min(math.prod(shape), STATISTICS_VOXELS + TRACE_VOXELS)
-
-
-class ArraySource:
-    """Frames (T, Y, X) that are in memory."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-
-    def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
-        return self.array[start:stop:step].copy()
-
-    def close(self) -> None:
-        """Nothing to close."""

@@ -225,7 +225,7 @@ def open_series(paths: Sequence[Path], frames: Range = (None, None)) -> Recordin
 
     Each is opened once here, to see whether all fit together, and again when it is read. Raises MovieError.
     """
-    pieces = [look_at(path) for path in paths]
+    pieces = [piece_of(path) for path in paths]
     first = pieces[0]
     for piece in pieces:
         refuse_another(piece, first)
@@ -255,7 +255,7 @@ def open_series(paths: Sequence[Path], frames: Range = (None, None)) -> Recordin
     return recording_of(info, pages.channels, (first.axes, sizes, first.place), sources, files)
 
 
-def look_at(path: Path) -> Piece:
+def piece_of(path: Path) -> Piece:
     """Open a file of a series, and close it."""
     pages = open_pages(path, of_series=True)
     pages.movie.close()

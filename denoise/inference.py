@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ from denoise.motion import (
     tracker_of,
     varying,
 )
-from denoise.movies import MovieError
+from denoise.movies import ArrayMovie, MovieError, Readable
 from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
 from denoise.ranks import ALONE, Team
@@ -64,44 +64,6 @@ SECTION = 256  # frames that are surveyed together, a multiple of LONGEST_BLOCK
 TRIED = (128, 128)  # frames, and pixels a side, in which it is tried whether holding a movie still helps
 FURTHER = 1.07  # times as far from the recording, squared, may come out what is held still, in the mean of its pixels
 SATURATED = 1e-3  # share of voxels from which it is told
-
-
-class HasShape(Protocol):
-    """What is asked of a movie's info: (T, Y, X) and the dtype of its voxels."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]: ...
-
-    @property
-    def dtype(self) -> np.dtype: ...
-
-
-class Readable(Protocol):
-    """What is asked of a movie: its info, and frames [start, stop) on demand; see denoise.movies.Movie."""
-
-    @property
-    def info(self) -> HasShape: ...
-
-    def read(self, start: int, stop: int) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class Info:
-    """As HasShape."""
-
-    shape: tuple[int, int, int]
-    dtype: np.dtype
-
-
-class ArrayMovie:
-    """A movie (T, Y, X) in memory, to be read as one in a file is."""
-
-    def __init__(self, frames: np.ndarray) -> None:
-        self.frames = frames
-        self.info = Info((frames.shape[0], frames.shape[1], frames.shape[2]), frames.dtype)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return np.ascontiguousarray(self.frames[start:stop])
 
 
 Progress = Callable[[str, int, int], None]
@@ -281,7 +243,7 @@ def denoise_movie(
         with closing(pairs):
             passing = telling(pairs, lambda done: progress("denoising", min(frames, first + done), frames))
             readout = Readout(survey.context, network.static, network)
-            read = (readout.frames(residual, said) for residual, said in filled(passing, mine))
+            read = (readout.frames(residual, said) for residual, said in in_slabs(passing, mine))
             for start, whole in blended(read, mine):
                 if start < first:  # the end of the slab before: another rank writes the rest of it
                     continue
@@ -627,14 +589,14 @@ def blocks(movie: Readable, start: int = 0, stop: int | None = None) -> Generato
         yield movie.read(first, min(frames, first + step))
 
 
-def pieces(frames: Tensor) -> tuple[Tensor, ...]:
+def cache_sized(frames: Tensor) -> tuple[Tensor, ...]:
     """Frames (T, Y, X) in parts (n, Y, X) that stay in the processor's cache."""
     return frames.split(max(1, PIECE_VOXELS // (frames.shape[1] * frames.shape[2])))
 
 
 def with_smoothing(frames: Tensor, smoothing: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The pieces of frames (n, Y, X), and by what each has been smoothed: from (n, 2) or more."""
-    parts = pieces(frames)
+    parts = cache_sized(frames)
     return zip(parts, smoothing[: len(frames)].split(len(parts[0])))
 
 
@@ -729,7 +691,7 @@ def own_slabs(slabs: Sequence[Slab], share: range) -> tuple[list[Slab], int]:
     return list(slabs[max(0, share.start - 1) : share.stop]), slabs[share.start].start
 
 
-def filled(parts: Iterable[Pair], slabs: Iterable[Slab]) -> Iterator[Pair]:
+def in_slabs(parts: Iterable[Pair], slabs: Iterable[Slab]) -> Iterator[Pair]:
     """Residual and prediction (n, Y, X) put together in slabs; the frames that two slabs share are in both.
 
     They may be overwritten, and each slab takes the memory of the one before.

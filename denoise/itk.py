@@ -27,8 +27,8 @@ from denoise.movies import (
     MovieInfo,
     RawFrames,
     Source,
-    believed,
     believed_interval,
+    believed_pixel_size,
     check_frames,
     fail,
     movie_shape,
@@ -271,7 +271,7 @@ def _calibration(
     units = [*told, *[""] * len(spacing)]
     x, y = (length * MICROMETRES.get(unit or "mm", math.nan) for length, unit in zip(spacing, units[:2]))
     step = spacing[place] * SECONDS.get(units[place] or "s", math.nan) * _nifti_third(reader, place)
-    pixel_size = None if spacing[0] == spacing[1] == 1 and not any(units[:2]) else believed((y, x))
+    pixel_size = None if spacing[0] == spacing[1] == 1 and not any(units[:2]) else believed_pixel_size((y, x))
     return pixel_size, None if step == 1 and not units[place] else believed_interval(float(f"{step:.7g}"))
 
 

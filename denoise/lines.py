@@ -54,7 +54,7 @@ class Lines:
     def offsets(self, means: Tensor) -> Tensor:
         """What noise added to each line, from the means (n, lines) of neighbouring frames: the same shape."""
         sections = means.tensor_split(math.ceil(len(means) / SECTION))
-        return torch.cat([wiener(part, self.variance) for part in sections]) if self.variance else means
+        return torch.cat([line_noise(part, self.variance) for part in sections]) if self.variance else means
 
 
 def lines_of(frames: Tensor, axis: int) -> Lines:
@@ -85,7 +85,7 @@ def roughness(lines: Tensor) -> Tensor:
     return lines.diff(dim=0).diff(n=2, dim=1) / ROUGH**0.5
 
 
-def wiener(means: Tensor, variance: float) -> Tensor:
+def line_noise(means: Tensor, variance: float) -> Tensor:
     """White noise of that variance among line means (n, lines), but for what is the same in all n frames."""
     frames, lines = means.shape
     in_time, in_space = cosines(frames), cosines(lines)

@@ -2,6 +2,7 @@
 
     MovieInfo, Movie    what a file says of its movie; read(start, stop) -> (n, Y, X)
     Source              where the frames come from: one for each way in which files hold them
+    ArrayMovie          a movie in memory; Readable is what it shares with Movie
     MovieError          what is wrong with a file: expected, found, what to do
 
 denoise.reading opens files, denoise.writing makes them.
@@ -115,6 +116,44 @@ class Movie:
         self.close()
 
 
+class HasShape(Protocol):
+    """What is asked of a movie's info where it comes from no file: (T, Y, X) and the dtype of its voxels."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+
+class Readable(Protocol):
+    """What is asked of a movie that is denoised: its info, and frames [start, stop) on demand. Movie, ArrayMovie."""
+
+    @property
+    def info(self) -> HasShape: ...
+
+    def read(self, start: int, stop: int) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class ArrayInfo:
+    """As HasShape."""
+
+    shape: Shape
+    dtype: np.dtype
+
+
+class ArrayMovie:
+    """A movie (T, Y, X) in memory, to be read as one in a file is."""
+
+    def __init__(self, frames: np.ndarray) -> None:
+        self.frames = frames
+        self.info = ArrayInfo((frames.shape[0], frames.shape[1], frames.shape[2]), frames.dtype)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return np.ascontiguousarray(self.frames[start:stop])
+
+
 class Pages(NamedTuple):
     """A file's images as the frames of a movie, the file's axes with their sizes, and names of its channels."""
 
@@ -186,7 +225,7 @@ def check_frames(path: Path, shape: Shape, dtype: np.dtype | None) -> np.dtype:
     return dtype.newbyteorder("=")
 
 
-def believed(size: tuple[float, float]) -> tuple[float, float] | None:
+def believed_pixel_size(size: tuple[float, float]) -> tuple[float, float] | None:
     """A pixel size, if both of its micrometres make sense; NaN does not."""
     return size if all(believed_length(length) for length in size) else None
 

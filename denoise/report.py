@@ -85,7 +85,7 @@ def page_data(findings: Findings, facts: dict[str, Any]) -> dict[str, Any]:
         "mean": image_url(gray(findings.maps["denoised"], *quantiles(findings.maps["denoised"]))),
         "correlation": image_url(diverging(findings.maps["correlation"] / CORRELATION_RANGE)),
         "correlation_range": CORRELATION_RANGE,
-        "spots": [spot | {"raw": rounded(spot["raw"]), "denoised": rounded(spot["denoised"])}
+        "spots": [spot | {"raw": visible_digits(spot["raw"]), "denoised": visible_digits(spot["denoised"])}
                   for spot in findings.spots],
         "trace_start": findings.trace_start,
         "size": [int(n * findings.bin) for n in findings.shown[0][1].shape],
@@ -146,7 +146,7 @@ def image_url(image: np.ndarray) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def rounded(trace: np.ndarray) -> list[float]:
+def visible_digits(trace: np.ndarray) -> list[float]:
     """A trace with as many digits as can be seen, above whatever offset."""
     largest, span = float(np.abs(trace).max()), float(np.ptp(trace))
     digits = 5 + max(0, math.floor(math.log10(largest / span))) if span else 5

@@ -29,9 +29,9 @@ from denoise.movies import (
     Shape,
     Source,
     as_number,
-    believed,
     believed_interval,
     believed_length,
+    believed_pixel_size,
     check_frames,
     fail,
     movie_shape,
@@ -327,7 +327,7 @@ def _plane_spacing(page: tifffile.TiffPage, told: Mapping[str, Any]) -> float | 
 def _pixel_size(page: tifffile.TiffPage, told: Mapping[str, Any]) -> tuple[float, float] | None:
     if "PhysicalSizeX" in told:  # null in our own files of unknown pixel size: their resolution is nominal
         lengths = [_measure(told, f"PhysicalSize{axis}", MICROMETRES, "um") for axis in "YX"]
-        return believed((lengths[0], lengths[1]))
+        return believed_pixel_size((lengths[0], lengths[1]))
     unit = RESOLUTION_UNITS.get(page.resolutionunit, "")
     per_x, per_y = page.resolution
     if "XResolution" not in page.tags or min(per_x, per_y) <= 0:
@@ -335,7 +335,7 @@ def _pixel_size(page: tifffile.TiffPage, told: Mapping[str, Any]) -> tuple[float
     if unit == "inch" and {per_x, per_y} <= PRINTER_DPI:
         return None
     micrometres = MICROMETRES.get(str(told.get("unit", unit)).lower(), math.nan)
-    return believed((_decimal(micrometres / per_y), _decimal(micrometres / per_x)))
+    return believed_pixel_size((_decimal(micrometres / per_y), _decimal(micrometres / per_x)))
 
 
 def _decimal(length: float) -> float:

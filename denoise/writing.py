@@ -25,8 +25,8 @@ from denoise.movies import (
     PIXEL_SIZES,
     READABLE,
     Shape,
-    believed,
     believed_interval,
+    believed_pixel_size,
     errors_of,
     fail,
 )
@@ -79,7 +79,7 @@ class MovieWriter:
             raise ValueError(f"shape {self._shape} must be (T, Y, X), each at least 1")
         if self._dtype.name not in WRITABLE:
             raise ValueError(f"dtype {self._dtype} must be one of {', '.join(WRITABLE)}")
-        if self._pixel_size is not None and believed(self._pixel_size) is None:
+        if self._pixel_size is not None and believed_pixel_size(self._pixel_size) is None:
             raise ValueError(f"pixel size {self._pixel_size} must lie within {PIXEL_SIZES} micrometres")
         if self._interval is not None and believed_interval(self._interval) is None:
             raise ValueError(f"frame interval {self._interval} must be a positive number of seconds")

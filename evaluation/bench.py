@@ -39,9 +39,10 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from denoise.inference import ArrayMovie, Settings, denoise_movie, survey_movie
+from denoise.inference import Settings, denoise_movie, survey_movie
 from denoise.limits import reuse_memory
 from denoise.missing import without_missing
+from denoise.movies import ArrayMovie
 from denoise.network import Network, converted
 from denoise.precision import precision
 from denoise.reading import open_movie

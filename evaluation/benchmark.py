@@ -28,7 +28,8 @@ import numpy as np
 import torch
 
 from denoise import adaptation
-from denoise.inference import ArrayMovie, Settings, denoise_movie
+from denoise.inference import Settings, denoise_movie
+from denoise.movies import ArrayMovie
 from evaluation import keyhole, report
 from evaluation.baselines import BASELINES, Method, tune
 from evaluation.samples import RECORDINGS, Case, Sample, cases

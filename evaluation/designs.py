@@ -25,10 +25,10 @@ from evaluation.keyhole import close_sums, keyhole
 from evaluation.metrics import score
 from model import UNet3D, UNetConfig, load_model
 from simulation import FIRST_EVALUATION_SEED, LEVELS, challenge_scene, noisy
-from training.train import Movies, Plan, Trainer
+from training.train import Movies, Trainer, TrainingPlan
 
 SMALL = UNetConfig(channels=(32, 64, 128), time_strides=(2, 2, 4))
-PLAN = Plan(seed=1, batch=32, rate=1e-3, pool=48, refresh=1, network=SMALL)
+PLAN = TrainingPlan(seed=1, batch=32, rate=1e-3, pool=48, refresh=1, network=SMALL)
 OVERLAPS = {
     "one tile": (256, 16),
     "8 pixels": (136, 8),
@@ -48,7 +48,7 @@ def shipped(context: Context) -> Context:
     return context
 
 
-DESIGNS: dict[str, tuple[Plan, Callable[[Context], Context]]] = {
+DESIGNS: dict[str, tuple[TrainingPlan, Callable[[Context], Context]]] = {
     "no context": (PLAN, keyhole),
     "mean as the only context image": (PLAN, mean_only),
     "mean, activity and covariance images": (PLAN, shipped),
@@ -64,7 +64,7 @@ DESIGNS: dict[str, tuple[Plan, Callable[[Context], Context]]] = {
 }
 
 
-def train(plan: Plan, seconds: float, device: torch.device) -> UNet3D:
+def train(plan: TrainingPlan, seconds: float, device: torch.device) -> UNet3D:
     """The network of a plan after so many seconds."""
     torch.manual_seed(plan.seed)
     trainer = Trainer(replace(plan, minutes=seconds / 60), UNet3D(plan.network).to(device))

@@ -27,10 +27,10 @@ from denoise.learning import Learner, Sampler
 from denoise.precision import autocast
 from denoise.tiling import tile_axis
 from model import pad_to_grid, read_checkpoint
-from training.train import Plan, Pool, stream
+from training.train import Pool, TrainingPlan, stream
 
 WEIGHTS = Path(__file__).with_name("keyhole.pth")
-PLAN = Plan(seed=7, batch=1, rate=1e-3, pool=24, refresh=4)
+PLAN = TrainingPlan(seed=7, batch=1, rate=1e-3, pool=24, refresh=4)
 PATCH = (32, 64)  # frames and side
 AVERAGING = 0.99
 SLAB, OVERLAP = 96, 32  # frames denoised at once, and shared by neighbouring slabs: twice the network's reach

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from denoise import adaptation
-from denoise.adaptation import Plan, adapt, check
+from denoise.adaptation import LessonPlan, adapt, check
 from model import UNet3D, UNetConfig
 
 TINY = UNetConfig(channels=(8, 8, 8), context_channels=(8, 8, 8), bottom_blocks=1)
@@ -98,12 +98,14 @@ def test_steps_are_planned_by_the_movie_or_by_the_time(monkeypatch: pytest.Monke
     """40 frames of 32 x 32 are one patch: PASSES steps. Else the time less two steps of one second, at 1.25 s a step."""
     lesson = adaptation.Lesson(flicker(), WHITE, torch.device("cpu"))
     monkeypatch.setattr(lesson, "trial", lambda model: 1.0)
-    assert lesson.plan(model(), LONG, 1.0) == Plan(adaptation.PASSES, 8)
-    assert lesson.plan(model(), 10.0, 0.0) == Plan(4, 8)  # 8 / 1.25 = 6.4
-    assert lesson.plan(model(), 3.0, 0.0) == Plan(0, 8)
-    assert lesson.plan(model(), 32.0, 1.0) == Plan(16, 8)  # looks take a quarter of the time: 20 / 1.25 = 16
-    assert lesson.plan(model(), 31.0, 1.0) == Plan(16, 4)  # 24 / 1.25 = 19.2
-    assert lesson.plan(model(), 8.0, 3.0) == Plan(1, 1)
+    assert lesson.plan(model(), LONG, 1.0) == LessonPlan(adaptation.PASSES, 8)
+    assert lesson.plan(model(), 10.0, 0.0) == LessonPlan(4, 8)  # 8 / 1.25 = 6.4
+    assert lesson.plan(model(), 3.0, 0.0) == LessonPlan(0, 8)
+    assert lesson.plan(model(), 32.0, 1.0) == LessonPlan(
+        16, 8
+    )  # looks take a quarter of the time: 20 / 1.25 = 16
+    assert lesson.plan(model(), 31.0, 1.0) == LessonPlan(16, 4)  # 24 / 1.25 = 19.2
+    assert lesson.plan(model(), 8.0, 3.0) == LessonPlan(1, 1)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,7 @@ def test_it_stops_when_no_longer_better_and_keeps_the_best(
 
     monkeypatch.setattr(lesson, "errors", look)
     best, found, taken, ended = adaptation.learn(
-        lesson, given, BEFORE, Plan(8, 8), math.inf, lambda share: None
+        lesson, given, BEFORE, LessonPlan(8, 8), math.inf, lambda share: None
     )
     assert float(found) == pytest.approx(least)
     assert taken == steps
@@ -138,7 +140,7 @@ def test_it_stops_when_no_longer_better_and_keeps_the_best(
 
 def test_it_stops_when_the_time_is_over() -> None:
     given, lesson = model(), adaptation.Lesson(flicker(), WHITE, torch.device("cpu"))
-    assert adaptation.learn(lesson, given, BEFORE, Plan(8, 8), 0.0, lambda share: None) == (
+    assert adaptation.learn(lesson, given, BEFORE, LessonPlan(8, 8), 0.0, lambda share: None) == (
         given,
         BEFORE,
         0,

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denoise.lines import Lines, lines_of, wiener
+from denoise.lines import Lines, line_noise, lines_of
 from denoise.waves import cosines, octaves
 from simulation import LEVELS, challenge_scene, noisy
 
@@ -101,7 +101,7 @@ def test_waves_are_orthonormal_and_each_has_an_octave(count: int) -> None:
 @given(st.integers(2, 40), st.integers(16, 40), st.floats(0.1, 10), st.integers(0, 99))
 def test_no_more_is_taken_out_than_there_is(frames: int, lines: int, variance: float, seed: int) -> None:
     means = noise(frames, lines, seed=seed)
-    found = wiener(means, variance)
+    found = line_noise(means, variance)
     assert float(found.square().sum()) <= float(means.square().sum()) * (1 + 1e-5)
     torch.testing.assert_close(found.mean(0), torch.zeros(lines), atol=1e-5, rtol=0)
 

@@ -23,7 +23,7 @@ from training.recordings import (
     SimulatedMeans,
     SimulatedRecordings,
 )
-from training.train import Courses, Images, Plan, Pool, Trainer, main, out_of_phase, shown_and_hidden
+from training.train import Courses, Images, Pool, Trainer, TrainingPlan, main, out_of_phase, shown_and_hidden
 
 TINY = UNetConfig(channels=(8, 8, 8), context_channels=(8, 8, 8), course_channels=(8, 8), bottom_blocks=1)
 
@@ -160,7 +160,7 @@ def test_the_log_holds_one_training_and_each_of_its_steps_once(folder: Path) -> 
     assert steps_logged(out) == ["1"]
     with pytest.raises(SystemExit, match="found weights alone"):
         main(arguments(folder, out, 1))
-    stopped = Trainer(Plan(), UNet3D(replace(UNetConfig(), channels=(4, 4, 4))))
+    stopped = Trainer(TrainingPlan(), UNet3D(replace(UNetConfig(), channels=(4, 4, 4))))
     torch.save(stopped.state() | {"step": 2}, out.with_suffix(".state"))
     out.with_suffix(".csv").write_text("1,1.0,0.9\n2,2.0,0.8\n4,4.0,0.7\n")
     main(arguments(folder, out, 3))
@@ -184,7 +184,7 @@ def flicker(count: int) -> list[torch.Tensor]:
 
 def test_blind_training_learns_what_a_voxel_cannot_tell() -> None:
     """The noise counts flicker as its own here: a mean errs by one such variance, a frame's neighbours know better."""
-    trainer = Trainer(Plan(steps=60, rate=1e-2, batch=1), network())
+    trainer = Trainer(TrainingPlan(steps=60, rate=1e-2, batch=1), network())
     sampler = Sampler(Pool(iter(flicker(3)), 3, torch.device("cpu")), 0)
     errors = [float(trainer.learn(sampler.samples((16, 32), 2), trainer.progress())) for _ in range(60)]
     assert np.mean(errors[-10:]) < 0.75 * np.mean(errors[:5])
@@ -192,7 +192,7 @@ def test_blind_training_learns_what_a_voxel_cannot_tell() -> None:
 
 
 def test_resuming_gives_back_the_state() -> None:
-    plan = Plan(steps=10)
+    plan = TrainingPlan(steps=10)
     trainer, other = (Trainer(plan, network()) for _ in range(2))
     sampler = Sampler(Pool(iter(flicker(1)), 1, torch.device("cpu")), 0)
     trainer.learn(sampler.samples((4, 16), 1), trainer.progress())
@@ -205,7 +205,7 @@ def test_resuming_gives_back_the_state() -> None:
 
 
 def test_a_broken_batch_does_not_break_the_weights() -> None:
-    trainer = Trainer(Plan(steps=10), network())
+    trainer = Trainer(TrainingPlan(steps=10), network())
     sampler = Sampler(Pool(iter(flicker(1)), 1, torch.device("cpu")), 0)
     batch = sampler.samples((4, 16), 1)
     batch.target[:] = torch.inf
@@ -298,7 +298,7 @@ def test_the_network_of_the_mean_learns_from_means_alone() -> None:
     """Stripes in noise: eight groups of frames err by 1 + 1 / 7 as they are, and hardly more than 1 / 7 when cleaned."""
     torch.manual_seed(0)
     lessons = Images.__new__(Images)
-    lessons.plan, lessons.device = Plan(batch=4), torch.device("cpu")
+    lessons.plan, lessons.device = TrainingPlan(batch=4), torch.device("cpu")
     lessons.random = torch.Generator().manual_seed(0)
     stripes = 3.0 * (np.arange(32) // 4 % 2) * np.ones((8, 32, 1))
     rng = np.random.default_rng(0)
@@ -306,7 +306,7 @@ def test_the_network_of_the_mean_learns_from_means_alone() -> None:
         FrameMeans((stripes + rng.standard_normal((8, 32, 32))).astype(np.float32), 4, 0.0, 4.0)
         for _ in range(4)
     ]
-    trainer = Trainer(Plan(steps=80, rate=3e-3), MeanNet(TINY))
+    trainer = Trainer(TrainingPlan(steps=80, rate=3e-3), MeanNet(TINY))
     errors = [float(lessons.teach(trainer)) for _ in range(80)]
     assert np.mean(errors[:2]) == pytest.approx(1 + 1 / 7, rel=0.1)
     assert np.mean(errors[-10:]) < 0.75
@@ -340,12 +340,12 @@ def test_the_network_of_time_courses_learns_from_groups_of_pixels_alone() -> Non
     """Steps in noise: eight groups of pixels err by 1 + 1 / 7 as they are, and hardly more than 1 / 7 when cleaned."""
     torch.manual_seed(0)
     lessons = Courses.__new__(Courses)
-    lessons.plan, lessons.device = Plan(batch=4), torch.device("cpu")
+    lessons.plan, lessons.device = TrainingPlan(batch=4), torch.device("cpu")
     lessons.random = torch.Generator().manual_seed(0)
     steps = 5.0 * (torch.arange(96) // 24 % 2)
     noise = torch.Generator().manual_seed(1)
     lessons.recordings = [steps + torch.randn(8, 8, 96, generator=noise) for _ in range(8)]
-    trainer = Trainer(Plan(steps=80, rate=3e-3), CourseNet(TINY))
+    trainer = Trainer(TrainingPlan(steps=80, rate=3e-3), CourseNet(TINY))
     errors = [float(lessons.teach(trainer)) for _ in range(80)]
     assert np.mean(errors[:2]) == pytest.approx(1 + 1 / 7, rel=0.1)
     assert np.mean(errors[-10:]) < 0.6
@@ -361,7 +361,7 @@ def test_time_courses_of_a_batch_are_of_one_length_and_each_recording_counts_the
 
     lengths: list[torch.Size] = []
     lessons = Courses.__new__(Courses)
-    lessons.plan, lessons.device = Plan(batch=6), torch.device("cpu")
+    lessons.plan, lessons.device = TrainingPlan(batch=6), torch.device("cpu")
     lessons.random = torch.Generator().manual_seed(0)
     wrong = torch.tensor([2.0, 0.0])[:, None, None]  # shown and hidden differ by 2
     lessons.recordings = [wrong.expand(2, 1, 3), 2 * wrong.expand(2, 5, 9)]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from denoise.atomic import write_file
 from denoise.precision import autocast
 from model import Block, UNet3D, load_model, read_checkpoint, save_model
-from training.train import PARTS, Movies, Plan
+from training.train import PARTS, Movies, TrainingPlan
 
 TOLERANCE = 2e-3  # of the power of what a block says
 LANES = 16  # channels that processors compute at once: blocks have multiples of it
@@ -82,7 +82,7 @@ def looking(model: UNet3D) -> Iterator[list[Inside]]:
 def show(model: UNet3D, batches: int, workers: int) -> None:
     """Let the networks see what they learned from."""
     device = next(model.parameters()).device
-    plan = Plan(SEED, pool=POOL)
+    plan = TrainingPlan(SEED, pool=POOL)
     movies = Movies(plan, None, 0, workers, device)
     parts = [
         (getattr(model, part), lessons(plan, data(SEED, batches), 0, workers, device))

@@ -62,7 +62,7 @@ FARTHEST = 4  # pixels by which it may be
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """Everything that decides the result of a training, apart from its data."""
 
     seed: int = 0
@@ -98,7 +98,9 @@ class Pool:
 class Movies:
     """Batches of crops of recordings."""
 
-    def __init__(self, plan: Plan, data: str | None, step: int, workers: int, device: torch.device) -> None:
+    def __init__(
+        self, plan: TrainingPlan, data: str | None, step: int, workers: int, device: torch.device
+    ) -> None:
         self.plan = plan
         self.pool = Pool(stream(plan, data, step, workers), plan.pool, device)
         self.sampler = Sampler(self.pool, plan.seed + step)
@@ -120,7 +122,9 @@ class Movies:
 class Dealt(Generic[Net]):
     """Recordings whose parts are dealt out to groups, of which one is shown, and the others are hidden."""
 
-    def __init__(self, plan: Plan, data: Dataset[Any], step: int, workers: int, device: torch.device) -> None:
+    def __init__(
+        self, plan: TrainingPlan, data: Dataset[Any], step: int, workers: int, device: torch.device
+    ) -> None:
         self.plan, self.device, self.oldest = plan, device, 0
         self.stream = ordered(data, step // plan.refresh, workers)
         self.recordings = [next(self.stream) for _ in range(plan.pool)]
@@ -235,7 +239,7 @@ def apart(groups: Tensor, draw: Callable[[int], int]) -> tuple[Tensor, Tensor]:
 class Trainer(Learner[Net]):
     """State of a training: what learns, and where it stands."""
 
-    def __init__(self, plan: Plan, network: Net) -> None:
+    def __init__(self, plan: TrainingPlan, network: Net) -> None:
         super().__init__(network, plan.rate, AVERAGING)
         self.plan, self.seconds = plan, 0.0
 
@@ -315,7 +319,7 @@ def rows_until(step: int, log: Path) -> list[list[str]]:
         return [row for row in csv.reader(file) if int(row[0]) <= step]
 
 
-def stream(plan: Plan, data: str | None, step: int, workers: int) -> Iterator[Tensor]:
+def stream(plan: TrainingPlan, data: str | None, step: int, workers: int) -> Iterator[Tensor]:
     """Recordings in the seed's order, from where the step stands, made by worker processes."""
     data_set = FileRecordings(data, plan.seed, ENDLESS) if data else SimulatedRecordings(plan.seed, ENDLESS)
     return ordered(data_set, step // plan.refresh, workers)
@@ -406,7 +410,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default=max(1, (os.cpu_count() or 2) - 1),
         help="processes that make recordings",
     )
-    defaults = Plan()
+    defaults = TrainingPlan()
     kinds = {"seed": whole(0), "batch": whole(1), "rate": an_amount, "pool": whole(1), "refresh": whole(1)}
     for name, kind in kinds.items():
         value = getattr(defaults, name)
@@ -480,7 +484,7 @@ def train_as_asked(options: argparse.Namespace) -> None:
         )
     start = load_model(options.weights, device) if options.weights else None
     network = start.config if start else replace(UNetConfig(), channels=tuple(options.channels))
-    plan = Plan(
+    plan = TrainingPlan(
         options.seed,
         options.steps,
         options.minutes,
