@@ -229,6 +229,13 @@ class TestReport:
         table = report.markdown(rows).split("### Noise level 1")[1].split("###")[0]
         assert "| raw | - | - | **27.50** | - |" in table
 
+    def test_only_methods_in_the_tables_are_explained(self) -> None:
+        rows = [row("raw", "scene 0", 27), row("net", "scene 0", 29)]
+        assert "Noise2Void" not in report.markdown(rows)
+        text = report.markdown([*rows, row("net, adapted", "scene 0", 30)])
+        assert text.count('- "net, adapted": after 8 passes') == 1
+        assert report.slow_methods([row(benchmark.KEYHOLE, "scene 0", 20)])
+
     def test_publish_and_panels(self, tmp_path: Path) -> None:
         case = tiny_cases()[1]
         methods = [BASELINES[0], BASELINES[4]]
