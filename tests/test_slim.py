@@ -129,6 +129,8 @@ def test_the_command_writes_weights_that_tell_where_they_come_from(
     slim.main(["--weights", str(tmp_path / "wide.pth"), "--out", str(tmp_path / "slim.pth")])
     checkpoint = torch.load(tmp_path / "slim.pth", weights_only=True)
     assert checkpoint["record"]["from"] == {"step": 7}
+    assert checkpoint["record"]["slim"]["batches"] == slim.BATCHES
+    assert {"device", "torch", "commit"} < checkpoint["record"].keys()
     assert set(checkpoint["config"]["hidden"]) == {16}
     assert "movie.encoder.0: 32 -> 16 channels" in capsys.readouterr().out
 

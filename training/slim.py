@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from denoise.atomic import write_file
 from denoise.precision import autocast
 from model import Block, UNet3D, load_model, read_checkpoint, save_model
-from training.train import PARTS, Movies, TrainingPlan
+from training.train import PARTS, Movies, TrainingPlan, made_on
 
 TOLERANCE = 2e-3  # of the power of what a block says
 LANES = 16  # channels that processors compute at once: blocks have multiples of it
@@ -164,6 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
     record = {
         "slim": {"batches": options.batches, "seed": SEED},
         "from": read_checkpoint(options.weights)["record"],
+        **made_on(device),
     }
     file = io.BytesIO()
     save_model(file, slimmer, record)

@@ -356,15 +356,22 @@ def save(trainer: Trainer[Any], whole: UNet3D, record: Record, out: Path, state_
         "step": trainer.step,
         "seconds": round(trainer.seconds),
         **record,
-        "device": torch.cuda.get_device_name() if trainer.device.type == "cuda" else "cpu",
-        "torch": str(torch.__version__),
-        "commit": git_commit(),
+        **made_on(trainer.device),
     }
     weights, state = io.BytesIO(), io.BytesIO()
     save_model(weights, whole, record)
     torch.save(trainer.state(), state)
     write_file(state_path, state.getvalue())
     write_file(out, weights.getvalue())
+
+
+def made_on(device: torch.device) -> Record:
+    """Where weights come from, beside their data: the device's name, torch's version, the program's commit."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": str(torch.__version__),
+        "commit": git_commit(),
+    }
 
 
 def git_commit() -> str:
