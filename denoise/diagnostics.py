@@ -38,6 +38,7 @@ SPOTS = 6
 SPOT_SIDE = 4  # pixels, at least where the frame has them
 BLOCK_VOXELS = 1 << 20  # looked at together
 FEWEST = 8  # frames for statistics in time
+GROUPS = 24  # of pixels of like brightness
 ACTIVE = 0.05  # share of the pixels that counts as active
 
 
@@ -497,11 +498,11 @@ def amplitude(maps: dict[str, np.ndarray], frames: int) -> tuple[float | None, f
     return 1 + float(maps["covariance"][active].sum()) / signal, math.sqrt(noise / signal / independent)
 
 
-def transfer_curve(maps: dict[str, np.ndarray], bins: int = 24) -> list[tuple[float, float]]:
+def transfer_curve(maps: dict[str, np.ndarray]) -> list[tuple[float, float]]:
     """(mean intensity, variance of the residual) of groups of pixels of like brightness."""
     mean, variance = maps["denoised"].ravel(), maps["residual_variance"].ravel()
     order = np.argsort(mean, kind="stable")
-    groups = [group for group in np.array_split(order, bins) if len(group)]
+    groups = [group for group in np.array_split(order, GROUPS) if len(group)]
     return [(float(mean[group].mean()), float(variance[group].mean())) for group in groups]
 
 

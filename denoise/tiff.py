@@ -52,7 +52,7 @@ def open_tiff(path: Path) -> Movie:
     return _open(path, _shape)[0]
 
 
-def open_tiff_pages(path: Path, of_series: bool = False) -> Pages:
+def open_tiff_pages(path: Path, of_series: bool) -> Pages:
     """Open a TIFF of any axes (..., Y, X) with each of its images as a frame. Raises likewise."""
     told: list[tuple[str, tuple[int, ...]]] = []
 

@@ -84,12 +84,11 @@ def scores(
     scenes: int,
     frames: int = 500,
     size: int = 128,
-    first: int = FIRST_EVALUATION_SEED,
 ) -> Iterator[float]:
-    """stSNR of each noise level, the mean over scenes of the seeds from `first` on."""
+    """stSNR of each noise level, the mean over scenes of the seeds from FIRST_EVALUATION_SEED on."""
     for level, (gain, read_variance) in LEVELS.items():
         values = []
-        for seed in range(first, first + scenes):
+        for seed in range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + scenes):
             clean = challenge_scene(seed, frames, size).clean()
             movie = (
                 noisy(clean, gain, read_variance, np.random.default_rng([seed, level]))

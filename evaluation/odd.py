@@ -23,11 +23,7 @@ TIMES = np.arange(FRAMES, dtype=np.float32)[:, None, None]
 FROM_CENTRE = (
     np.hypot(*np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]).astype(np.float32) / 2**0.5
 )  # 1 in corners
-
-
-def every(count: int, first: int) -> np.ndarray:
-    """One frame in so many: bool (T,)."""
-    return np.arange(FRAMES) % count == first
+ONE_IN_30 = np.arange(FRAMES) % 30 == 15  # (T,)
 
 
 @dataclass(frozen=True)
@@ -51,10 +47,10 @@ FAULTS = {
     "bleached to 0.2, corrected": Fault(light=0.2 + 0.8 * np.exp(-TIMES / 100)),
     "offset drifts by the mean brightness": Fault(added=200 * TIMES / FRAMES),
     "one frame in 30 lit up, by 5 times the mean": Fault(
-        spoilt=every(30, 15), instead=lambda frames: frames + 1000
+        spoilt=ONE_IN_30, instead=lambda frames: frames + 1000
     ),
     "one frame in 30 lit up, by 100 times the mean": Fault(
-        spoilt=every(30, 15), instead=lambda frames: frames + 20000
+        spoilt=ONE_IN_30, instead=lambda frames: frames + 20000
     ),
     "shutter closed for 70 frames at first": Fault(
         spoilt=np.arange(FRAMES) < 70, instead=lambda frames: (frames - frames.mean(0)) / 5

@@ -49,6 +49,7 @@ def test_runs_cover_the_correlated_axis() -> None:
     patches = torch.randn(1, 8, 40, 40, generator=generator())
     centres = draw_centres(patches, (False, True), generator())
     _, hidden = blind(patches, centres, (False, True), generator())
+    assert centres.any()
     for _, t, y, x in centres.nonzero().tolist():
         assert hidden[0, t, y, max(0, x - 2) : x + 3].all()
 

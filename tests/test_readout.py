@@ -152,6 +152,7 @@ def test_the_same_at_every_call() -> None:
     movie = normal(64, 40, 40)
     torch.manual_seed(1)
     first = significant(5 * movie, 5 * movie, 1.0, SMOOTHING)
+    assert first.any()
     torch.manual_seed(2)
     assert torch.equal(first, significant(5 * movie, 5 * movie, 1.0, SMOOTHING))
 

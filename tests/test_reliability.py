@@ -226,7 +226,7 @@ def test_a_signal_at_random_moments_ends_the_run_with_its_status_and_nothing_hal
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_during_one_long_computation_ends_the_run_in_time(
-    run: Runner, tmp_path: Path, number: signal.Signals, status: int
+    run: Runner, number: signal.Signals, status: int
 ) -> None:
     """A network whose first tile takes minutes, in C: the main thread cannot answer."""
     stuck = "import runpy, sys, threading, torch, denoise.inference as i\n" \
@@ -516,7 +516,9 @@ def test_mutated_files_of_every_format_are_read_or_refused_in_one_line(tmp_path:
 
 
 def test_every_seed_of_the_fuzzing_is_a_movie(tmp_path: Path) -> None:
-    for path in fuzz.seeds(tmp_path):
+    seeds = fuzz.seeds(tmp_path)
+    assert len(seeds) > 10
+    for path in seeds:
         with open_recording(path) as recording:
             assert recording.parts[0].movie.read(0, fuzz.SHAPE[0]).shape == fuzz.SHAPE
 

@@ -145,7 +145,7 @@ def test_numbers_of_channels_and_positions_do_not_count_frames(
     rows = [[form.format(other, time) for time in times] for other in others]
     plan = planned(tmp_path / "in", *rows[0], *rows[1])
     assert sorted(told(plan, tmp_path / "in").values()) == rows
-    assert all("not the last in the names" in warning for warning in plan.warnings)
+    assert ["not the last in the names" in warning for warning in plan.warnings] == [True, True]
 
 
 def test_files_that_may_be_channels_or_positions_are_one_movie_with_a_warning(tmp_path: Path) -> None:
