@@ -135,6 +135,12 @@ def test_the_command_writes_weights_that_tell_where_they_come_from(
     assert "movie.encoder.0: 32 -> 16 channels" in capsys.readouterr().out
 
 
+def test_missing_weights_are_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"none\.pth: no such weights file") as caught:
+        slim.main(["--weights", str(tmp_path / "none.pth"), "--out", str(tmp_path / "slim.pth")])
+    assert "\n" not in str(caught.value)
+
+
 def test_weights_of_another_number_of_blocks_are_refused(tmp_path: Path) -> None:
     model = network()
     save_model(tmp_path / "odd.pth", model, {})

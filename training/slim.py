@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import io
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,8 +27,8 @@ from torch import Tensor, nn
 
 from denoise.atomic import write_file
 from denoise.precision import autocast
-from model import Block, UNet3D, load_model, read_checkpoint, save_model
-from training.train import PARTS, Movies, TrainingPlan, made_on
+from model import Block, ModelError, UNet3D, load_model, read_checkpoint, save_model
+from training.train import PARTS, Movies, TrainingPlan, in_one_line, made_on
 
 TOLERANCE = 2e-3  # of the power of what a block says
 LANES = 16  # channels that processors compute at once: blocks have multiples of it
@@ -154,6 +155,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, default=BATCHES, help=f"to look at, default {BATCHES}")
     parser.add_argument("--workers", type=int, default=1, help="processes that make recordings, default 1")
     options = parser.parse_args(arguments)
+    try:
+        slim_as_asked(options)
+    except (ModelError, OSError) as error:
+        sys.exit(in_one_line(error))
+
+
+def slim_as_asked(options: argparse.Namespace) -> None:
+    """By the command line. Raises ModelError, OSError."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(options.weights, device)
     with looking(model) as insides:

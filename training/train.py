@@ -272,7 +272,7 @@ def train(
     record: Record,
     out: Path,
 ) -> None:
-    """Train to the end of the plan, or until interrupted.
+    """Train to the end of the plan, or until interrupted, which ends the program: what comes next needs all of it.
 
     Leaves the whole network, which the trainer's average is or is part of, a log and its curve beside it, and after an
     interruption the state to resume from. material: makes what is learned from, as it is at a step.
@@ -309,6 +309,9 @@ def train(
     if trainer.progress() >= 1:
         state_path.unlink()
     draw_curve(log_path, out.with_suffix(".png"))
+    if trainer.progress() < 1:
+        print(f"interrupted at step {trainer.step}: the same command goes on from there", file=sys.stderr)
+        sys.exit(128 + stop[0])
 
 
 def rows_until(step: int, log: Path) -> list[list[str]]:
