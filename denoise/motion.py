@@ -54,6 +54,7 @@ TAPS = 12  # of the interpolation, to each side
 BEYOND = 0.95  # pixels outside of a frame is as far as it still tells something
 SHAPE = 5.0  # of its Kaiser window
 FINEST = 1024  # places to a pixel, where each has its own
+CURVED = math.sqrt(5) / 2  # a parabola's part, for a root mean square of 1
 ROUNDS = 3  # of looking for the place that a displacement leads to
 STEPS = 2  # of least squares
 SINGULAR = 1e-3  # of slopes and light: what else could not be told apart
@@ -88,7 +89,7 @@ class Motion:
     phase: pixels by which odd rows have it further on along x, since a scanner writes them on its way back.
     margins: rows before and after the frame, and columns, that the canvas has more.
     scene: what it is like in the mean (H, W), on the canvas, in the frames' units; None where that is not known.
-    bends (T, 5, 2): pixels along (y, x) more, of each of `bending`; (0, 5, 2) where all is displaced alike.
+    bends (T, 5, 2): pixels along (y, x) more, of all `polynomials` but the first; (0, 5, 2) where it does not bend.
     half: of the field that bends, around the middle of a frame: pixels along (y, x). Beyond it nothing bends further.
     """
 
@@ -185,8 +186,14 @@ class Motion:
             return displaced
         v, u = inside(y, x, self.half)
         along_y, along_x, curved_y, twisted, curved_x = self.bends[..., axis, None, None].unbind(1)
-        displaced = displaced - (curved_y + curved_x) / 3
+        curved_y, curved_x = CURVED * curved_y, CURVED * curved_x
+        displaced = displaced - (curved_y + curved_x)
         return displaced + v * (along_y + curved_y * v + twisted * u) + u * (along_x + curved_x * u)
+
+    def displacements(self, y: Tensor, x: Tensor) -> Tensor:
+        """Of what is at rows and columns (places,) from a frame's middle: (T, places, 2)."""
+        along = [self.displacement(axis, y[None], x[None])[:, 0] for axis in (0, 1)]
+        return torch.stack([its.expand(-1, len(y)) for its in along], 2)
 
     @property
     def _every(self) -> Tensor:
@@ -197,7 +204,7 @@ class Motion:
     def _extremes(self) -> Tensor:
         """The same all over the field: (T, places, 2)."""
         y, x = (half * torch.linspace(-1, 1, 5) for half in self.half)
-        return torch.stack([self.displacement(axis, y[:, None], x).flatten(1) for axis in (0, 1)], 2)
+        return self.displacements(y.repeat_interleave(len(x)), x.repeat(len(y)))
 
     @property
     def reach(self) -> tuple[float, float]:
@@ -229,15 +236,18 @@ STILL = Motion(torch.zeros(0, 2))
 
 
 def inside(y: Tensor, x: Tensor, half: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Rows and columns from the middle of a field: from -1 to 1 in it, its edge beyond."""
-    v, u = ((its / most).clamp(-1, 1) for its, most in zip((y, x), half))
+    """Rows and columns from the middle of a field, in root mean squares of those in it; beyond, those of its edge."""
+    v, u = (math.sqrt(3) * (its / most).clamp(-1, 1) for its, most in zip((y, x), half))
     return v, u
 
 
-def bending(y: Tensor, x: Tensor, half: tuple[float, float]) -> Tensor:
-    """How a field bends, at rows and columns from its middle (places,): polynomials of degree 1 and 2, (5, places)."""
+def polynomials(y: Tensor, x: Tensor, half: tuple[float, float]) -> Tensor:
+    """Legendre's of degree 0, 1, 1, 2, 2, 2, at rows and columns from the middle of a field (places,): (6, places).
+
+    The root mean square of each over the field is 1.
+    """
     v, u = inside(y, x, half)
-    return torch.stack([v, u, v * v - 1 / 3, v * u, u * u - 1 / 3])
+    return torch.stack([torch.ones_like(v), v, u, CURVED * (v * v - 1), v * u, CURVED * (u * u - 1)])
 
 
 # ---- frames at other places
@@ -358,9 +368,25 @@ class Tracker:
         cells = cells_of(image.shape, edge)  # (cells, Y, X)
         self.weights = per_variance(variance) * cells.any(0)
         seen, true = (changes(image, soft).flatten(1) for soft in (SOFT, 0.0))  # (4, N)
-        solved = [solver(seen * (self.weights * its).flatten(), true) for its in cells]
-        known = [its[:2] for its in solved if its is not None]
-        self.solvers = torch.stack(known) if known else seen.new_zeros(0, 2, image.numel())
+        weighted = self.weights.flatten() * cells.flatten(1)  # (cells, N)
+        solved = [solver(seen * its, true) for its in weighted]
+        known = torch.tensor([its is not None for its in solved])
+        told = [its[:2] for its in solved if its is not None]
+        self.solvers = torch.stack(told) if told else seen.new_zeros(0, 2, image.numel())
+        self.black = (torch.arange(len(cells)) < len(cells) // 2)[known]
+        y, x = (its.expand(image.shape).flatten() for its in Scene(image, variance).places())
+        middles = middles_of(seen[:2].square().sum(0) * weighted[known], y, x)
+        self.shapes = polynomials(*middles, Scene(image, variance).half)
+
+    def moves(self, told: Tensor) -> bool:
+        """Whether displacements (T, cells, 2) are those of a field that moves as a whole, or turns, or is stretched."""
+        if alike(told, LEAST):
+            return True
+        shapes = self.shapes[:3]
+        if min(int(self.black.sum()), int((~self.black).sum())) < len(shapes):
+            return False
+        _, halves = fits(told, shapes, self.black)
+        return bool(agreeing(halves)[2:].any())
 
     def displacements(self, frames: Tensor) -> Tensor:
         """Pixels along (y, x) for each cell with structure in it: (n, cells, 2). True for a pixel or less."""
@@ -502,11 +528,6 @@ def agreement(told: Tensor) -> tuple[Tensor, Tensor]:
     return weights, (whole - away * weights) / (1 - weights)
 
 
-def moves(told: Tensor) -> bool:
-    """Whether displacements (T, cells, 2) tell of movement."""
-    return alike(told, LEAST)
-
-
 def alike(told: Tensor, least: float, part: float = 0.0) -> bool:
     """Whether what cells tell (T, cells, K) changes alike: most agree with all others, by more than chance.
 
@@ -551,20 +572,13 @@ class Scene:
         y, x = ((size - sum(margins)) / 2 for size, margins in zip(self.mean.shape, self.margins))
         return y, x
 
-    @property
-    def middles(self) -> tuple[Tensor, Tensor]:
-        """Rows and columns of the middles of cells (cells,), from the middle of a frame."""
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Of its pixels, rows (H, 1) and columns (1, W) from the middle of a frame."""
         y, x = (
-            (torch.arange(CELLS) + 0.5) * math.ceil(size / CELLS) - before - half
+            torch.arange(size) - before - half + 0.5
             for size, (before, _), half in zip(self.mean.shape, self.margins, self.half)
         )
-        return y.repeat_interleave(CELLS), x.repeat(CELLS)
-
-    def displaced(self, motion: Motion) -> Tensor:
-        """How far cells' middles are: (T, cells, 2)."""
-        y, x = self.middles
-        told = [motion.displacement(axis, y[None], x[None])[:, 0] for axis in (0, 1)]
-        return torch.stack([its.expand(-1, len(y)) for its in told], 2)
+        return y[:, None], x[None]
 
     def wider(self, margin: int) -> Scene:
         """With so many pixels more at each side; what is seen there is not known."""
@@ -602,6 +616,9 @@ class Follower:
         seen = torch.stack([weights * changes(its, SOFT) for its in scene.parts])  # (n, 4, H, W)
         true = torch.stack([changes(its) for its in scene.parts])
         self.seen = in_cells(seen.mean(0))  # (cells, 4, P)
+        strength = (seen * true)[:, :2].sum((0, 1))
+        y, x = (its.expand(strength.shape) for its in scene.places())
+        self.middles = middles_of(*in_cells(torch.stack([strength, y, x])).unbind(1))
         pairs = [(seen.sum(0), true.sum(0)), *zip(-seen, true)]  # all, less those of a mean with itself
         shared = sum(in_cells(one)[:, :, None] * in_cells(other)[:, None] for one, other in pairs)
         self.shared = torch.as_tensor(shared).flatten(1, 2) / (
@@ -609,7 +626,7 @@ class Follower:
         )  # (cells, 4 x 4, P)
 
     def places(self, frames: Tensor, near: Motion) -> tuple[Tensor, Tensor]:
-        """Displacements of frames (n, Y, X) that are held so: of each (n, 2), and in the middle of cells (n, cells, 2).
+        """Displacements of frames (n, Y, X) that are held so: of each (n, 2), and in the middles of cells (n, cells, 2).
 
         NaN where they do not tell.
         """
@@ -622,7 +639,13 @@ class Follower:
             (inverse(its) @ more)[..., :2, 0].clamp(-1, 1)
             for its, more in ((shared.sum(1), told.sum(1)), (shared, told))
         )
-        return near.by - whole, self.scene.displaced(near) - cells
+        return near.by - whole, near.displacements(*self.middles) - cells
+
+
+def middles_of(strength: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Where structure of such strength (cells, P) at rows and columns (P,) is in the mean: rows, columns (cells,)."""
+    whole = strength.sum(1).clamp(min=TINY)
+    return (strength * y).sum(1) / whole, (strength * x).sum(1) / whole
 
 
 def changes(image: Tensor, soft: float = 0.0) -> Tensor:
@@ -658,54 +681,64 @@ def motion_of(blocks: Callable[[], Iterable[Tensor]]) -> Motion:
     scenes, near = held_scenes(pieces(blocks(), size), tracking(scenes, farthest), scenes[0].wider(farthest))
     scenes = in_sight(scenes)
     scenes, near = held_scenes(pieces(blocks(), size), following(scenes, near), scenes[0])
-    whole, cells = told(pieces(blocks(), size), scenes, near)
-    motion = Motion(displacements_told(whole, cells))
-    return motion if motion.still else bent(blocks, size, with_bends(motion, cells, scenes[0]))
+    followers = [Follower(its) for its in scenes]
+    whole, cells = told(pieces(blocks(), size), followers, near)
+    by = displacements_told(whole, cells)
+    motion = with_bends(Motion(by if len(by) else torch.zeros_like(whole)), cells, followers)
+    if len(motion.bends):
+        return bent(blocks, size, motion)
+    return motion if len(by) else STILL
 
 
 def bent(blocks: Callable[[], Iterable[Tensor]], size: int, motion: Motion) -> Motion:
-    """The same, where the field bends for more of it, as found by frames that are held by what is known so far."""
-    if not len(motion.bends):
-        return motion
+    """How frames bend, in more of the field, as found by frames that are held by what is known of that so far."""
     first = torch.cat([frames for _, _, frames in islice(pieces(blocks(), size, WIDE), FOLDS)])
     margin = max(max(its) for its in motion.whole().margins)
     about = Scene(*image_of(first)).wider(margin)
     scenes, _ = held_scenes(pieces(blocks(), size, WIDE), as_known(motion), about)
-    scenes = in_sight(scenes)
-    _, cells = told(pieces(blocks(), size, WIDE), scenes, motion)
-    return with_bends(motion, cells, scenes[0])
+    followers = [Follower(its) for its in in_sight(scenes)]
+    _, cells = told(pieces(blocks(), size, WIDE), followers, motion)
+    return with_bends(motion, cells, followers)
 
 
 def told(
-    frames: Iterable[tuple[int, int, Tensor]], scenes: Sequence[Scene], near: Motion
+    frames: Iterable[tuple[int, int, Tensor]], followers: Sequence[Follower], near: Motion
 ) -> tuple[Tensor, Tensor]:
     """Displacements of frames that are held so, each as a whole (T, 2), and of their cells (T, cells, 2)."""
-    followers = [Follower(its) for its in scenes]
     found = [followers[k].places(its, near.during(n, len(its))) for k, n, its in frames]
     whole, cells = (torch.cat(its) for its in zip(*found))
     return whole, cells
 
 
-def with_bends(motion: Motion, cells: Tensor, scene: Scene) -> Motion:
-    """The same with the bends that cells of the scene tell (T, cells, 2): those that black and white ones tell alike."""
+def with_bends(motion: Motion, cells: Tensor, followers: Sequence[Follower]) -> Motion:
+    """The same with the bends that cells tell (T, cells, 2): those that black and white ones tell alike."""
+    half = followers[0].scene.half
+    y, x = (torch.stack(its).mean(0) for its in zip(*(its.middles for its in followers)))
     known = cells.isfinite().all(2).float().mean(0) > KNOWN
-    cells = torch.where(cells.isfinite(), cells, scene.displaced(motion))
-    y, x = scene.middles
-    shapes = torch.cat([torch.ones(1, len(y)), bending(y, x, scene.half)])
-    black = black_squares()
-    parts = [known & black, known & ~black]
-    if any(int(its.sum()) < len(shapes) for its in parts):
+    cells = torch.where(cells.isfinite(), cells, motion.displacements(y, x))
+    shapes, black = polynomials(y, x, half), black_squares()
+    if min(int((known & black).sum()), int((known & ~black).sum())) < len(shapes):
         return motion
-    weights = fit_weights(cells, shapes)
-    whole, *halves = (fitted(cells, shapes, weights * its[:, None]).flatten(1) for its in (known, *parts))
-    both = torch.stack(halves, 1)  # (T, 2, 12)
-    sure = agreeing(both)
-    if not bool(sure[2:].any()):
+    _, halves = fits(cells[:, known], shapes[:, known], black[known])
+    sure = agreeing(halves).unflatten(0, (-1, 2))  # (6, 2)
+    if not bool(sure[1:].any()):
         return motion
-    sure[:2] = True
-    by, *bends = (steadied(whole, both) * sure).unflatten(1, (-1, 2)).unbind(1)
-    bends = torch.stack([its - its.mean(0) for its in bends], 1)
-    return replace(motion, by=by, bends=bends, half=scene.half)
+    sure[0] = sure[0].any() | motion.by.any()
+    kept = sure.any(1)
+    kept[0] = True
+    told = steadied(*fits(cells[:, known], shapes[kept][:, known], black[known])).unflatten(1, (-1, 2))
+    amounts = told.new_zeros(len(told), *sure.shape)  # (T, 6, 2)
+    amounts[:, kept] = told * sure[kept]
+    by, bends = amounts[:, 0], amounts[:, 1:]
+    return replace(motion, by=by, bends=bends - bends.mean(0), half=half)
+
+
+def fits(told: Tensor, shapes: Tensor, black: Tensor) -> tuple[Tensor, Tensor]:
+    """How much of shapes (K, cells) cells tell (T, cells, 2): all (T, 2 K), and black ones and others (T, 2, 2 K)."""
+    weights = fit_weights(told, shapes)
+    parts = (torch.ones_like(black), black, ~black)
+    whole, *halves = (fitted(told, shapes, weights * its[:, None]).flatten(1) for its in parts)
+    return whole, torch.stack(halves, 1)
 
 
 def fitted(told: Tensor, shapes: Tensor, weights: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from scipy.ndimage import convolve1d, shift
 
 from denoise import inference
 from denoise.lines import Lines
+from denoise.motion import Tracker
 from denoise.smoothing import NO_MEMORY, Gauge
 from evaluation.benchmark import WEIGHTS, denoised
 from evaluation.metrics import score
@@ -166,7 +167,7 @@ def unaware(movie: np.ndarray, model: UNet3D) -> np.ndarray:
         patch.object(Gauge, "weights", lambda _, frames: torch.zeros(len(frames), 2)),
         patch.object(inference, "memory_of", lambda _: NO_MEMORY),
         patch.object(inference, "lines_of", lambda _, axis: Lines(axis)),
-        patch.object(inference, "moves", lambda _: False),
+        patch.object(Tracker, "moves", lambda *_: False),
         patch.object(inference, "flickers", lambda _: False),
         patch.object(inference, "phase_of", lambda _: 0.0),
     ):
