@@ -9,8 +9,8 @@ what the network makes of noise spreads over very many. The prediction of each b
     kept: sqrt(r_i^2 - edge^2) u_i v_i' where r_i > edge, and nothing where not
 
 A pattern of noise alone measures at most the edge: sqrt(T / t) + sqrt(P / p) for noise that is smooth over t frames and
-p pixels, as what passes the network is. It adds in quadrature to that of a signal, hence the root. So a movie of noise
-comes out flat.
+p pixels, as what passes the network is (in small fields and lines less, see `noise_edge`). It adds in quadrature to that
+of a signal, hence the root. So a movie of noise comes out flat.
 
 What is kept is then read anew in the recording, for the fast changes and the fine structure that the network has
 missed: time courses under the kept footprints, footprints under those time courses, and the mean image. Each is cleaned
@@ -163,8 +163,9 @@ def predicted(prediction: Tensor, recording: Tensor, noise: float) -> tuple[Tens
 
     They are time courses (T, K) and orthonormal footprints (P, K).
     """
+    edge = noise * noise_edge(*prediction.shape)
     prediction, recording = ((x - x.mean(0)).flatten(1) for x in (prediction, recording))
-    return recording, *significant_patterns(prediction, recording, noise * noise_edge(*prediction.shape))
+    return recording, *significant_patterns(prediction, recording, edge)
 
 
 def clean_row(courses: Sequence[tuple[Tensor, Tensor]], noise: float, cleaner: Cleaner) -> Sequence[Tensor]:
@@ -215,9 +216,14 @@ def simplest(footprints: Tensor) -> Tensor:
     return turn.to(footprints.device)
 
 
-def noise_edge(frames: int, pixels: int) -> float:
-    """The most that a pattern of noise alone measures in a block of (frames, pixels), in noise deviations."""
-    return math.sqrt(frames / SMOOTH_FRAMES) + math.sqrt(pixels / SMOOTH_PIXELS)
+def noise_edge(frames: int, height: int, width: int) -> float:
+    """The most that a pattern of noise alone measures in a block (T, Y, X) of these sizes, in noise deviations.
+
+    A line has one pixel across, not a part of one; and the fewer pixels there are, the less the network smooths in time.
+    """
+    smooth = SMOOTH_FRAMES * (1 + math.sqrt(height * width) / BLOCK) / 2
+    across = (max(1.0, side / math.sqrt(SMOOTH_PIXELS)) for side in (height, width))
+    return math.sqrt(frames / smooth) + math.sqrt(math.prod(across))
 
 
 def patterns(prediction: Tensor, recording: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -81,9 +81,10 @@ def context_of(movie: torch.Tensor) -> Context:
 
 
 def test_the_edge_of_a_block() -> None:
-    assert noise_edge(16, 20) == 2  # one smooth frame and one smooth pixel
-    assert noise_edge(64, 80) == 4
-    assert noise_edge(1600, 2000) == 20
+    """Of 32 x 32 pixels, noise smooth over 16 frames and 20 pixels; of one pixel, over half as many frames."""
+    assert noise_edge(1600, BLOCK, BLOCK) == pytest.approx(10 + BLOCK / 20**0.5)
+    assert noise_edge(33, 1, 1) == pytest.approx(2 + 1)
+    assert noise_edge(500, 1, BLOCK) > noise_edge(500, 5, 5)  # a line of 32 pixels is not one smooth pixel
 
 
 def test_a_pattern_gets_the_amplitude_that_the_recording_has() -> None:
@@ -109,6 +110,15 @@ def test_noise_alone_leaves_nothing(shape: tuple[int, int, int]) -> None:
     """What a smoothing network makes of noise does not stand out of it."""
     noise = normal(*shape)
     smooth = torch.nn.functional.avg_pool3d(noise[None, None], (17, 5, 5), 1, (8, 2, 2))[0, 0]
+    assert not significant(smooth, noise, 1.0, SMOOTHING).any()
+
+
+@pytest.mark.parametrize("shape", [(500, 1, 96), (200, 96, 1), (64, 1, 32)])
+def test_noise_alone_leaves_nothing_in_a_line(shape: tuple[int, int, int]) -> None:
+    """There a network smooths over fewer pixels, and over fewer frames."""
+    noise = normal(*shape)
+    size = [9, *(min(5, side) for side in shape[1:])]
+    smooth = torch.nn.functional.avg_pool3d(noise[None, None], size, 1, [side // 2 for side in size])[0, 0]
     assert not significant(smooth, noise, 1.0, SMOOTHING).any()
 
 

@@ -382,7 +382,7 @@ def test_simulated_time_courses_are_the_seeds_own_and_stand_out_of_their_noise()
         variance = float((item - item.mean(0)).square().mean()) / (1 - 1 / GROUPS)
         assert 0.7 < variance < 1.2 * VARIANCES[1] * (1 + BRIGHTEST)
         if len(item[0]) > 1:  # more than the one that stands for nothing
-            edge = noise_edge(frames, BLOCK * BLOCK)
+            edge = noise_edge(frames, BLOCK, BLOCK)
             strengths = (item.mean(0).square().sum(1) - frames / GROUPS).clamp(min=0).sqrt()
             assert float(strengths.max()) > 0.7 * edge
 

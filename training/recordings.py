@@ -116,7 +116,7 @@ class SimulatedCourses(Simulated[Tensor]):
         block -= block.mean(0)
         strongest = float(torch.linalg.matrix_norm(block, 2))
         block *= np.exp(rng.uniform(*np.log(STRENGTHS))) / max(strongest, TINY)
-        _, footprints = significant_patterns(block, block, WEAKEST * noise_edge(*block.shape))
+        _, footprints = significant_patterns(block, block, WEAKEST * noise_edge(frames, BLOCK, BLOCK))
         courses = (block @ footprints).mT  # (K, T)
         if not len(courses):
             courses = torch.zeros(1, frames)
