@@ -267,7 +267,10 @@ def changes_found(
             light = light_of(partial(followed, movie, survey.sharpened, progress))
         survey = replace(survey, light=light)
     motion = motion_found(movie, model, settings, survey, progress)
-    return Changes(survey.recorded_light, motion, survey.odd)
+    odd = survey.odd
+    if motion.still:  # in light that flickers, bright pixels look hot: these are found in steady light
+        odd = replace(odd, hot=torch.zeros_like(odd.hot))
+    return Changes(survey.recorded_light, motion, odd)
 
 
 def motion_found(
@@ -551,7 +554,7 @@ class Surveyor:
             saturated=self.found.saturated(),
             wrapped=self.found.wrapped(),
             period=self.period,
-            odd=self.known.odd or odd_pixels(context, n),
+            odd=odd_pixels(context, n, self.known),
         )
 
 
@@ -566,8 +569,10 @@ def hidden(frames: Tensor, pixels: Tensor | None) -> Tensor:
     return frames if pixels is None else frames.masked_fill(pixels, torch.nan)
 
 
-def odd_pixels(context: Context, normalization: PercentileNormalization) -> OddPixels:
-    """Of a movie that is not held still."""
+def odd_pixels(context: Context, normalization: PercentileNormalization, known: Changes) -> OddPixels:
+    """Of a movie; what holds it still, or steadies its light, hides those that are known."""
+    if known.odd:
+        return replace(known.odd, hot=known.odd.hot | context.hot) if known.motion.still else known.odd
     constant = normalization.denormalize(context.mean.numpy(), np.float64)
     return OddPixels(context.hot, torch.from_numpy(constant).where(context.noise == 0, torch.nan))
 
@@ -798,7 +803,7 @@ def missing_told(survey: Survey) -> Iterator[str]:
             "recorded); they stay as they are"
         )
     hot = int(survey.odd.hot.sum())
-    if hot and not (survey.motion.still and survey.light.steady):
+    if hot and not survey.motion.still:
         yield f"{hot} pixels are far noisier than those around them (hot pixels); they were filled from their neighbours"
     elif hot:
         yield (

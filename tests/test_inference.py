@@ -689,6 +689,26 @@ def test_light_that_flickers_is_held_steady_and_comes_out(shipped: UNet3D, movin
     np.testing.assert_allclose((scaled - 70) / 3, out, atol=2e-3 * float(np.abs(out).max()))
 
 
+def test_bright_pixels_in_light_that_flickers_are_not_hot(shipped: UNet3D) -> None:
+    """There light changes by more than noise does. One other pixel is hot, and one is stuck."""
+    scene = challenge_scene(5_000_020, 200, 64).clean()
+    scene[:, 28:31, 28:31] += np.outer([1, 3, 1], [1, 3, 1]) * np.float32(600)
+    light = 1 + 0.3 * np.random.default_rng(3).standard_normal((200, 1, 1), np.float32).clip(-2, 2)
+    clean = (scene * light).astype(np.float32)
+    movie = noisy(clean, *LEVELS[1], np.random.default_rng(0))
+    movie[:, 20, 20] += 3000 * np.random.default_rng(1).standard_normal(200, np.float32)
+    movie[:, 40, 40] = 4000
+    out, result = run(movie, shipped)
+    assert result.flicker > 0
+    told = [warning.split(" pixels")[0] for warning in result.warnings if "pixels" in warning]
+    assert told == ["1", "1"]
+    error = np.square(out - clean).mean(0)
+    error[[20, 40], [20, 40]] = 0
+    assert error[29, 29] < 0.3 * LEVELS[1][0] * scene[:, 29, 29].mean()
+    assert np.ptp(out[:, 20, 20]) < 1000
+    np.testing.assert_allclose(out[:, 40, 40], 4000, rtol=1e-6)
+
+
 @pytest.mark.parametrize("noise", [1, 5])
 def test_what_loses_by_being_held_still_is_not(shipped: UNet3D, noise: float) -> None:
     """A slow drift in a recording with hardly any noise: interpolation costs more than the network loses."""
