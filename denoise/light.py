@@ -29,7 +29,7 @@ from denoise.motion import PIECE, Moments, alike, cells_of, image_of, per_varian
 LEAST = 0.015  # of the light, root mean square, that it has to differ by from that of a usual frame
 ALIKE = 0.6  # of how others change, squared, a cell has to change; the rest is their noise and activity
 FOLLOWED = 0.77  # of how pixels change with the light, squared, has to be what light makes of them
-DIMMEST = 0.25  # of the usual light: what is darker would become too noisy
+DIMMEST = 0.25  # of the usual light: what is darker shows too little
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Light:
         return not len(self.gain)
 
     def hold(self, frames: Tensor, start: int) -> Tensor:
-        """Frames (n, Y, X) from that one on, in steady light."""
+        """Frames (n, Y, X) from that one on, in steady light; NaN where there was hardly any."""
         if self.steady:
             return frames
         gain, offset = self._of(frames, start)
-        return (frames - offset) / gain
+        return ((frames - offset) / gain).masked_fill(gain < DIMMEST, torch.nan)
 
     def release(self, frames: Tensor, start: int) -> Tensor:
         """The inverse."""
@@ -127,7 +127,7 @@ def light_of(blocks: Callable[[], Iterable[Tensor]]) -> Light:
     course, mixture = flicker_of(told.unflatten(1, (2, 2)))
     if not is_light(blocks(), course, mixture @ patterns, weights.flatten()):
         return STEADY
-    gain = (1 + mixture[0] * course / spread).clamp(min=DIMMEST).double()
+    gain = (1 + mixture[0] * course / spread).clamp(min=0).double()
     return Light(gain, mixture[1] * course + (1 - gain) * centre)
 
 
