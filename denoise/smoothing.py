@@ -165,11 +165,13 @@ def memory_of(frames: Tensor) -> Memory:
     cells = max(1, (seen.shape[1] - 2) // CELL), max(1, (seen.shape[2] - 2) // CELL)
     if len(seen) <= MEMORY or min(seen.shape[1:]) < 3 or cells[0] * cells[1] < CELLS:
         return NO_MEMORY
-    steps = [torch.nan_to_num(seen[lag:] - seen[:-lag]) for lag in range(1, MEMORY + 1)]
-    most = FARTHEST * float(steps[-1].abs().median())
+    steps = [seen[lag:] - seen[:-lag] for lag in range(1, MEMORY + 1)]
+    most = FARTHEST * float(steps[-1].abs().nanmedian())
     change, *others = (its.clamp_(-most, most) for its in steps)
     rough = [its.diff(n=2, dim=1).diff(n=2, dim=2) / 6 for its in others]  # white noise keeps its variance
-    images = torch.stack([its.square().mean(0) for its in (change[:, 1:-1, 1:-1], *rough)])
+    # of frames that are there: where they are missing at intervals, fewer are one frame apart than three
+    images = torch.stack([its.square().nanmean(0) for its in (change[:, 1:-1, 1:-1], *rough)])
+    images = images.where(images.isfinite().all(0), 0)
     nearest, *further, variance = F.adaptive_avg_pool2d(images, cells).flatten(1)
     known = variance > 0
     if not bool(known.any()):

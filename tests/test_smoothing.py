@@ -169,6 +169,14 @@ def test_light_is_no_memory_of_noise() -> None:
     assert memory_of(movie[:, :1, :1]) == NO_MEMORY
 
 
+@pytest.mark.parametrize("every", [2, 3, 5])
+def test_frames_that_are_missing_at_intervals_are_no_memory_of_noise(every: int) -> None:
+    movie = noise(64, 64, 64)
+    movie[::every] = torch.nan
+    movie[:, 20:40, 30] = torch.nan
+    assert memory_of(movie) == NO_MEMORY
+
+
 @pytest.mark.parametrize("axis", [1, 2])
 def test_a_frame_is_correlated_alone_bit_by_bit_as_among_others(axis: int) -> None:
     frames, taps = torch.randn(5, 40, 43), torch.randn(5, 3)
