@@ -787,8 +787,8 @@ def missing_told(survey: Survey) -> Iterator[str]:
         )
     if survey.dropped:
         yield (
-            f"{survey.dropped} rows hold one single value in some frames (dropped by the microscope, or a border that "
-            "registration left); they were filled"
+            f"{survey.dropped} rows or columns hold one single value in some frames (dropped by the microscope, or a "
+            "border that registration left); they were filled"
         )
     flashes = int(survey.flashes.sum())
     if flashes:

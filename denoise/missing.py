@@ -23,7 +23,8 @@ RARE = 1e-4  # of the voxels at most are errors
 MANY = 1e-2  # of the voxels so far away, and what counts as far is no measure of this movie
 CERTAIN_DROP = 1e-6  # a row or frame of one value that is less probable than this by chance was lost
 COMMON = 0.05  # share of a value among the voxels of rows that vary, from which it is the background's
-FEWEST_VOXELS = 64  # of a frame, of which one value tells that it was lost
+FEWEST_VOXELS = 64  # of a frame, in fewer nothing tells that it was lost, a flash, or another plane
+SHORTEST = 8  # voxels of a row or column, of which one value tells that it was lost
 FILLED = 8  # frames of one value in a row are filled; longer gaps are no errors
 LOOKED_AT = 4096  # voxels of a frame, more or less, tell how bright it is
 EVERY = 3  # of its columns one at least is looked at
@@ -43,7 +44,7 @@ class Missing:
     """What was found in a block of n frames."""
 
     voxels: int  # not finite, or alone beyond any scale
-    rows: int  # of one value, in frames that are not blank
+    rows: int  # and columns at the edges, of one value, in frames that are not blank
     blank: Tensor  # (n,) bool: frames of one value
     flashes: Tensor  # (n,) bool
 
@@ -57,18 +58,20 @@ def without_missing(frames: np.ndarray, flashes: Tensor | None = None) -> tuple[
     values.nan_to_num_(
         torch.nan, torch.nan, torch.nan
     )  # infinity is as little a value of a lost row as NaN is
-    rows, blank = dropped_rows(values), blank_frames(values)
-    rows[blank] = False
+    rows, columns, blank = dropped_rows(values), border_columns(values), blank_frames(values)
+    rows[blank] = columns[blank] = False
     values[rows] = torch.nan
+    values.mT[columns] = torch.nan
     values[blank] = torch.nan
     flashes = flashing_frames(values) if flashes is None else flashes
     values[flashes] = torch.nan
     for piece in values.split(max(1, PIECE_VOXELS // values[0].numel())):
         piece.masked_fill_(~(piece.abs() < ABSURD), torch.nan)
     values.masked_fill_(lone_voxels(values), torch.nan)
-    single = values.isnan().sum((1, 2)) - rows.sum(1) * values.shape[2]  # (n,)
+    lost = rows.sum(1) * values.shape[2] + columns.sum(1) * (values.shape[1] - rows.sum(1))  # (n,)
+    single = values.isnan().sum((1, 2)) - lost
     voxels = int(single[~(blank | flashes)].sum())
-    return values, Missing(voxels, int(rows.sum()), blank, flashes)
+    return values, Missing(voxels, int(rows.sum() + columns.sum()), blank, flashes)
 
 
 def dropped_rows(frames: Tensor, varied: Tensor | None = None) -> Tensor:
@@ -78,15 +81,32 @@ def dropped_rows(frames: Tensor, varied: Tensor | None = None) -> Tensor:
     varied (Y,): which rows are not constant in the movie, where the frames are too few of it to tell.
     """
     constant = frames.amax(-1) == frames.amin(-1)  # (T, Y)
-    if not bool(constant.any()):
-        return constant
+    if not bool(constant.any()) or frames.shape[-1] < SHORTEST:
+        return torch.zeros_like(constant)
     vary = ~(constant | frames.isnan().all(-1))
     constant &= vary.any(0) if varied is None else varied
-    others = frames[vary]  # (N, X)
+    others = frames.masked_fill(edge_columns(frames)[:, None], torch.nan)[vary]  # (N, X)
+    others = others[others.isfinite()]
     for value in frames[..., 0][constant].unique():
         if not is_loss(value, others, frames.shape[-1]):
             constant &= frames[..., 0] != value
     return constant
+
+
+def border_columns(frames: Tensor) -> Tensor:
+    """Columns that registration left empty where it moved a frame (T, Y, X) to the side: bool (T, X)."""
+    found = edge_columns(frames)
+    return found & dropped_rows(frames.mT) if bool(found.any()) else found
+
+
+def edge_columns(frames: Tensor) -> Tensor:
+    """Columns of one value, from the left or right edge of a frame (T, Y, X) to the first that varies: bool (T, X)."""
+    ends = frames[:, :, [0, -1]]
+    if not bool((ends.amax(1) == ends.amin(1)).any()):
+        return torch.zeros_like(frames[:, 0], dtype=torch.bool)
+    constant = (frames.amax(1) == frames.amin(1)).int()
+    from_left, from_right = constant.cummin(1).values, constant.flip(1).cummin(1).values.flip(1)
+    return from_left != from_right  # all of them in a blank frame
 
 
 def blank_frames(frames: Tensor) -> Tensor:
@@ -120,6 +140,8 @@ def flashing_frames(frames: Tensor) -> Tensor:
     happens in every other frame.
     """
     some = looked_at(frames)
+    if some.shape[1] < FEWEST_VOXELS:
+        return torch.zeros(len(some), dtype=torch.bool)
     level = some.nanquantile(DARK, 1)  # (n,)
     around = (level[max(0, t - AROUND) : t + AROUND + 1] for t in range(len(level)))
     away = level - torch.stack([its.nanmedian() for its in around])
@@ -158,7 +180,7 @@ def period_of(frames: Tensor) -> int:
     some = some / some.square().nanmean(1, keepdim=True).sqrt().clamp(min=torch.finfo().tiny)
     longest = min(LONGEST_PERIOD, len(some) // 4)
     steps = [some[lag:] - some[:-lag] for lag in range(1, longest + 1)]
-    if not steps:
+    if not steps or some.shape[1] < FEWEST_VOXELS:
         return 0
     apart = [float(its.square().nanmean()) for its in steps]
     found = [lag for lag, its in enumerate(apart, 1) if its < ALIKE * apart[0]]

@@ -42,6 +42,34 @@ def test_silent_rows_of_a_background_that_was_cut_off_are_no_dropped_ones() -> N
     assert not dropped_rows(movie).any()
 
 
+@pytest.mark.parametrize("value", [0.0, 5.0])
+def test_borders_that_change_from_frame_to_frame_are_lost_on_all_sides(value: float) -> None:
+    """Up to 4 columns on either side and 3 rows, as registration to the nearest pixel leaves them; rarely none."""
+    movie = torch.rand(60, 24, 20, generator=torch.Generator().manual_seed(0)) + 1
+    for t in range(60):
+        movie[t, : t % 4] = value
+        movie[t, :, : max(0, t % 9 - 4)] = value
+        movie[t, :, 20 - max(0, 4 - t % 9) :] = value
+    values, missing = without_missing(movie.numpy().copy())
+    torch.testing.assert_close(values.isnan(), movie == value)
+    assert missing.voxels == 0
+    movie[:, :, 0] = value  # constant in every frame
+    values, _ = without_missing(movie.numpy().copy())
+    assert (values[:, 3:, 0] == value).all()
+
+
+def test_a_few_pixels_do_not_tell_of_lost_rows_flashes_or_planes() -> None:
+    movie = torch.randn(640, 30, 2, generator=torch.Generator().manual_seed(0)).mul(1000).round()
+    assert (movie[..., 0] == movie[..., 1]).any()
+    assert not dropped_rows(movie).any()
+    for pixels in (1, 2, 7):
+        few = torch.from_numpy(
+            np.random.default_rng(pixels).poisson(0.15, (64, 1, pixels)).astype(np.float32)
+        )
+        assert numbers(flashing_frames(few)) == []
+        assert period_of(few) == 0
+
+
 def test_blank_frames_but_no_silent_or_dark_ones() -> None:
     movie = torch.rand(20, 8, 32, generator=torch.Generator().manual_seed(0)) + 1
     movie[[3, 4]] = 0
