@@ -27,29 +27,23 @@ import torch
 from torch import Tensor
 
 from denoise.adaptation import Adaptation, adapt
+from denoise.agreement import varying
 from denoise.ahead import ahead
 from denoise.context import Context, ContextSums, inpainted
 from denoise.light import STEADY, Light, Photometer, flickers, light_of
 from denoise.limits import free_memory
 from denoise.lines import Lines, lines_of
 from denoise.missing import FILLED, PIECE_VOXELS, as_recorded, period_of, without_missing
-from denoise.motion import (
-    STILL,
-    Moments,
-    Motion,
-    in_phase,
-    motion_of,
-    phase_of,
-    tracker_of,
-    varying,
-)
+from denoise.motion import STILL, Motion
 from denoise.movies import ArrayMovie, MovieError, Readable
 from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
+from denoise.phase import in_phase, phase_of
 from denoise.ranks import ALONE, Team
 from denoise.readout import Readout
 from denoise.smoothing import NO_MEMORY, Gauge, centre, memory_of, middle, redo, undo, variance_left
 from denoise.tiling import tile_axis
+from denoise.tracking import Moments, motion_of, tracker_of
 from model import UNet3D
 
 BLOCK_VOXELS = 1 << 23  # read at once

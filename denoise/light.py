@@ -23,8 +23,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from denoise.agreement import alike, cells_of, image_of, per_variance, solver, steadied
 from denoise.context import DARKEST
-from denoise.motion import PIECE, Moments, alike, cells_of, image_of, per_variance, solver, steadied
+from denoise.tracking import PIECE, Moments
 
 LEAST = 0.015  # of the light, root mean square, that it has to differ by from that of a usual frame
 ALIKE = 0.6  # of how others change, squared, a cell has to change; the rest is their noise and activity

@@ -22,8 +22,8 @@ from scipy.ndimage import convolve1d, shift
 
 from denoise import inference
 from denoise.lines import Lines
-from denoise.motion import Tracker
 from denoise.smoothing import NO_MEMORY, Gauge
+from denoise.tracking import Tracker
 from evaluation.benchmark import WEIGHTS, denoised
 from evaluation.metrics import score
 from evaluation.samples import hidden

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
+from denoise.agreement import solver
 from denoise.light import STEADY, Light, Photometer, flicker_of, flickers, light_of, moments
-from denoise.motion import solver, tracker_of
+from denoise.tracking import tracker_of
 
 
 def scene(size: int = 64, seed: int = 0) -> torch.Tensor:

@@ -13,36 +13,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import fourier_shift, gaussian_filter
 
-from denoise.motion import (
+from denoise.agreement import (
     LEAST,
-    STILL,
-    TAPS,
-    Follower,
-    Motion,
-    Scene,
-    Tracker,
     agreeing,
     agreement,
     alike,
-    along_x,
-    along_y,
-    as_known,
-    between,
     fit_weights,
     fitted,
-    held_scenes,
     in_cells,
-    in_phase,
-    in_sight,
     middles_of,
-    motion_of,
-    phase_of,
-    pieces,
-    polynomials,
     steadied,
+    weighted_median,
+)
+from denoise.motion import STILL, TAPS, Motion, along_x, along_y, between, polynomials
+from denoise.phase import in_phase, phase_of
+from denoise.tracking import (
+    Follower,
+    Scene,
+    Tracker,
+    as_known,
+    held_scenes,
+    in_sight,
+    motion_of,
+    pieces,
     tracker_of,
     tracking,
-    weighted_median,
 )
 from simulation.activity import wander
 
