@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from scipy.ndimage import convolve1d, shift
+from scipy.ndimage import convolve1d, map_coordinates, shift
 
 from denoise import inference
 from denoise.lines import Lines
@@ -77,6 +77,34 @@ def moved(frames: np.ndarray, by: np.ndarray, order: int = EXACT, mode: str = "r
     return np.stack([shift(frame, its, order=order, mode=mode) for frame, its in zip(frames, by)])
 
 
+def scanned(jitter: float, frames: np.ndarray) -> np.ndarray:
+    """Frames of a sample that moves while their rows are scanned, from one frame's place to the next one's."""
+    places = wander(np.random.default_rng(FIRST_EVALUATION_SEED), len(frames) + 1, jitter, 0)
+    share = np.arange(frames.shape[1])[:, None] / frames.shape[1]
+    by = places[:-1, None] + share * np.diff(places, axis=0)[:, None]  # (T, Y, 2)
+    return bent(frames, by[:, :, None])
+
+
+def turning(degrees: float, jitter: float, frames: np.ndarray) -> np.ndarray:
+    """Frames of a sample that turns around their middle and moves: degrees and pixels, as in `moving`."""
+    random = np.random.default_rng(FIRST_EVALUATION_SEED)
+    by, angles = (wander(random, len(frames), its, 0) for its in (jitter, np.deg2rad(degrees)))
+    y, x = (np.arange(size) - (size - 1) / 2 for size in frames.shape[1:])
+    around = np.stack(np.broadcast_arrays(x, -y[:, None]), 2)  # (Y, X, 2)
+    return bent(frames, by[:, None, None] + angles[:, None, None, :1] * around)
+
+
+def bent(frames: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """Frames (T, Y, X), each with what was so many pixels (T, Y, X or 1, 2) before each place."""
+    grid = np.indices(frames.shape[1:])
+    return np.stack(
+        [
+            map_coordinates(frame, grid - np.moveaxis(its, 2, 0), order=EXACT, mode="reflect")
+            for frame, its in zip(frames, by)
+        ]
+    )
+
+
 def out_of_phase(by: float, frames: np.ndarray) -> np.ndarray:
     """Odd rows lie so many pixels further on along x, as a scanner writes them that is out of phase."""
     frames = frames.copy()
@@ -126,6 +154,8 @@ SMOOTHINGS = {
     "moves by 0.1 pixels": Smoothing(partial(moving, 0.1, 0), moves=True),
     "moves by 1 pixel": Smoothing(partial(moving, 1, 0), moves=True),
     "drifts by 2 pixels": Smoothing(partial(moving, 0, 2), moves=True),
+    "moves by 1 pixel, rows in turn": Smoothing(partial(scanned, 1), moves=True),
+    "turns by half a degree": Smoothing(partial(turning, 0.5, 0.5), moves=True),
     "odd rows out of phase by 1.3 pixels": Smoothing(partial(out_of_phase, 1.3)),
     "light flickers by 2%": Smoothing(partial(flickering, 0.02)),
     "light flickers by 10%": Smoothing(partial(flickering, 0.1)),
