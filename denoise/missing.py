@@ -171,7 +171,8 @@ def looked_at(frames: Tensor) -> Tensor:
 def period_of(frames: Tensor) -> int:
     """After how many frames (n, Y, X) the next of the same kind comes where planes or channels take turns; 0 else.
 
-    Their light may flicker: what is compared is their structure.
+    Their light may flicker: what is compared is their structure, in the mean and in the median over frames: one that is
+    dark at intervals differs from its own neighbours alone.
     """
     some = looked_at(frames)
     some = some - some.nanmedian(1, keepdim=True).values
@@ -182,9 +183,10 @@ def period_of(frames: Tensor) -> int:
     steps = [some[lag:] - some[:-lag] for lag in range(1, longest + 1)]
     if not steps or some.shape[1] < FEWEST_VOXELS:
         return 0
-    apart = [float(its.square().nanmean()) for its in steps]
-    found = [lag for lag, its in enumerate(apart, 1) if its < ALIKE * apart[0]]
-    return found[0] if found and apart[found[0] - 1] <= min(apart) / ALIKE else 0
+    squares = [its.square().nanmean(1) for its in steps]
+    apart = torch.stack([torch.stack([its.nanmean(), its.nanmedian()]) for its in squares])  # (lags, 2)
+    found = (apart < ALIKE * apart[0]).all(1).nonzero().flatten().tolist()
+    return found[0] + 1 if found and bool((apart[found[0]] <= apart.amin(0) / ALIKE).all()) else 0
 
 
 def runs(wanted: np.ndarray, longest: int | None = None) -> Iterator[tuple[int, int]]:

@@ -201,3 +201,11 @@ def test_light_that_flickers_does_not_take_turns() -> None:
     steps = [float((frames[lag:] - frames[:-lag]).square().mean()) for lag in range(1, 13)]
     assert min(steps) < 0.8 * steps[0]
     assert period_of(frames + torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))) == 0
+
+
+def test_frames_that_are_dark_at_intervals_do_not_take_turns() -> None:
+    """Every seventh frame got no light, which too few cells show to tell that it flickers."""
+    clean = different_scene("axons", 7_100_011, 64, 64).clean()
+    clean[6::7] = 0
+    movie = noisy(clean, *LEVELS[1], np.random.default_rng(9))
+    assert period_of(torch.from_numpy(movie)) == 0
