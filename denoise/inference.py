@@ -41,9 +41,9 @@ from denoise.normalization import PercentileNormalization, Percentiles
 from denoise.phase import in_phase, phase_of
 from denoise.ranks import ALONE, Team
 from denoise.readout import Readout
-from denoise.smoothing import NO_MEMORY, Gauge, centre, memory_of, middle, redo, undo, variance_left
+from denoise.smoothing import MEASURED, NO_MEMORY, Gauge, centre, memory_of, middle, redo, undo, variance_left
 from denoise.tiling import tile_axis
-from denoise.tracking import Moments, motion_of, tracker_of
+from denoise.tracking import PIECE, Moments, motion_of, tracker_of
 from model import UNet3D
 
 BLOCK_VOXELS = 1 << 23  # read at once
@@ -493,6 +493,22 @@ class Surveyor:
         """Of rows and of columns of frames (n, Y, X): (n, lines) each, or (n, 0)."""
         return [its.means(frames, self.mean) for its in self.lines]
 
+    def told_without_lines(
+        self, told: Tensor, tell: Callable[[Tensor], Tensor], offsets: Sequence[Tensor]
+    ) -> Tensor:
+        """What the middle of frames told (T, ...), had no noise been added to their rows (T, Y) and columns (T, X).
+
+        `tell` is linear in how frames differ from the tracker's image: what lines alone tell is taken from it.
+        """
+        if not any(its.numel() for its in offsets):
+            return told
+        seen = [its[:, centre(its.shape[1], MEASURED)] for its in offsets]
+        pieces = zip(*(its.split(PIECE) for its in seen))
+        image = self.tracker.image
+        return told + torch.cat(
+            [tell(without_lines(image.expand(len(its[0]), -1, -1), its)) for its in pieces]
+        )
+
     def blocks(self, start: int) -> Generator[np.ndarray, None, None]:
         """The frames of the section that starts there."""
         if not start:
@@ -522,6 +538,9 @@ class Surveyor:
         # each has its own frames
         own = (self.smoothing, self.displaced, self.brightness, *self.means)
         smoothing, displaced, brightness, *means = (torch.stack(its).sum(0) for its in zip(*team.all(own)))
+        offsets = [its.offsets(m) for its, m in zip(self.lines, means)]
+        displaced = self.told_without_lines(displaced, self.tracker.displacements, offsets)
+        brightness = self.told_without_lines(brightness, self.photometer.brightness, offsets)
         blank, flashes = (torch.stack(its).any(0) for its in zip(*team.all((self.blank, self.flashes))))
         not_finite, dropped = (sum(its) for its in zip(*team.all((self.not_finite, self.dropped))))
         if not_finite == math.prod(self.movie.info.shape):
@@ -533,9 +552,7 @@ class Surveyor:
             normalization=n,
             smoothing=smoothing,
             lines=self.lines,
-            offsets=[
-                its.offsets(m) * (self.provisional.scale / n.scale) for its, m in zip(self.lines, means)
-            ],
+            offsets=[its * (self.provisional.scale / n.scale) for its in offsets],
             motion=self.motion.rescaled(*to_final),
             light=normalized(self.known.light, n),
             moves=self.known.none and self.tracker.moves(displaced),

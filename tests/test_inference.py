@@ -765,6 +765,8 @@ def test_line_noise_is_taken_out_and_told(shipped: UNet3D, gain: float) -> None:
     }
     assert scores["rows"] > scores["unaware"] + 10
     assert scores["columns"] == pytest.approx(scores["rows"], abs=1.0)
+    assert result.flicker == told.flicker == 0  # what lines add to whole frames is taken out with them
+    assert result.motion == told.motion == (0, 0)
 
 
 @pytest.mark.parametrize("kind", ["flash", "step"])
