@@ -297,8 +297,8 @@ def motion_found(
         denoise_movie(excerpt, model, alone, parts.append, lambda *_: None, known=known)
         denoised = torch.from_numpy(survey.normalization.normalize(np.concatenate(parts)))
         away.append((denoised - recorded).square().nanmean(0))
-    ratio = away[1] / away[0]  # (Y, X); NaN where a pixel stays as it is
-    return motion if float(ratio.log().nanmean().exp()) < FURTHER else STILL
+    ratio = (away[1] / away[0]).log()  # (Y, X); not finite where a pixel stays as it is
+    return motion if float(ratio[ratio.isfinite()].mean().exp()) < FURTHER else STILL
 
 
 def excerpt_of(movie: Readable) -> tuple[ArrayMovie, int, tuple[slice, slice]]:

@@ -622,6 +622,14 @@ def test_what_moves_is_held_still_and_comes_out_where_it_was(shipped: UNet3D, le
     np.testing.assert_allclose((scaled - 70) / 3, out, atol=1e-3 * float(np.abs(out).max()))
 
 
+def test_pixels_that_change_at_first_alone_hide_no_movement(shipped: UNet3D) -> None:
+    """As of a time stamp whose hours change: in the excerpt on which holding still is tried they never do."""
+    movie, _ = recorded("challenge", SMOOTHINGS["moves by 1 pixel"], 1, 200, 64)
+    movie[:, 2:6, 2:6] = 4000
+    movie[:10, 2:6, 2:6] = 0
+    assert min(run(movie, shipped)[1].motion) > 1
+
+
 @pytest.mark.parametrize("odd", ["pixels", "infinity"])
 def test_a_heartbeat_is_held_still_whatever_single_voxels_are(shipped: UNet3D, odd: str) -> None:
     """Every fourth frame at the same place is no plane of a stack; hot and stuck pixels do not move with the scene."""
