@@ -194,6 +194,15 @@ def agreeing(halves: Tensor) -> Tensor:
     return (shared > LEAST**2) & (shared > SURE * chance) & (shared > AGREE * own.amin(0))
 
 
+def telling(told: Tensor, shapes: Tensor, black: Tensor) -> Tensor:
+    """Which of shapes (K, cells) are in what cells tell (T, cells, 2), as black ones and others tell: bool (K, 2)."""
+    if min(int(black.sum()), int((~black).sum())) < len(shapes):
+        return torch.zeros(len(shapes), 2, dtype=torch.bool)
+    whole, halves = fits(told, shapes, black)
+    strong = steadied(whole, halves).std(0) > LEAST  # activity may agree, but not at one pace
+    return (agreeing(halves) & strong).unflatten(0, (-1, 2))
+
+
 def fits(told: Tensor, shapes: Tensor, black: Tensor) -> tuple[Tensor, Tensor]:
     """How much of shapes (K, cells) cells tell (T, cells, 2): all (T, 2 K), and black ones and others (T, 2, 2 K)."""
     weights = fit_weights(told, shapes)
@@ -210,7 +219,8 @@ def fitted(told: Tensor, shapes: Tensor, weights: Tensor) -> Tensor:
 def solvers(shapes: Tensor, weights: Tensor) -> Tensor:
     """What tells that from them: (2, K, cells)."""
     weighted = shapes * weights.T[:, None]  # (2, K, cells)
-    return torch.linalg.pinv((weighted @ shapes.T).double(), hermitian=True).float() @ weighted
+    power = (weighted @ shapes.T).double()
+    return torch.linalg.pinv(power, rtol=SINGULAR, hermitian=True).float() @ weighted
 
 
 def fit_weights(told: Tensor, shapes: Tensor) -> Tensor:

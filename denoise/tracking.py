@@ -39,6 +39,7 @@ from denoise.agreement import (
     per_variance,
     solver,
     steadied,
+    telling,
     together,
 )
 from denoise.motion import NO_MARGINS, STILL, Margins, Motion, polynomials
@@ -50,6 +51,7 @@ ROUGH = 1.5  # pixels: frames are smoothed by so much before they are placed in 
 FOLDS = 4  # of the frames; those of one are compared to the mean of the others
 PIECE = 16  # frames in a row that are of the same one, at most
 KNOWN = 0.5  # of all frames at least a pixel or a cell has to be seen in
+LINEAR = 3  # polynomials, the first ones: as a field turns, is stretched or sheared
 WIDE = 512  # pixels a side in which a field is seen to bend
 
 
@@ -82,11 +84,7 @@ class Tracker:
         """Whether displacements (T, cells, 2) are those of a field that moves as a whole, or turns, or is stretched."""
         if alike(told, LEAST):
             return True
-        shapes = self.shapes[:3]
-        if min(int(self.black.sum()), int((~self.black).sum())) < len(shapes):
-            return False
-        _, halves = fits(told, shapes, self.black)
-        return bool(agreeing(halves)[2:].any())
+        return bool(telling(told, self.shapes[:LINEAR], self.black)[1:].any())
 
     def displacements(self, frames: Tensor) -> Tensor:
         """Pixels along (y, x) for each cell with structure in it: (n, cells, 2). True for a pixel or less."""
@@ -264,17 +262,17 @@ def with_bends(motion: Motion, cells: Tensor, followers: Sequence[Follower]) -> 
     y, x = (torch.stack(its).mean(0) for its in zip(*(its.middles for its in followers)))
     known = cells.isfinite().all(2).float().mean(0) > KNOWN
     cells = torch.where(cells.isfinite(), cells, motion.displacements(y, x))
-    shapes, black = polynomials(y, x, half), black_squares()
-    if min(int((known & black).sum()), int((known & ~black).sum())) < len(shapes):
-        return motion
-    _, halves = fits(cells[:, known], shapes[:, known], black[known])
-    sure = agreeing(halves).unflatten(0, (-1, 2))  # (6, 2)
+    shapes, cells, black = polynomials(y, x, half)[:, known], cells[:, known], black_squares()[known]
+    sure = telling(cells, shapes, black)
+    sure[:LINEAR] |= telling(
+        cells, shapes[:LINEAR], black
+    )  # the fewer are fitted, the surer is what is told of them
     if not bool(sure[1:].any()):
         return motion
     sure[0] = sure[0].any() | motion.by.any()
     kept = sure.any(1)
     kept[0] = True
-    told = steadied(*fits(cells[:, known], shapes[kept][:, known], black[known])).unflatten(1, (-1, 2))
+    told = steadied(*fits(cells, shapes[kept], black)).unflatten(1, (-1, 2))
     amounts = told.new_zeros(len(told), *sure.shape)  # (T, 6, 2)
     amounts[:, kept] = told * sure[kept]
     by, bends = amounts[:, 0], amounts[:, 1:]
