@@ -55,7 +55,7 @@ SLAB = 512  # frames, where the memory allows
 SHARED_FRAMES = 32  # that neighbouring slabs share: their patterns fade into each other
 SECTION = 256  # frames that are surveyed together, a multiple of LONGEST_BLOCK
 TRIED = (128, 128)  # frames, and pixels a side, in which it is tried whether holding a movie still helps
-FURTHER = 1.07  # times as far from the recording, squared, may come out what is held still, in the mean of its pixels
+FURTHER = 1.2  # times as far from the recording, squared, may come out what is held still
 SATURATED = 1e-3  # share of voxels from which it is told
 
 
@@ -275,8 +275,8 @@ def motion_found(
     And by which its rows are to be put in phase: by whole pixels where nothing moves, which loses nothing.
 
     What is held by wrong displacements is blurred. Where there is hardly any noise that may cost more than the network
-    loses by a slow movement, and shows: what comes out is further from the recording in most pixels, since noise is the
-    same both ways.
+    loses by a slow movement, and shows: what comes out is further from the recording, since noise is the same both
+    ways. In most pixels and in all of them together: dark pixels decide the one, and bright ones the other.
     """
     with torch.inference_mode():
         phase = phase_of(survey.context.mean)
@@ -298,7 +298,9 @@ def motion_found(
         denoised = torch.from_numpy(survey.normalization.normalize(np.concatenate(parts)))
         away.append((denoised - recorded).square().nanmean(0))
     ratio = (away[1] / away[0]).log()  # (Y, X); not finite where a pixel stays as it is
-    return motion if float(ratio[ratio.isfinite()].mean().exp()) < FURTHER else STILL
+    seen = ratio.isfinite()
+    usual, total = ratio[seen].mean(), (away[1][seen].sum() / away[0][seen].sum()).log()
+    return motion if float((usual + total) / 2) < math.log(FURTHER) else STILL
 
 
 def excerpt_of(movie: Readable) -> tuple[ArrayMovie, int, tuple[slice, slice]]:
