@@ -3,7 +3,8 @@
 One pass over the file finds the percentiles and the whole-movie context; a second one goes straight on:
 
     read -> normalize -> undo smoothing -> steady the light -> take out line noise -> hold still -> whiten -> | network |
-        -> slabs -> read out -> restore -> let move -> let flicker -> redo smoothing -> denormalize -> write
+        -> slabs -> read out -> restore -> let move -> give back detail -> let flicker -> redo smoothing -> denormalize
+        -> write
 
 Smoothing is what a frame has been through before it came here (`denoise.smoothing`), light is steadied where it flickers
 (`denoise.light`), line noise is what the voxels of a row share (`denoise.lines`), and what is held still is the sample,
@@ -30,6 +31,7 @@ from denoise.adaptation import Adaptation, adapt
 from denoise.agreement import varying
 from denoise.ahead import ahead
 from denoise.context import Context, ContextSums, inpainted
+from denoise.detail import NO_DETAIL, Detail, detail_of
 from denoise.light import STEADY, Light, Photometer, flickers, light_of
 from denoise.limits import free_memory
 from denoise.lines import Lines, lines_of
@@ -40,7 +42,7 @@ from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
 from denoise.phase import in_phase, phase_of
 from denoise.ranks import ALONE, Team
-from denoise.readout import Readout
+from denoise.readout import Readout, stretches
 from denoise.smoothing import MEASURED, NO_MEMORY, Gauge, centre, memory_of, middle, redo, undo, variance_left
 from denoise.tiling import tile_axis
 from denoise.tracking import PIECE, Moments, motion_of, tracker_of
@@ -50,7 +52,7 @@ BLOCK_VOXELS = 1 << 23  # read at once
 SHORTEST_BLOCK = 16  # frames: in fewer a dropped row cannot be told from a dark one
 SLAB_VOXELS = 1 << 27  # of one slab of frames; float32, twice
 SLAB_SHARE = 4  # the part of the free memory that a slab may take: one in so many
-SLAB_BYTES = 16  # of a voxel in it: residual, prediction, and what is computed of them
+SLAB_BYTES = 20  # of a voxel in it: residual, prediction, what is computed of them, and what was held
 SLAB = 512  # frames, where the memory allows
 SHARED_FRAMES = 32  # that neighbouring slabs share: their patterns fade into each other
 SECTION = 256  # frames that are surveyed together, a multiple of LONGEST_BLOCK
@@ -151,6 +153,9 @@ class Survey:
     period: int  # of frames that are alike, where neighbours are not; 0 for none
     odd: OddPixels
     recorded: dict[int, np.ndarray] = field(default_factory=dict)  # (Y, X), of kept frames on their way
+    unheld: dict[int, Tensor] = field(
+        default_factory=dict
+    )  # (Y, X), the same of all that are to be held still
 
     @property
     def recorded_light(self) -> Light:
@@ -182,6 +187,58 @@ class Survey:
             yield self.motion.hold(frames, start)
             start += len(frames)
 
+    def whitened(self, recorded: np.ndarray, start: int) -> Iterator[Tensor]:
+        """The residual (n, H, W) of recorded frames from that one on, which are remembered."""
+        self.remember(recorded, start)
+        for frames in self.cleaned(recorded, start):
+            if not self.motion.still:
+                self.unheld.update(zip(range(start, start + len(frames)), frames))
+            yield self.context.whiten(self.motion.hold(frames, start))
+            start += len(frames)
+
+    def finished(
+        self, frames: Tensor, residual: Tensor, start: int, dtype: np.dtype, detailed: bool
+    ) -> Iterator[np.ndarray]:
+        """Pieces (n, Y, X) of what comes out, from that frame on: what the residual (n, H, W) was made into (n, H, W).
+
+        detailed: with the detail that is lost.
+        """
+        detail = self.detail(frames, residual, start) if detailed else NO_DETAIL
+        for (part, smoothing), seen in zip(
+            with_smoothing(frames, self.smoothing[start:]), cache_sized(residual)
+        ):
+            restored = self.restored(part, start)
+            if detail.lost:
+                restored = detail.give_back(restored, self.before(seen, start))
+            restored = redo(self.light.release(restored, start), smoothing)
+            result = self.normalization.denormalize(restored.numpy(), dtype)
+            self.put_back(result, start)
+            start += len(result)
+            yield result
+
+    def restored(self, frames: Tensor, start: int) -> Tensor:
+        """Frames (n, H, W) from that one on, in units of the noise, where the recording has them (n, Y, X)."""
+        return self.motion.release(self.context.restore(frames.cpu()), start)
+
+    def before(self, residual: Tensor, start: int) -> Tensor:
+        """The frames (n, Y, X) from that one on that the residual (n, H, W) was made of."""
+        if self.motion.still:
+            return self.context.restore(residual.cpu())
+        return torch.stack([self.unheld[t] for t in range(start, start + len(residual))])
+
+    def detail(self, frames: Tensor, residual: Tensor, start: int) -> Detail:
+        """What frames (n, H, W) from that one on lack, as some of them tell."""
+        parts = [
+            (self.restored(frames[part], start + part.start), self.before(residual[part], start + part.start))
+            for part in stretches(len(frames))
+        ]
+        return detail_of(*(torch.cat(its) for its in zip(*parts)))
+
+    def forget(self, start: int, stop: int) -> None:
+        """What frames were before they were held."""
+        for t in range(start, stop):
+            self.unheld.pop(t, None)
+
     def remember(self, frames: np.ndarray, start: int) -> None:
         """Hold on to those of the frames (n, Y, X) as recorded, from that one on, that are to come out so."""
         for t in self.kept[start : start + len(frames)].nonzero()[:, 0].tolist():
@@ -211,7 +268,8 @@ def denoise_movie(
 
     `progress(stage, done, frames)` is told how far the stages "reading" and "denoising" are, and "following" where the
     scene moves, its light flickers or rows are out of phase. In a team a rank gets its own share of the frames only;
-    `place` is told the number of the first of them. What changes as a whole is found where it is not known.
+    `place` is told the number of the first of them. What changes as a whole is found where it is not known; where that
+    is tried no lost detail is given back, so that it tells.
     """
     with torch.inference_mode():
         survey = survey_movie(movie, settings.percentiles, progress, team, known or NONE)
@@ -236,18 +294,13 @@ def denoise_movie(
         with closing(pairs):
             passing = telling(pairs, lambda done: progress("denoising", min(frames, first + done), frames))
             readout = Readout(survey.context, network.static, network)
-            read = (readout.frames(residual, said) for residual, said in in_slabs(passing, mine))
-            for start, whole in blended(read, mine):
-                if start < first:  # the end of the slab before: another rank writes the rest of it
-                    continue
-                done = start
-                for part, smoothing in with_smoothing(whole, survey.smoothing[start:]):
-                    restored = survey.motion.release(survey.context.restore(part.cpu()), done)
-                    restored = redo(survey.light.release(restored, done), smoothing)
-                    result = survey.normalization.denormalize(restored.numpy(), result_type(movie.info.dtype))
-                    survey.put_back(result, done)
-                    done += len(result)
-                    write(result)
+            read = ((readout.frames(residual, said), residual) for residual, said in in_slabs(passing, mine))
+            dtype = result_type(movie.info.dtype)
+            for start, whole, residual in blended(read, mine):
+                if start >= first:  # the end of the slab before: another rank writes the rest of it
+                    for result in survey.finished(whole, residual, start, dtype, known is None):
+                        write(result)
+                survey.forget(start, start + len(whole))
     told = asdict(adaptation) | {"kept": adaptation.kept} if adaptation else None
     return replace(result_of(survey, network), adaptation=told, model=model)
 
@@ -645,8 +698,7 @@ def residuals(movie: Readable, survey: Survey, start: int, size: int) -> Generat
 def whitened(movie: Readable, survey: Survey, start: int) -> Generator[Tensor, None, None]:
     """The residual of a movie's blocks of frames, (n, Y, X)."""
     for block in blocks(movie, start):
-        survey.remember(block, start)
-        yield torch.cat([survey.context.whiten(piece) for piece in survey.held(block, start)])
+        yield torch.cat(list(survey.whitened(block, start)))
         start += len(block)
 
 
@@ -736,15 +788,18 @@ def in_slabs(parts: Iterable[Pair], slabs: Iterable[Slab]) -> Iterator[Pair]:
         yield both[0], both[1]
 
 
-def blended(read: Iterable[Tensor], slabs: Iterable[Slab]) -> Iterator[tuple[int, Tensor]]:
-    """The frames of slabs (n, Y, X), blended where neighbours share them: where each slab starts, and its own frames."""
+def blended(read: Iterable[Pair], slabs: Iterable[Slab]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The frames of slabs (n, Y, X) and their residuals, blended where neighbours share them.
+
+    Where each slab starts, its own frames, and their residuals: those of the slab itself.
+    """
     tail = torch.zeros(0)
-    for slab, frames in zip(slabs, read):
+    for slab, (frames, residual) in zip(slabs, read):
         frames.mul_(torch.from_numpy(slab.weights)[:, None, None].to(frames.device))
         if len(tail):
             frames[: len(tail)] += tail
         tail = frames[slab.own :].clone()
-        yield slab.start, frames[: slab.own]
+        yield slab.start, frames[: slab.own], residual[: slab.own]
 
 
 def device_of(model: UNet3D) -> torch.device:

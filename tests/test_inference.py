@@ -569,7 +569,7 @@ def test_shipped_weights_on_a_small_scene(shipped: UNet3D, level: int, stored: f
     assert (spatial + temporal) / 2 == pytest.approx(stored, abs=0.1)
 
 
-@pytest.mark.parametrize("scene", ["challenge", "fast, 60 Hz"])
+@pytest.mark.parametrize("scene", ["challenge", "fast, 60 Hz", "axons whose rows move"])
 @pytest.mark.parametrize("target", [-10, 20, 40])
 def test_denoising_does_no_harm(shipped: UNet3D, scene: str, target: int) -> None:
     """Of a movie that is hardly noisy the recording itself counts; see evaluation/harm.py for all levels."""

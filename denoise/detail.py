@@ -1,0 +1,104 @@
+"""Detail of the scene that is lost with the noise: found in what was taken away, and given back.
+
+Of the scene noise knows how bright it is, and no more. Where displacements are wrong, or were not found, and where
+frames are interpolated between their pixels, what is taken away is strongest where the scene is finest, and beside it:
+
+    variance of (recording - output) = read variance + gain * brightness + lost * curvature^2 around
+
+Nonnegative least squares over the voxels tell the three apart. The last one is an error of the output, and by inverse
+variances the recording has a share in it. In recordings with much noise that is next to nothing, in those with hardly
+any it is what keeps them from coming out worse than they were.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TOLD_BY = 1 << 16  # voxels at most
+DARKEST = 0.03  # quantile of the brightness that is taken as black
+ROUNDS = 15  # of least squares, each by the variances found before
+HIGHEST = 256.0  # times its variance: what was taken away, squared, and is more, is one odd voxel
+MOST = 0.004  # of the squared curvature may be lost: where more seems to be, it is no detail
+AROUND = 3  # pixels a side, over which curvature is averaged: what is interpolated rings
+TOLERANCE = 1.0  # of the noise's variance: what is lost is left so far
+TINY = 1e-30  # for zero, where something is divided by it
+
+
+@dataclass(frozen=True)
+class Detail:
+    """The variance of what was taken away, as above; brightness counts from `dark` on."""
+
+    dark: float = 0.0
+    read_variance: float = 0.0
+    gain: float = 0.0
+    lost: float = 0.0
+
+    def give_back(self, frames: Tensor, recording: Tensor) -> Tensor:
+        """Frames (n, Y, X) with what they lack of the recording (n, Y, X); nothing where that is missing, NaN."""
+        noise = self.read_variance + self.gain * (frames - self.dark).clamp(min=0)
+        excess = (1 + self.lost * squared_curvature(frames) / noise.clamp(min=TINY)) / (1 + TOLERANCE)
+        share = 1 - 1 / excess.clamp(min=1)
+        return frames + (share * (recording - frames)).nan_to_num(0.0)
+
+
+NO_DETAIL = Detail()
+
+
+def detail_of(frames: Tensor, recording: Tensor) -> Detail:
+    """What frames (n, Y, X) lack of a recording (n, Y, X), NaN where missing."""
+    dark = frames.flatten()[:: stride(frames)].quantile(DARKEST)
+    bright, curved = (frames - dark).clamp(min=0), squared_curvature(frames)
+    taken, bright, curved = (
+        its.flatten()[:: stride(its)].double() for its in ((recording - frames).square(), bright, curved)
+    )
+    known = taken.isfinite()
+    terms = torch.stack([torch.ones_like(bright), bright, curved])[:, known]
+    taken = taken[known]
+    if not len(taken) or not bool(taken.any()):
+        return NO_DETAIL
+    amounts = terms.new_zeros(len(terms))
+    amounts[0] = taken.mean()
+    for _ in range(ROUNDS):
+        expected = (amounts @ terms).clamp(min=float(taken.mean()) * 1e-12)
+        amounts = nonnegative(terms / expected, (taken / expected).clamp(max=HIGHEST))
+    read_variance, gain, lost = amounts.tolist()
+    return Detail(float(dark), read_variance, gain, min(lost, MOST))
+
+
+def stride(frames: Tensor) -> int:
+    """Between voxels, so that there are few enough of them; odd, so that they are of all columns."""
+    return math.ceil(frames.numel() / TOLD_BY) | 1
+
+
+def squared_curvature(frames: Tensor) -> Tensor:
+    """Of frames (n, Y, X), along y and x together, mean of those around; the outermost go on beyond the edges."""
+    beyond = F.pad(frames, [1] * 4, mode="replicate")
+    along_y = beyond[:, 2:, 1:-1] + beyond[:, :-2, 1:-1] - 2 * frames
+    along_x = beyond[:, 1:-1, 2:] + beyond[:, 1:-1, :-2] - 2 * frames
+    squared = F.pad(along_y.square_() + along_x.square_(), [AROUND // 2] * 4, mode="replicate")
+    return F.avg_pool2d(squared, AROUND, 1)
+
+
+def nonnegative(terms: Tensor, target: Tensor) -> Tensor:
+    """Amounts (K,) of terms (K, N), none of them negative, whose sum is nearest to a target (N,).
+
+    The best of all choices of terms whose own least squares are not negative: there are few.
+    """
+    power, shared = terms @ terms.T, terms @ target
+    scale = power.diagonal().sqrt().clamp(min=TINY)
+    power, shared = power / scale[:, None] / scale, shared / scale
+    best, error = torch.zeros_like(shared), 0.0
+    for count in range(1, len(terms) + 1):
+        for chosen in map(list, combinations(range(len(terms)), count)):
+            amounts = torch.zeros_like(shared)
+            amounts[chosen] = torch.linalg.pinv(power[chosen][:, chosen], hermitian=True) @ shared[chosen]
+            its = float(amounts @ power @ amounts - 2 * amounts @ shared)
+            if bool((amounts >= 0).all()) and its < error:
+                best, error = amounts, its
+    return best / scale
