@@ -207,17 +207,17 @@ def fits(told: Tensor, shapes: Tensor, black: Tensor) -> tuple[Tensor, Tensor]:
     """How much of shapes (K, cells) cells tell (T, cells, 2): all (T, 2 K), and black ones and others (T, 2, 2 K)."""
     weights = fit_weights(told, shapes)
     parts = (torch.ones_like(black), black, ~black)
-    whole, *halves = (fitted(told, shapes, weights * its[:, None]).flatten(1) for its in parts)
+    whole, *halves = (fitted(told, solvers(shapes, weights * its[:, None])).flatten(1) for its in parts)
     return whole, torch.stack(halves, 1)
 
 
-def fitted(told: Tensor, shapes: Tensor, weights: Tensor) -> Tensor:
-    """How much of shapes (K, cells) is in what cells tell (T, cells, 2), by weighted least squares: (T, K, 2)."""
-    return torch.einsum("akc,tca->tka", solvers(shapes, weights), told)
+def fitted(told: Tensor, tells: Tensor) -> Tensor:
+    """How much of K shapes is in what cells tell (T, cells, 2), by `solvers` (2, K, cells): (T, K, 2)."""
+    return torch.einsum("akc,tca->tka", tells, told)
 
 
 def solvers(shapes: Tensor, weights: Tensor) -> Tensor:
-    """What tells that from them: (2, K, cells)."""
+    """What tells shapes (K, cells) along both axes by least squares, cells weighted (cells, 2): (2, K, cells)."""
     weighted = shapes * weights.T[:, None]  # (2, K, cells)
     power = (weighted @ shapes.T).double()
     return torch.linalg.pinv(power, rtol=SINGULAR, hermitian=True).float() @ weighted
@@ -228,8 +228,9 @@ def fit_weights(told: Tensor, shapes: Tensor) -> Tensor:
     away = told - told.mean(0)
     weights = torch.ones_like(away[0])
     for _ in range(STEPS):
-        left = away - torch.einsum("tka,kc->tca", fitted(away, shapes, weights), shapes)
-        own = torch.einsum("akc,kc->ca", solvers(shapes, weights), shapes)  # part of a cell in its own fit
+        tells = solvers(shapes, weights)
+        left = away - torch.einsum("tka,kc->tca", fitted(away, tells), shapes)
+        own = torch.einsum("akc,kc->ca", tells, shapes)  # part of a cell in its own fit
         weights = (1 - own).clamp(min=SINGULAR) / left.square().mean(0).clamp(min=TINY)
         weights = weights / weights.sum(0)
     return weights

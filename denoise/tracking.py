@@ -73,12 +73,13 @@ class Tracker:
         weighted = self.weights.flatten() * cells.flatten(1)  # (cells, N)
         solved = [solver(seen * its, true) for its in weighted]
         known = torch.tensor([its is not None for its in solved])
-        told = [its[:2] for its in solved if its is not None]
-        self.solvers = torch.stack(told) if told else seen.new_zeros(0, 2, image.numel())
+        along = [its[:2] for its in solved if its is not None]
+        self.solvers = torch.stack(along) if along else seen.new_zeros(0, 2, image.numel())
         self.black = (torch.arange(len(cells)) < len(cells) // 2)[known]
-        y, x = (its.expand(image.shape).flatten() for its in Scene(image, variance).places())
+        scene = Scene(image, variance)
+        y, x = (its.expand(image.shape).flatten() for its in scene.places())
         middles = middles_of(seen[:2].square().sum(0) * weighted[known], y, x)
-        self.shapes = polynomials(*middles, Scene(image, variance).half)
+        self.shapes = polynomials(*middles, scene.half)
 
     def moves(self, told: Tensor) -> bool:
         """Whether displacements (T, cells, 2) are those of a field that moves as a whole, or turns, or is stretched."""
@@ -264,17 +265,15 @@ def with_bends(motion: Motion, cells: Tensor, followers: Sequence[Follower]) -> 
     cells = torch.where(cells.isfinite(), cells, motion.displacements(y, x))
     shapes, cells, black = polynomials(y, x, half)[:, known], cells[:, known], black_squares()[known]
     sure = telling(cells, shapes, black)
-    sure[:LINEAR] |= telling(
-        cells, shapes[:LINEAR], black
-    )  # the fewer are fitted, the surer is what is told of them
+    # of the linear ones alone: the fewer are fitted, the surer is what is told of them
+    sure[:LINEAR] |= telling(cells, shapes[:LINEAR], black)
     if not bool(sure[1:].any()):
         return motion
     sure[0] = sure[0].any() | motion.by.any()
     kept = sure.any(1)
     kept[0] = True
-    told = steadied(*fits(cells, shapes[kept], black)).unflatten(1, (-1, 2))
-    amounts = told.new_zeros(len(told), *sure.shape)  # (T, 6, 2)
-    amounts[:, kept] = told * sure[kept]
+    amounts = cells.new_zeros(len(cells), *sure.shape)  # (T, 6, 2)
+    amounts[:, kept] = steadied(*fits(cells, shapes[kept], black)).unflatten(1, (-1, 2)) * sure[kept]
     by, bends = amounts[:, 0], amounts[:, 1:]
     return replace(motion, by=by, bends=bends - bends.mean(0), half=half)
 

@@ -15,6 +15,7 @@ from denoise.agreement import (
     fitted,
     in_cells,
     middles_of,
+    solvers,
     steadied,
     weighted_median,
 )
@@ -78,12 +79,12 @@ def test_fits_tell_amounts_and_which_cells_err() -> None:
     shapes = polynomials(y, x, (32, 40))
     amounts = torch.randn(300, 6, 2, generator=rng)
     told = torch.einsum("tka,kc->tca", amounts, shapes)
-    torch.testing.assert_close(fitted(told, shapes, torch.ones(16, 2)), amounts, atol=1e-4, rtol=0)
+    torch.testing.assert_close(fitted(told, solvers(shapes, torch.ones(16, 2))), amounts, atol=1e-4, rtol=0)
     told += 0.1 * torch.randn(told.shape, generator=rng)
     told[:, 5] = 3 * torch.randn(300, 2, generator=rng)
     weights = fit_weights(told, shapes)
     assert float(weights[5].max()) < 0.05 * float(weights[[4, 6]].min())
-    torch.testing.assert_close(fitted(told, shapes, weights), amounts, atol=1.0, rtol=0)
+    torch.testing.assert_close(fitted(told, solvers(shapes, weights)), amounts, atol=1.0, rtol=0)
 
 
 def test_the_middle_of_a_cell_is_where_its_structure_is() -> None:
