@@ -30,6 +30,7 @@ from denoise.tracking import PIECE, Moments
 LEAST = 0.015  # of the light, root mean square, that it has to differ by from that of a usual frame
 ALIKE = 0.6  # of how others change, squared, a cell has to change; the rest is their noise and activity
 FOLLOWED = 0.77  # of how pixels change with the light, squared, has to be what light makes of them
+CUT = 0.01  # of the frames, in which a pixel has the largest value of all: it was cut off, and changes less than light
 DIMMEST = 0.25  # of the usual light: what is darker shows too little
 
 
@@ -112,8 +113,8 @@ def light_of(blocks: Callable[[], Iterable[Tensor]]) -> Light:
 
     `blocks` are its frames (n, Y, X), in order, NaN where missing; they are read three times.
     """
-    mean, variance = moments(blocks())
-    weights = per_variance(variance)
+    mean, variance, cut = moments(blocks())
+    weights = per_variance(variance * (cut < CUT))
     centre = (weights * mean).sum() / weights.sum()
     spread = ((weights * (mean - centre).square()).sum() / weights.sum()).sqrt()
     if not spread > 0:
@@ -149,14 +150,17 @@ def is_light(blocks: Iterable[Tensor], course: Tensor, pattern: Tensor, weights:
     return bool((weights * pattern.square()).sum() > FOLLOWED * told)
 
 
-def moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean (Y, X) of frames (n, Y, X), and their variance."""
+def moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (Y, X) of frames (n, Y, X), their variance, and the share of them that have the largest value of all."""
     whole = iter(blocks)
     first = next(whole)
     sums = Moments(image_of(first)[0])
+    peak, often = torch.full_like(first[0], -torch.inf), torch.zeros_like(first[0])
     for frames in chain([first], whole):
         sums.update(frames)
-    return sums.mean, sums.variance
+        before, peak = peak, torch.maximum(peak, frames.nan_to_num(-torch.inf).amax(0))
+        often = often * (peak == before) + (frames == peak).sum(0)
+    return sums.mean, sums.variance, often * (peak == peak.max()) / sums.count.clamp(min=1)
 
 
 def amounts(rest: Tensor, solvers: Tensor) -> Tensor:

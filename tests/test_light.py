@@ -107,6 +107,14 @@ def test_flicker_is_found_and_held(noise: float, rms: float) -> None:
     assert float(light.gain.mean()) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("cut", [3.0, 4.5])
+def test_flicker_is_held_where_bright_pixels_are_cut_off(cut: float) -> None:
+    """Most pixels of the scene are at some time, or half of them; the others tell of the light."""
+    course = random_course(200, 0.15)
+    light = found(recording(course, 0.1).clamp(max=cut))
+    torch.testing.assert_close(light.gain.float() - 1, course - course.mean(), atol=0.04, rtol=0)
+
+
 @pytest.mark.parametrize("noise", [0.1, 1.0, 5.0])
 def test_activity_and_noise_are_no_flicker(noise: float) -> None:
     """Cells that are active in turn, and neuropil that brightens slowly all over."""
@@ -166,8 +174,11 @@ def test_frames_that_show_nothing_are_lit_as_those_beside() -> None:
 def test_moments_are_those_of_all_frames() -> None:
     frames = torch.randn(50, 6, 7) + 1000
     frames[3, 2] = torch.nan
-    mean, variance = moments(frames.split(16))
+    frames[5:45:8, 0, 1] = 2000  # 5 of 50, in several blocks
+    mean, variance, cut = moments(frames.split(16))
     torch.testing.assert_close(mean, frames.nanmean(0))
+    assert float(cut[0, 1]) == pytest.approx(0.1)
+    assert int(cut.count_nonzero()) == 1
     expected = torch.from_numpy(np.nanvar(frames.numpy(), axis=0))
     torch.testing.assert_close(variance, expected, atol=1e-3, rtol=1e-3)
 
