@@ -29,8 +29,8 @@ from denoise.page_headers import TIFF_SUFFIXES
 INPUT_SOCKET = (
     "stacked-neuron-images-with-noise"  # the challenge's names for its folders (grand-challenge.org, CIDC25)
 )
-OWN_FORMATS = {suffix: suffix for suffix in SUFFIXES} | {
-    ".tiff": ".tif", ".mhd": ".mha", ".nii.gz": ".nii",
+OWN_FORMATS = {suffix: suffix for suffix in SUFFIXES} | dict.fromkeys(TIFF_SUFFIXES, ".tif") | {
+    ".mhd": ".mha", ".nii.gz": ".nii",
 }  # of the input -> of an output of the same format, which is one file and not compressed  # fmt: skip
 BEFORE_A_NUMBER = re.compile(r"(_X|[_\-. ]+)\Z")  # what goes with it, as in rec-1, or Andor's rec_X2
 NO_TIME = re.compile(
@@ -39,7 +39,6 @@ NO_TIME = re.compile(
 NOT_READ = (  # formats of microscopes and cameras, which are told of where they lie beside movies
     *(
         ".avi",
-        ".btf",
         ".czi",
         ".dcimg",
         ".ims",
@@ -52,7 +51,7 @@ NOT_READ = (  # formats of microscopes and cameras, which are told of where they
         ".mp4",
         ".nd2",
     ),
-    *(".oib", ".oif", ".oir", ".raw", ".sbx", ".sif", ".stk", ".tf8", ".vsi"),
+    *(".oib", ".oif", ".oir", ".raw", ".sbx", ".sif", ".stk", ".vsi"),
 )
 HAS_RAW = (".mhd", ".nrrd")  # headers whose voxels may lie beside them in a file .raw
 OUTPUT_SOCKET = "stacked-neuron-images-with-reduced-noise"

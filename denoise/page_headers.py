@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 from denoise.movies import fail
 
-TIFF_SUFFIXES = (".tif", ".tiff")
+TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf2", ".tf8")  # the last three: BigTIFF, as some programs name it
 
 # What every page of a movie must share, with the value that a missing tag stands for.
 LAYOUT: dict[int, tuple[str, int | None]] = {

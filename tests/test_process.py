@@ -788,6 +788,17 @@ def test_adaptation_leaves_time_for_the_denoising(
     assert limit == pytest.approx(expected, abs=0.05)
 
 
+@pytest.mark.parametrize("ending", [".btf", ".TF8", ".tf2"])
+@pytest.mark.parametrize("kind", ["tif", "same"])
+def test_other_endings_of_bigtiff_are_read(
+    program: Callable[..., Ended], tmp_path: Path, ending: str, kind: str
+) -> None:
+    write(tmp_path / f"in/a{ending}", movie(), bigtiff=True)
+    result = program("--format", kind)
+    assert (result.status, result.err) == (0, [])
+    assert tifffile.imread(tmp_path / "out/a.tif").shape == (6, 9, 10)
+
+
 def test_parts_of_a_movie_share_the_time(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten minutes for two parts of a minute each by trial: (10 - 2 * 1.5) / 2."""
     monkeypatch.setattr(sys, "argv", ["process.py", "--time-limit", "10"])
