@@ -851,6 +851,8 @@ def resolution_warnings(result: Result, wanted: np.dtype, written: np.dtype) -> 
 
 def adaptation_in_words(found: dict[str, Any]) -> str:
     """What came of learning from the movie."""
+    if not found["planned"]:
+        return f"not adapted: {found['ended']}; the weights given are used"
     outcome = "kept" if found["kept"] else "not better by enough: the weights given are used"
     errors = f"{found['error_before']:.5f} -> {found['error_after']:.5f} (± {found['chance']:.5f})"
     steps = f"{found['steps']} of {found['planned']} steps ({found['ended']}), {duration(found['seconds'])}"

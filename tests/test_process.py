@@ -788,6 +788,14 @@ def test_adaptation_leaves_time_for_the_denoising(
     assert limit == pytest.approx(expected, abs=0.05)
 
 
+def test_too_little_time_to_learn_is_told(program: Callable[..., Ended], tmp_path: Path) -> None:
+    write(tmp_path / "in/a.tif", movie((24, 16, 16)))
+    result = program("--adapt", "0.00001")
+    assert (result.status, result.err) == (0, [])
+    assert any("not adapted: too little time for a step" in line for line in result.out)
+    assert metadata(tmp_path / "out")["movies"][0]["adaptation"]["steps"] == 0
+
+
 @pytest.mark.parametrize("ending", [".btf", ".TF8", ".tf2"])
 @pytest.mark.parametrize("kind", ["tif", "same"])
 def test_other_endings_of_bigtiff_are_read(
