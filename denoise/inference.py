@@ -52,7 +52,7 @@ BLOCK_VOXELS = 1 << 23  # read at once
 SHORTEST_BLOCK = 16  # frames: in fewer a dropped row cannot be told from a dark one
 SLAB_VOXELS = 1 << 27  # of one slab of frames; float32, twice
 SLAB_SHARE = 4  # the part of the free memory that a slab may take: one in so many
-SLAB_BYTES = 20  # of a voxel in it: residual, prediction, what is computed of them, and what was held
+SLAB_BYTES = 20  # of a voxel in it: residual, prediction, what is computed of them, and the recording
 SLAB = 512  # frames, where the memory allows
 SHARED_FRAMES = 32  # that neighbouring slabs share: their patterns fade into each other
 SECTION = 256  # frames that are surveyed together, a multiple of LONGEST_BLOCK
@@ -153,9 +153,8 @@ class Survey:
     period: int  # of frames that are alike, where neighbours are not; 0 for none
     odd: OddPixels
     recorded: dict[int, np.ndarray] = field(default_factory=dict)  # (Y, X), of kept frames on their way
-    unheld: dict[int, Tensor] = field(
-        default_factory=dict
-    )  # (Y, X), the same of all that are to be held still
+    detailed: bool = False  # detail that is lost is given back
+    passing: dict[int, Tensor] = field(default_factory=dict)  # (Y, X), cleaned, of frames on their way
 
     @property
     def recorded_light(self) -> Light:
@@ -191,53 +190,50 @@ class Survey:
         """The residual (n, H, W) of recorded frames from that one on, which are remembered."""
         self.remember(recorded, start)
         for frames in self.cleaned(recorded, start):
-            if not self.motion.still:
-                self.unheld.update(zip(range(start, start + len(frames)), frames))
+            if self.detailed:
+                self.passing.update(zip(range(start, start + len(frames)), frames))
             yield self.context.whiten(self.motion.hold(frames, start))
             start += len(frames)
 
-    def finished(
-        self, frames: Tensor, residual: Tensor, start: int, dtype: np.dtype, detailed: bool
-    ) -> Iterator[np.ndarray]:
-        """Pieces (n, Y, X) of what comes out, from that frame on: what the residual (n, H, W) was made into (n, H, W).
-
-        detailed: with the detail that is lost.
-        """
-        detail = self.detail(frames, residual, start) if detailed else NO_DETAIL
-        for (part, smoothing), seen in zip(
-            with_smoothing(frames, self.smoothing[start:]), cache_sized(residual)
-        ):
-            restored = self.restored(part, start)
-            if detail.lost:
-                restored = detail.give_back(restored, self.before(seen, start))
-            restored = redo(self.light.release(restored, start), smoothing)
+    def finished(self, frames: Tensor, start: int, dtype: np.dtype) -> Iterator[np.ndarray]:
+        """Pieces (n, Y, X) of what comes out, of frames as they were read out (n, H, W), from that one on."""
+        for released in self.released(frames, start):
+            smoothing = self.smoothing[start : start + len(released)]
+            restored = redo(self.light.release(released, start), smoothing)
             result = self.normalization.denormalize(restored.numpy(), dtype)
             self.put_back(result, start)
             start += len(result)
             yield result
 
-    def restored(self, frames: Tensor, start: int) -> Tensor:
-        """Frames (n, H, W) from that one on, in units of the noise, where the recording has them (n, Y, X)."""
-        return self.motion.release(self.context.restore(frames.cpu()), start)
+    def released(self, frames: Tensor, start: int) -> Iterator[Tensor]:
+        """Pieces (n, Y, X) of the same where the recording has them, with the detail that is lost."""
+        detail = self.detail(frames, start) if self.detailed else NO_DETAIL
+        for part in cache_sized(frames):
+            stop = start + len(part)
+            released = self.restored(part, start)
+            yield detail.give_back(released, self.before(start, stop)) if detail.lost else released
+            start = stop
 
-    def before(self, residual: Tensor, start: int) -> Tensor:
-        """The frames (n, Y, X) from that one on that the residual (n, H, W) was made of."""
-        if self.motion.still:
-            return self.context.restore(residual.cpu())
-        return torch.stack([self.unheld[t] for t in range(start, start + len(residual))])
-
-    def detail(self, frames: Tensor, residual: Tensor, start: int) -> Detail:
-        """What frames (n, H, W) from that one on lack, as some of them tell."""
+    def detail(self, frames: Tensor, start: int) -> Detail:
+        """What they lack of the recording, as some of them tell."""
         parts = [
-            (self.restored(frames[part], start + part.start), self.before(residual[part], start + part.start))
-            for part in stretches(len(frames))
+            (self.restored(frames[its], start + its.start), self.before(start + its.start, start + its.stop))
+            for its in stretches(len(frames))
         ]
         return detail_of(*(torch.cat(its) for its in zip(*parts)))
 
+    def restored(self, frames: Tensor, start: int) -> Tensor:
+        """Frames (n, H, W), in units of the noise, where the recording has them (n, Y, X)."""
+        return self.motion.release(self.context.restore(frames.cpu()), start)
+
+    def before(self, start: int, stop: int) -> Tensor:
+        """Frames (n, Y, X) of the recording, cleaned."""
+        return torch.stack([self.passing[t] for t in range(start, stop)])
+
     def forget(self, start: int, stop: int) -> None:
-        """What frames were before they were held."""
+        """These: they have come out."""
         for t in range(start, stop):
-            self.unheld.pop(t, None)
+            self.passing.pop(t, None)
 
     def remember(self, frames: np.ndarray, start: int) -> None:
         """Hold on to those of the frames (n, Y, X) as recorded, from that one on, that are to come out so."""
@@ -268,16 +264,17 @@ def denoise_movie(
 
     `progress(stage, done, frames)` is told how far the stages "reading" and "denoising" are, and "following" where the
     scene moves, its light flickers or rows are out of phase. In a team a rank gets its own share of the frames only;
-    `place` is told the number of the first of them. What changes as a whole is found where it is not known; where that
-    is tried no lost detail is given back, so that it tells.
+    `place` is told the number of the first of them. What changes as a whole is found where it is not known.
     """
     with torch.inference_mode():
         survey = survey_movie(movie, settings.percentiles, progress, team, known or NONE)
     if known is None:
         found = team.of(0, None if team.rank else changes_found(movie, model, settings, survey, progress))
+        moves = survey.moves
         if not found.none:
             with torch.inference_mode():
                 survey = survey_movie(movie, settings.percentiles, progress, team, found)
+        survey.detailed = moves  # by what is missed of its movement, held still or not
     model, adaptation = adapted(movie, model, survey, settings.adapt_minutes, progress, team)
     frames = movie.info.shape[0]
     with torch.inference_mode():
@@ -294,11 +291,10 @@ def denoise_movie(
         with closing(pairs):
             passing = telling(pairs, lambda done: progress("denoising", min(frames, first + done), frames))
             readout = Readout(survey.context, network.static, network)
-            read = ((readout.frames(residual, said), residual) for residual, said in in_slabs(passing, mine))
-            dtype = result_type(movie.info.dtype)
-            for start, whole, residual in blended(read, mine):
-                if start >= first:  # the end of the slab before: another rank writes the rest of it
-                    for result in survey.finished(whole, residual, start, dtype, known is None):
+            read = (readout.frames(residual, said) for residual, said in in_slabs(passing, mine))
+            for start, whole in blended(read, mine):
+                if start >= first:  # or else the end of the slab before: another rank writes the rest of it
+                    for result in survey.finished(whole, start, result_type(movie.info.dtype)):
                         write(result)
                 survey.forget(start, start + len(whole))
     told = asdict(adaptation) | {"kept": adaptation.kept} if adaptation else None
@@ -788,18 +784,15 @@ def in_slabs(parts: Iterable[Pair], slabs: Iterable[Slab]) -> Iterator[Pair]:
         yield both[0], both[1]
 
 
-def blended(read: Iterable[Pair], slabs: Iterable[Slab]) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The frames of slabs (n, Y, X) and their residuals, blended where neighbours share them.
-
-    Where each slab starts, its own frames, and their residuals: those of the slab itself.
-    """
+def blended(read: Iterable[Tensor], slabs: Iterable[Slab]) -> Iterator[tuple[int, Tensor]]:
+    """The frames of slabs (n, Y, X), blended where neighbours share them: where each slab starts, and its own frames."""
     tail = torch.zeros(0)
-    for slab, (frames, residual) in zip(slabs, read):
+    for slab, frames in zip(slabs, read):
         frames.mul_(torch.from_numpy(slab.weights)[:, None, None].to(frames.device))
         if len(tail):
             frames[: len(tail)] += tail
         tail = frames[slab.own :].clone()
-        yield slab.start, frames[: slab.own], residual[: slab.own]
+        yield slab.start, frames[: slab.own]
 
 
 def device_of(model: UNet3D) -> torch.device:
