@@ -216,11 +216,10 @@ class Survey:
 
     def detail(self, frames: Tensor, start: int) -> Detail:
         """What they lack of the recording, as some of them tell."""
-        parts = [
-            (self.restored(frames[its], start + its.start), self.before(start + its.start, start + its.stop))
-            for its in stretches(len(frames))
-        ]
-        return detail_of(*(torch.cat(its) for its in zip(*parts)))
+        some = [(start + its.start, frames[its]) for its in stretches(len(frames))]
+        restored = torch.cat([self.restored(its, first) for first, its in some])
+        recorded = torch.cat([self.before(first, first + len(its)) for first, its in some])
+        return detail_of(restored, recorded)
 
     def restored(self, frames: Tensor, start: int) -> Tensor:
         """Frames (n, H, W), in units of the noise, where the recording has them (n, Y, X)."""
