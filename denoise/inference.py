@@ -273,8 +273,7 @@ def denoise_movie(
         if not found.none:
             with torch.inference_mode():
                 survey = survey_movie(movie, settings.percentiles, progress, team, found)
-        # held still or not; where smoothing was undone noise is no longer white, and may look like detail
-        survey.detailed = moves and not bool(survey.smoothing.any())
+        survey.detailed = moves  # by what is missed of its movement, held still or not
     model, adaptation = adapted(movie, model, survey, settings.adapt_minutes, progress, team)
     frames = movie.info.shape[0]
     with torch.inference_mode():
