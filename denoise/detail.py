@@ -20,13 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from denoise.context import DARKEST
+
 TOLD_BY = 1 << 16  # voxels at most
-DARKEST = 0.03  # quantile of the brightness that is taken as black
 ROUNDS = 15  # of least squares, each by the variances found before
 HIGHEST = 256.0  # times its variance: what was taken away, squared, and is more, is one odd voxel
 MOST = 0.004  # of the squared curvature may be lost: where more seems to be, it is no detail
 AROUND = 3  # pixels a side, over which curvature is averaged: what is interpolated rings
 TOLERANCE = 1.0  # of the noise's variance: what is lost is left so far
+NEARLY_NONE = 1e-12  # of the mean variance: none is expected to be less
 TINY = 1e-30  # for zero, where something is divided by it
 
 
@@ -52,28 +54,24 @@ NO_DETAIL = Detail()
 
 def detail_of(frames: Tensor, recording: Tensor) -> Detail:
     """What frames (n, Y, X) lack of a recording (n, Y, X), NaN where missing."""
-    dark = frames.flatten()[:: stride(frames)].quantile(DARKEST)
-    bright, curved = (frames - dark).clamp(min=0), squared_curvature(frames)
-    taken, bright, curved = (
-        its.flatten()[:: stride(its)].double() for its in ((recording - frames).square(), bright, curved)
+    step = math.ceil(frames.numel() / TOLD_BY) | 1  # odd, so that voxels of all columns tell
+    told, curved, taken = (
+        its.flatten()[::step] for its in (frames, squared_curvature(frames), (recording - frames).square())
     )
+    dark = told.quantile(DARKEST)
     known = taken.isfinite()
-    terms = torch.stack([torch.ones_like(bright), bright, curved])[:, known]
-    taken = taken[known]
-    if not len(taken) or not bool(taken.any()):
+    terms = torch.stack([torch.ones_like(told), (told - dark).clamp(min=0), curved])[:, known].double()
+    taken = taken[known].double()
+    if not bool(taken.any()):
         return NO_DETAIL
+    mean = taken.mean()
     amounts = terms.new_zeros(len(terms))
-    amounts[0] = taken.mean()
+    amounts[0] = mean
     for _ in range(ROUNDS):
-        expected = (amounts @ terms).clamp(min=float(taken.mean()) * 1e-12)
+        expected = (amounts @ terms).clamp(min=float(mean) * NEARLY_NONE)
         amounts = nonnegative(terms / expected, (taken / expected).clamp(max=HIGHEST))
     read_variance, gain, lost = amounts.tolist()
     return Detail(float(dark), read_variance, gain, min(lost, MOST))
-
-
-def stride(frames: Tensor) -> int:
-    """Between voxels, so that there are few enough of them; odd, so that they are of all columns."""
-    return math.ceil(frames.numel() / TOLD_BY) | 1
 
 
 def squared_curvature(frames: Tensor) -> Tensor:
