@@ -45,7 +45,7 @@ from denoise.ranks import ALONE, Team
 from denoise.readout import Readout, stretches
 from denoise.smoothing import MEASURED, NO_MEMORY, Gauge, centre, memory_of, middle, redo, undo, variance_left
 from denoise.tiling import tile_axis
-from denoise.tracking import PIECE, Moments, motion_of, tracker_of
+from denoise.tracking import PIECE, Moments, motion_of, moves, tracker_of
 from model import UNet3D
 
 BLOCK_VOXELS = 1 << 23  # read at once
@@ -329,8 +329,9 @@ def motion_found(
     with torch.inference_mode():
         phase = phase_of(survey.context.mean)
         motion = STILL
-        if phase or survey.moves:
-            motion = motion_of(partial(followed, movie, partial(in_phase_pieces, survey, phase), progress))
+        seen = partial(followed, movie, partial(in_phase_pieces, survey, phase), progress)
+        if survey.moves or (phase and moves(seen())):  # rows out of phase hide movement
+            motion = motion_of(seen)
     motion = replace(motion, phase=phase if len(motion.by) else float(round(phase))).whole()
     if motion.still:
         return STILL

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 import torch.nn.functional as F
@@ -210,6 +210,14 @@ class Follower:
             for its, more in ((shared.sum(1), told.sum(1)), (shared, told))
         )
         return near.by - whole, near.displacements(*self.middles) - cells
+
+
+def moves(blocks: Iterable[Tensor]) -> bool:
+    """Whether a movie moves by what its frames (n, Y, X) show, in order and in phase, NaN where missing."""
+    seen = (middle(frames) for frames in blocks)
+    first = next(seen)
+    tracker = tracker_of(first)
+    return tracker.moves(torch.cat([tracker.displacements(its) for its in chain([first], seen)]))
 
 
 def motion_of(blocks: Callable[[], Iterable[Tensor]]) -> Motion:

@@ -9,7 +9,6 @@ import torch
 from scipy.ndimage import fourier_shift, gaussian_filter
 
 from denoise.motion import Motion
-from denoise.tracking import tracker_of
 from simulation.activity import wander
 
 
@@ -73,11 +72,6 @@ class Waves:
 
 def in_blocks(frames: torch.Tensor, size: int = 64) -> Iterator[torch.Tensor]:
     yield from frames.split(size)
-
-
-def tells_of_movement(frames: torch.Tensor) -> bool:
-    tracker = tracker_of(frames[:64])
-    return tracker.moves(tracker.displacements(frames))
 
 
 def bent_movie(

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from moving import bent_movie, displaced, field_of, in_blocks, oddly, seen, smooth_noise, tells_of_movement
+from moving import bent_movie, displaced, field_of, in_blocks, oddly, seen, smooth_noise
 from scipy.ndimage import gaussian_filter
 
 from denoise.motion import Motion
@@ -20,6 +20,7 @@ from denoise.tracking import (
     held_scenes,
     in_sight,
     motion_of,
+    moves,
     pieces,
     tracking,
 )
@@ -108,7 +109,7 @@ def test_light_that_changes_and_a_flash_are_no_displacement(light: float) -> Non
 def test_displacements_are_found(noise: float, error: float, drift: float) -> None:
     by = wander(np.random.default_rng(3), 300, 0.8, drift)
     frames = seen(smooth_noise(168, 168), by, noise)
-    assert tells_of_movement(frames)
+    assert moves(in_blocks(frames))
     found = motion_of(partial(in_blocks, frames)).by.numpy()
     away = (found - found.mean(0)) - (by - by.mean(0))
     assert away.std(0).max() < error
@@ -125,7 +126,7 @@ def test_activity_and_noise_are_no_movement(noise: float) -> None:
         cell = np.exp(-(((y - rng.uniform(20, 108)) ** 2 + (x - rng.uniform(20, 108)) ** 2) / radius**2))
         course = gaussian_filter(rng.standard_normal(300), 8)
         frames += 2 * cell.astype(np.float32) * (course / course.std())[:, None, None].astype(np.float32)
-    assert not tells_of_movement(torch.from_numpy(frames))
+    assert not moves(in_blocks(torch.from_numpy(frames)))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_activity_and_noise_are_no_movement(noise: float) -> None:
     ids=["nothing", "narrow", "short", "missing"],
 )
 def test_what_tells_nothing_stands_still(frames: torch.Tensor) -> None:
-    assert not tells_of_movement(frames)
+    assert not moves(in_blocks(frames))
     assert motion_of(partial(in_blocks, frames)).still
     assert phase_of(frames[0].nan_to_num()) == 0
 
@@ -175,7 +176,7 @@ def test_whole_pixels_are_found_by_the_best_fit() -> None:
 @pytest.mark.parametrize("jitter", [0.0, 0.5])
 def test_how_a_field_bends_is_found(jitter: float) -> None:
     frames, motion = bent_movie(200, 96, jitter, 0.15)
-    assert tells_of_movement(frames)
+    assert moves(in_blocks(frames))
     found, true = (field_of(its, 96) for its in (motion_of(partial(in_blocks, frames)), motion))
     rigid = true - true.mean((1, 2), keepdim=True)
     assert float((found - true).std()) < 0.2 * float(rigid.std())
