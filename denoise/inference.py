@@ -329,9 +329,9 @@ def motion_found(
     with torch.inference_mode():
         phase = phase_of(survey.context.mean)
         motion = STILL
-        seen = partial(followed, movie, partial(in_phase_pieces, survey, phase), progress)
-        if survey.moves or (phase and moves(seen())):  # rows out of phase hide movement
-            motion = motion_of(seen)
+        frames = partial(followed, movie, partial(in_phase_pieces, survey, phase), progress)
+        if survey.moves or (phase and moves(frames())):  # rows out of phase hide movement
+            motion = motion_of(frames)
     motion = replace(motion, phase=phase if len(motion.by) else float(round(phase))).whole()
     if motion.still:
         return STILL
