@@ -35,7 +35,15 @@ from denoise.detail import NO_DETAIL, Detail, detail_of
 from denoise.light import STEADY, Light, Photometer, flickers, light_of
 from denoise.limits import free_memory
 from denoise.lines import Lines, lines_of
-from denoise.missing import FILLED, PIECE_VOXELS, as_recorded, period_of, without_missing
+from denoise.missing import (
+    FILLED,
+    NO_TURNS,
+    PIECE_VOXELS,
+    Turns,
+    as_recorded,
+    turns_of,
+    without_missing,
+)
 from denoise.motion import STILL, Motion
 from denoise.movies import ArrayMovie, MovieError, Readable
 from denoise.network import LONGEST_BLOCK, Network, Pair
@@ -58,6 +66,7 @@ SHARED_FRAMES = 32  # that neighbouring slabs share: their patterns fade into ea
 SECTION = 256  # frames that are surveyed together, a multiple of LONGEST_BLOCK
 TRIED = (128, 128)  # frames, and pixels a side, in which it is tried whether holding a movie still helps
 FURTHER = 1.2  # times as far from the recording, squared, may come out what is held still
+DISTINCT = 0.5  # of how far apart they seemed, are planes in turn apart where they are held
 SATURATED = 1e-3  # share of voxels from which it is told
 
 
@@ -150,7 +159,7 @@ class Survey:
     kept: Tensor  # (T,) bool: frames that come out as recorded, see denoise.missing
     saturated: float  # share of the voxels
     wrapped: float  # share of the voxels that seem to be negative numbers
-    period: int  # of frames that are alike, where neighbours are not; 0 for none
+    turns: Turns
     odd: OddPixels
     recorded: dict[int, np.ndarray] = field(default_factory=dict)  # (Y, X), of kept frames on their way
     detailed: bool = False  # detail that is lost is given back
@@ -272,7 +281,10 @@ def denoise_movie(
         moves = survey.moves
         if not found.none:
             with torch.inference_mode():
-                survey = survey_movie(movie, settings.percentiles, progress, team, found)
+                again = survey_movie(movie, settings.percentiles, progress, team, found)
+            # what moves repeats itself, too; but planes take turns wherever they are held
+            planes = survey.turns.period and again.turns.apart > DISTINCT * survey.turns.apart
+            survey, moves = (survey, False) if planes else (replace(again, turns=NO_TURNS), moves)
         survey.detailed = moves  # by what is missed of its movement, held still or not
     model, adaptation = adapted(movie, model, survey, settings.adapt_minutes, progress, team)
     frames = movie.info.shape[0]
@@ -472,7 +484,7 @@ class Surveyor:
         )
         self.reference = inpainted(held.nanmean(0))
         self.memory = memory_of(held)
-        self.period = period_of(held) if self.motion.still else 0  # scenes that move repeat themselves, too
+        self.turns = turns_of(held)
         frames = movie.info.shape[0]
         self.means = [its.new_zeros(frames, its.shape[1]) for its in means]  # of all lines
         self.last: Tensor | None = None  # of the section before, as ContextSums keeps it
@@ -615,7 +627,7 @@ class Surveyor:
             kept=kept,
             saturated=self.found.saturated(),
             wrapped=self.found.wrapped(),
-            period=self.period,
+            turns=self.turns,
             odd=odd_pixels(context, n, self.known),
         )
 
@@ -832,10 +844,10 @@ def values_told(survey: Survey) -> Iterator[str]:
         )
     elif survey.saturated > SATURATED:
         yield f"{survey.saturated:.2%} of the voxels have one value, the largest of all: cut off"
-    if survey.period:
+    if survey.turns.period:
         yield (
-            f"frames that are {survey.period} apart are alike, and neighbours are not (planes or channels in turn?): "
-            "better write each as a movie of its own"
+            f"frames that are {survey.turns.period} apart are alike, and neighbours are not (planes or channels in "
+            "turn?): better write each as a movie of its own"
         )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from denoise.normalization import lattice_step
@@ -34,6 +35,7 @@ FLASH = 3.0  # deviations of a voxel's noise by which a flash is brighter or dar
 STRONG = 0.5  # and times the movie's own scale
 UNUSUAL = 15.0  # and times the median of what frames are off by
 LONGEST_PERIOD = 12  # frames in which planes or channels may take turns
+COARSE = 4  # pixels a side, whose mean tells of structure where single ones are lost in noise
 FARTHEST = 10.0  # times the median by which voxels differ from their frame's median
 ALIKE = 0.9  # times what neighbours differ by, squared, do frames of one of them differ by
 SUDDEN = 0.5  # of it comes and goes from one frame to the next: activity fades
@@ -168,13 +170,27 @@ def looked_at(frames: Tensor) -> Tensor:
     return flat[:, :: lattice_step(flat.shape[1] // LOOKED_AT | 1, frames.shape[2], EVERY)]
 
 
-def period_of(frames: Tensor) -> int:
-    """After how many frames (n, Y, X) the next of the same kind comes where planes or channels take turns; 0 else.
+@dataclass(frozen=True)
+class Turns:
+    """After how many frames the next of the same kind comes where planes or channels take turns; 0 where they do not.
+
+    apart: mean squared difference of their structure, which has variance 1 in each frame.
+    """
+
+    period: int = 0
+    apart: float = 0.0
+
+
+NO_TURNS = Turns()
+
+
+def turns_of(frames: Tensor) -> Turns:
+    """Of frames (n, Y, X).
 
     Their light may flicker: what is compared is their structure, in the mean and in the median over frames: one that is
     dark at intervals differs from its own neighbours alone.
     """
-    some = looked_at(frames)
+    some = coarse(frames)
     some = some - some.nanmedian(1, keepdim=True).values
     most = FARTHEST * float(some.abs().nanmedian())  # odd voxels do not count for more
     some = some.clamp(-most, most)
@@ -182,11 +198,22 @@ def period_of(frames: Tensor) -> int:
     longest = min(LONGEST_PERIOD, len(some) // 4)
     steps = [some[lag:] - some[:-lag] for lag in range(1, longest + 1)]
     if not steps or some.shape[1] < FEWEST_VOXELS:
-        return 0
+        return NO_TURNS
     squares = [its.square().nanmean(1) for its in steps]
     apart = torch.stack([torch.stack([its.nanmean(), its.nanmedian()]) for its in squares])  # (lags, 2)
     found = (apart < ALIKE * apart[0]).all(1).nonzero().flatten().tolist()
-    return found[0] + 1 if found and bool((apart[found[0]] <= apart.amin(0) / ALIKE).all()) else 0
+    if not found or bool((apart[found[0]] > apart.amin(0) / ALIKE).any()):
+        return NO_TURNS
+    return Turns(found[0] + 1, float((apart[0] - apart[found[0]]).amin()))
+
+
+def coarse(frames: Tensor) -> Tensor:
+    """Means of COARSE x COARSE pixels of frames (n, Y, X), or of single ones where those would be few: (n, N)."""
+    size = COARSE if frames.shape[1:].numel() >= FEWEST_VOXELS * COARSE**2 else 1
+    cells = max(1, frames.shape[1] // size), max(1, frames.shape[2] // size)
+    seen = frames.isfinite()
+    known = F.adaptive_avg_pool2d(seen.to(frames), cells)
+    return (F.adaptive_avg_pool2d(frames.where(seen, 0), cells) / known).flatten(1)
 
 
 def runs(wanted: np.ndarray, longest: int | None = None) -> Iterator[tuple[int, int]]:

@@ -730,6 +730,16 @@ def test_what_loses_by_being_held_still_is_not(shipped: UNet3D, noise: float) ->
     assert score(clean, out)["stsnr"] > score(clean, movie)["stsnr"] + 2
 
 
+def test_planes_in_turn_are_told_and_not_taken_for_one_scene_that_moves(shipped: UNet3D) -> None:
+    planes = [challenge_scene(7_000_000 + plane, 60, 64).clean() for plane in range(2)]
+    clean = np.stack(planes, 1).reshape(-1, 64, 64)
+    movie = digitize(noisy(clean, *LEVELS[1], np.random.default_rng(0)), np.int16, clip_at_zero=False)
+    out, result = run(movie, shipped)
+    assert result.motion == result.smoothing == (0, 0)
+    assert any("frames that are 2 apart" in its for its in result.warnings)
+    np.testing.assert_array_equal(out, unaware(movie, shipped))
+
+
 @pytest.mark.parametrize("size", [64, 67])
 def test_rows_out_of_phase_are_put_in_phase_and_come_out_where_they_were(shipped: UNet3D, size: int) -> None:
     """In fields of any size, at its edges too, and wherever an excerpt of it starts."""
