@@ -483,7 +483,7 @@ class Surveyor:
             without_lines(sharp, [its.offsets(m) for its, m in zip(self.lines, means)]), 0
         )
         self.reference = inpainted(held.nanmean(0))
-        self.memory = memory_of(held)
+        self.memory = memory_of(held, not self.motion.still or self.gauge.differs)
         self.turns = turns_of(held)
         frames = movie.info.shape[0]
         self.means = [its.new_zeros(frames, its.shape[1]) for its in means]  # of all lines

@@ -37,6 +37,8 @@ AROUND = 5  # pixels a side, from which a missing voxel is filled
 PLACES = 1 << 16  # of so many at once
 SHARED = 0.04  # correlation of neighbouring frames' noise from which it counts: what seems one by chance is below 0.03
 LOUDER = 1.5  # such noise passes for so many times its power: the networks were made for white noise
+CHANGING = 0.3  # of the noise's variance, by which neighbouring frames differ more where light changes fast
+ROUGH = 4.0  # times as much by chance as all of it varies the rough part of noise
 FARTHEST = 10.0  # times the median of differences, seven deviations of noise
 MEMORY = 6  # frames that are so far apart share no noise
 REACH = 12  # pixels to each side of an inverse filter: beyond, the strongest one is below 3e-7
@@ -153,13 +155,16 @@ class Memory:
 NO_MEMORY = Memory()
 
 
-def memory_of(frames: Tensor) -> Memory:
+def memory_of(frames: Tensor, interpolated: bool = False) -> Memory:
     """Of frames (n, Y, X) without smoothing along Y and X.
 
     Noise is rough along Y and X, light is not. So the rough part of differences between frames that are MEMORY apart
     tells the noise's variance V; differences between neighbours tell (1 - r) V and the signal's changes: r, the
     correlation of their noise, is at least that by which they fall short. What frames share that are further apart is
     measured in the rough part alone. All in the median over cells; no voxel counts for more than FARTHEST usual ones.
+
+    interpolated: between pixels, which weakens the roughest waves: then neighbours are compared in these, too, unless
+    light changes so fast that they differ by far more than noise does.
     """
     seen = middle(frames)
     cells = max(1, (seen.shape[1] - 2) // CELL), max(1, (seen.shape[2] - 2) // CELL)
@@ -167,17 +172,20 @@ def memory_of(frames: Tensor) -> Memory:
         return NO_MEMORY
     steps = [seen[lag:] - seen[:-lag] for lag in range(1, MEMORY + 1)]
     most = FARTHEST * float(steps[-1].abs().nanmedian())
-    change, *others = (its.clamp_(-most, most) for its in steps)
-    rough = [its.diff(n=2, dim=1).diff(n=2, dim=2) / 6 for its in others]  # white noise keeps its variance
+    steps = [its.clamp_(-most, most) for its in steps]
+    rough = [its.diff(n=2, dim=1).diff(n=2, dim=2) / 6 for its in steps]  # white noise keeps its variance
     # of frames that are there: where they are missing at intervals, fewer are one frame apart than three
-    images = torch.stack([its.square().nanmean(0) for its in (change[:, 1:-1, 1:-1], *rough)])
+    images = torch.stack([its.square().nanmean(0) for its in (steps[0][:, 1:-1, 1:-1], *rough)])
     images = images.where(images.isfinite().all(0), 0)
-    nearest, *further, variance = F.adaptive_avg_pool2d(images, cells).flatten(1)
+    *apart, variance = F.adaptive_avg_pool2d(images, cells).flatten(1)
     known = variance > 0
     if not bool(known.any()):
         return NO_MEMORY
-    shared = [float((1 - its / variance)[known].median()) for its in (nearest, *further)]
-    if shared[0] < max(SHARED, SURE * (CHANCE / change.numel()) ** 0.5):
+    whole, *shared = (float((1 - its / variance)[known].median()) for its in apart)
+    if not interpolated:
+        shared[0] = whole
+    least = max(SHARED, SURE * ((ROUGH if interpolated else 1) * CHANCE / steps[0].numel()) ** 0.5)
+    if whole < -CHANGING or shared[0] < least:
         return NO_MEMORY
     return Memory(1 / (1 - shared[0]), LOUDER * (1 + 2 * sum(max(0.0, its) for its in shared)))
 

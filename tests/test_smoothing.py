@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import convolve1d, gaussian_filter
 
+from denoise.motion import Motion
 from denoise.smoothing import (
     LOUDER,
     NO_MEMORY,
@@ -154,15 +155,27 @@ def test_what_frames_share_tells_how_much_louder_slow_noise_is(
     assert memory.slow == pytest.approx(LOUDER * slow, rel=0.05)
 
 
-def test_light_is_no_memory_of_noise() -> None:
+def test_repeated_frames_are_found_between_pixels() -> None:
+    """Frames that are held still where they were repeated: as much is shared, of weaker noise."""
+    frames = repeated(10, noise(70, 80, 96).numpy())
+    by = repeated(10, np.random.default_rng(2).uniform(-0.5, 0.5, (70, 2)).astype(np.float32))
+    held = Motion(torch.from_numpy(by)).whole().hold(torch.from_numpy(frames), 0)
+    assert memory_of(held) == NO_MEMORY
+    memory = memory_of(held, interpolated=True)
+    assert memory.variance == pytest.approx(10 / 9, rel=0.05)
+    assert memory.slow == pytest.approx(LOUDER * 1.2, rel=0.05)
+
+
+@pytest.mark.parametrize("interpolated", [False, True])
+def test_light_is_no_memory_of_noise(interpolated: bool) -> None:
     """White noise, cells that stay bright for some frames, a movie without any noise, too few frames, one pixel."""
     movie = noise(64, 64, 64)
     assert memory_of(movie) == NO_MEMORY
     light = torch.from_numpy(gaussian_filter(noise(64, 64, 64, seed=1).numpy(), (3, 2, 2)))
     light *= 10 / light.std()
     for strength in (0.1, 1, 100):
-        assert memory_of(movie + strength * light) == NO_MEMORY
-    assert memory_of(light) == NO_MEMORY
+        assert memory_of(movie + strength * light, interpolated) == NO_MEMORY
+    assert memory_of(light, interpolated) == NO_MEMORY
     assert memory_of(torch.full((64, 64, 64), 7.0)) == NO_MEMORY
     assert memory_of(torch.full((64, 64, 64), torch.nan)) == NO_MEMORY
     assert memory_of(movie[:3].repeat_interleave(2, 0)) == NO_MEMORY
