@@ -468,8 +468,9 @@ class Surveyor:
         self.light = normalized(known.light, self.provisional)
         values, _ = without_missing(self.provisional.normalize(self.first))
         self.blind = known.odd.blind if known.odd else unchanging(values)
-        # movement looks like smoothing, and like memory
-        self.gauge = Gauge(known.motion.hold(hidden(values, self.blind), 0))
+        # movement looks like smoothing, and like memory; noise is where it was recorded, whatever the phase
+        self.in_place = replace(known.motion, phase=0.0)
+        self.gauge = Gauge(self.in_place.hold(hidden(values, self.blind), 0))
         self.smoothing = torch.zeros(movie.info.shape[0], 2)
         sharp = torch.cat([its for _, its in self.sharp(values, 0)])
         self.mean = inpainted(sharp.nanmean(0))
@@ -496,7 +497,7 @@ class Surveyor:
     def smoothing_of(self, values: Tensor, start: int) -> Tensor:
         """By which normalized frames (n, Y, X) from that one on have been smoothed: (n, 2)."""
         if self.gauge.differs:
-            values = self.known.motion.hold(hidden(values, self.blind), start)
+            values = self.in_place.hold(hidden(values, self.blind), start)
         return self.gauge.weights(values)
 
     def sharp(

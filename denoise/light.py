@@ -31,6 +31,7 @@ LEAST = 0.015  # of the light, root mean square, that it has to differ by from t
 ALIKE = 0.6  # of how others change, squared, a cell has to change; the rest is their noise and activity
 FOLLOWED = 0.77  # of how pixels change with the light, squared, has to be what light makes of them
 CUT = 0.01  # of the frames, in which a pixel has the largest value of all: it was cut off, and changes less than light
+STRUCTURED = 2.0  # times its noise, squared, has to be how bright pixels differ in the mean
 DIMMEST = 0.25  # of the usual light: what is darker shows too little
 
 
@@ -113,12 +114,15 @@ def light_of(blocks: Callable[[], Iterable[Tensor]]) -> Light:
 
     `blocks` are its frames (n, Y, X), in order, NaN where missing; they are read three times.
     """
-    mean, variance, cut = moments(blocks())
+    mean, variance, count, cut = moments(blocks())
     weights = per_variance(variance * (cut < CUT))
-    centre = (weights * mean).sum() / weights.sum()
-    spread = ((weights * (mean - centre).square()).sum() / weights.sum()).sqrt()
-    if not spread > 0:
+    weights = weights / weights.sum()
+    centre = (weights * mean).sum()
+    power = (weights * (mean - centre).square()).sum()
+    # where what pixels usually hold was subtracted, nothing tells more light from less
+    if not power > STRUCTURED * (weights * variance / count).sum():
         return STEADY
+    spread = power.sqrt()
     patterns = torch.stack([(mean - centre) / spread, torch.ones_like(mean)]).flatten(1)  # contrast, level
     cells = cells_of(mean.shape, 0)
     halves = [(its.any(0) * weights).flatten() for its in cells.split(len(cells) // 2)]
@@ -150,8 +154,8 @@ def is_light(blocks: Iterable[Tensor], course: Tensor, pattern: Tensor, weights:
     return bool((weights * pattern.square()).sum() > FOLLOWED * told)
 
 
-def moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (Y, X) of frames (n, Y, X), their variance, and the share of them that have the largest value of all."""
+def moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean (Y, X) of frames (n, Y, X), variance, number, and the share of them that have the largest value of all."""
     whole = iter(blocks)
     first = next(whole)
     sums = Moments(image_of(first)[0])
@@ -160,7 +164,8 @@ def moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         sums.update(frames)
         before, peak = peak, torch.maximum(peak, frames.nan_to_num(-torch.inf).amax(0))
         often = often * (peak == before) + (frames == peak).sum(0)
-    return sums.mean, sums.variance, often * (peak == peak.max()) / sums.count.clamp(min=1)
+    count = sums.count.clamp(min=1)
+    return sums.mean, sums.variance, count, often * (peak == peak.max()) / count
 
 
 def amounts(rest: Tensor, solvers: Tensor) -> Tensor:

@@ -195,7 +195,7 @@ def unaware(movie: np.ndarray, model: UNet3D) -> np.ndarray:
     """Denoised as if no voxels shared noise, nothing moved, and light was steady."""
     with (
         patch.object(Gauge, "weights", lambda _, frames: torch.zeros(len(frames), 2)),
-        patch.object(inference, "memory_of", lambda _: NO_MEMORY),
+        patch.object(inference, "memory_of", lambda *_: NO_MEMORY),
         patch.object(inference, "lines_of", lambda _, axis: Lines(axis)),
         patch.object(Tracker, "moves", lambda *_: False),
         patch.object(inference, "flickers", lambda _: False),

@@ -39,6 +39,7 @@ from evaluation.metrics import score
 from evaluation.smoothed import (
     SMOOTHINGS,
     displaced,
+    filtered,
     mean_of_frames,
     moved,
     out_of_phase,
@@ -759,6 +760,15 @@ def test_rows_out_of_phase_are_put_in_phase_and_come_out_where_they_were(shipped
     assert gains[0] > 0.3, gains
     assert min(gains[1:]) > -0.5, gains
     assert np.abs(out[90, 21] - clean[90, 21]).mean() < 1.2 * np.abs(out[91, 21] - clean[91, 21]).mean() + 20
+
+
+def test_smoothing_is_found_where_rows_are_out_of_phase(shipped: UNet3D) -> None:
+    """By neighbours as they were recorded, not as they are put in phase."""
+    clean = out_of_phase(1.3, challenge_scene(1, 100, 64).clean()).clip(0)
+    movie = filtered([0.15, 0.7, 0.15], noisy(clean, *LEVELS[1], np.random.default_rng(0)))
+    _, result = run(movie, shipped)
+    assert result.row_phase == 1
+    assert result.smoothing == pytest.approx((0.15, 0.15), abs=0.02)
 
 
 def test_what_is_out_of_phase_is_not_held_by_chance(shipped: UNet3D) -> None:

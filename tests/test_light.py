@@ -143,6 +143,14 @@ def test_what_tells_nothing_is_in_steady_light(frames: torch.Tensor) -> None:
     assert not tells_of_flicker(frames)
 
 
+def test_a_movie_without_its_usual_brightness_is_in_steady_light() -> None:
+    """What is left of the scene is noise: by its size, light would differ by several times itself."""
+    frames = recording(random_course(300, 0.1), noise=1.0)
+    around = torch.stack([frames[max(0, t - 25) : t + 26].mean(0) for t in range(300)])
+    assert not found(frames).steady
+    assert found(frames - around + 3).steady
+
+
 def test_a_process_that_runs_through_the_field_is_no_light() -> None:
     """It flickers, in one pixel of each row and the two beside, and most cells of the field have it."""
     course = random_course(300, 0.5)
@@ -175,8 +183,9 @@ def test_moments_are_those_of_all_frames() -> None:
     frames = torch.randn(50, 6, 7) + 1000
     frames[3, 2] = torch.nan
     frames[5:45:8, 0, 1] = 2000  # 5 of 50, in several blocks
-    mean, variance, cut = moments(frames.split(16))
+    mean, variance, count, cut = moments(frames.split(16))
     torch.testing.assert_close(mean, frames.nanmean(0))
+    torch.testing.assert_close(count, frames.isfinite().sum(0).double())
     assert float(cut[0, 1]) == pytest.approx(0.1)
     assert int(cut.count_nonzero()) == 1
     expected = torch.from_numpy(np.nanvar(frames.numpy(), axis=0))
