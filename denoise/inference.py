@@ -34,7 +34,7 @@ from denoise.context import Context, ContextSums, inpainted
 from denoise.detail import NO_DETAIL, Detail, detail_of
 from denoise.light import STEADY, Light, Photometer, flickers, light_of
 from denoise.limits import free_memory
-from denoise.lines import Lines, lines_of
+from denoise.lines import Lines, rows_and_columns
 from denoise.missing import (
     FILLED,
     NO_TURNS,
@@ -318,7 +318,7 @@ def changes_found(
     """How the light of a movie flickers, and how it moves."""
     if survey.flickers:
         with torch.inference_mode():
-            light = light_of(partial(followed, movie, survey.sharpened, progress))
+            light = light_of(partial(followed, movie, survey.cleaned, progress))
         survey = replace(survey, light=light)
     motion = motion_found(movie, model, settings, survey, progress)
     odd = survey.odd
@@ -478,7 +478,7 @@ class Surveyor:
         self.displaced = torch.zeros(movie.info.shape[0], *self.tracker.solvers.shape[:2])
         self.photometer = Photometer(self.tracker.image, self.tracker.weights)
         self.brightness = torch.zeros(movie.info.shape[0], len(self.photometer.solver))
-        self.lines = tuple(lines_of(sharp, axis) for axis in (1, 2))
+        self.lines = rows_and_columns(sharp)
         means = self.line_means(sharp)
         held = self.motion.hold(
             without_lines(sharp, [its.offsets(m) for its, m in zip(self.lines, means)]), 0

@@ -10,7 +10,7 @@ lasts and spreads, so it stands out in slow and wide waves of these means, and l
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,7 @@ class Lines:
     variance: float = 0.0  # of what is added to a line, in the movie's units squared; 0 where there is none
     share: float = 0.0  # of it in the variance of a voxel's noise
     weights: Tensor = field(default_factory=lambda: torch.zeros(0))  # (lines, voxels): in a line's mean
+    whole: float = 0.0  # variance of what is added to the mean of all lines, times their number
 
     def means(self, frames: Tensor, reference: Tensor) -> Tensor:
         """Weighted means of lines of frames (n, Y, X) relative to an image (Y, X): (n, lines), or (n, 0) if not needed.
@@ -54,7 +55,20 @@ class Lines:
     def offsets(self, means: Tensor) -> Tensor:
         """What noise added to each line, from the means (n, lines) of neighbouring frames: the same shape."""
         sections = means.tensor_split(math.ceil(len(means) / SECTION))
-        return torch.cat([line_noise(part, self.variance) for part in sections]) if self.variance else means
+        if not self.variance:
+            return means
+        return torch.cat([line_noise(part, self.variance, self.whole) for part in sections])
+
+
+def rows_and_columns(frames: Tensor) -> tuple[Lines, Lines]:
+    """Of a movie, as `lines_of`."""
+    rows, columns = (lines_of(frames, axis) for axis in (1, 2))
+    if rows.variance and columns.variance:
+        # noise of columns is in the mean of all rows: that is taken out with theirs
+        height, width = frames.shape[1:]
+        rows = replace(rows, whole=rows.variance + height / width * columns.variance)
+        columns = replace(columns, whole=0.0)
+    return rows, columns
 
 
 def lines_of(frames: Tensor, axis: int) -> Lines:
@@ -77,7 +91,8 @@ def lines_of(frames: Tensor, axis: int) -> Lines:
         return Lines(axis)
     variance = torch.stack([its.square().nanmean(0) for its in (lines - lines.nanmean(0)).unbind(1)])
     weights = torch.where(variance > 0, 1 / variance, 0)
-    return Lines(axis, shared, shared / own, weights / weights.sum(1, keepdim=True).clamp(min=TINY))
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=TINY)
+    return Lines(axis, shared, shared / own, weights, shared)
 
 
 def roughness(lines: Tensor) -> Tensor:
@@ -85,8 +100,11 @@ def roughness(lines: Tensor) -> Tensor:
     return lines.diff(dim=0).diff(n=2, dim=1) / ROUGH**0.5
 
 
-def line_noise(means: Tensor, variance: float) -> Tensor:
-    """White noise of that variance among line means (n, lines), but for what is the same in all n frames."""
+def line_noise(means: Tensor, variance: float, whole: float) -> Tensor:
+    """White noise of that variance among line means (n, lines), but for what is the same in all n frames.
+
+    whole: the same of the wave that all lines of a frame have in common.
+    """
     frames, lines = means.shape
     in_time, in_space = cosines(frames), cosines(lines)
     spectrum = in_time @ means @ in_space.T
@@ -94,7 +112,9 @@ def line_noise(means: Tensor, variance: float) -> Tensor:
     members = [F.one_hot(its).to(spectrum) for its in (times, places)]
     counts = members[0].sum(0)[:, None] * members[1].sum(0)
     power = members[0].T @ spectrum.square() @ members[1] / counts
-    noise = roughness(means).square().mean() * (1 + LIGHT * (2 / counts).sqrt())
-    gain = variance / (power + LASTING * (power - noise).clamp(min=0)).clamp(min=variance)
+    added = torch.full_like(power, variance)
+    added[:, 0] = whole
+    noise = (roughness(means).square().mean() + added - variance) * (1 + LIGHT * (2 / counts).sqrt())
+    gain = added / (power + LASTING * (power - noise).clamp(min=0)).clamp(min=added.clamp(min=TINY))
     gain[0] = 0
     return in_time.T @ (spectrum * gain[times][:, places]) @ in_space

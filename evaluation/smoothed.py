@@ -196,7 +196,7 @@ def unaware(movie: np.ndarray, model: UNet3D) -> np.ndarray:
     with (
         patch.object(Gauge, "weights", lambda _, frames: torch.zeros(len(frames), 2)),
         patch.object(inference, "memory_of", lambda *_: NO_MEMORY),
-        patch.object(inference, "lines_of", lambda _, axis: Lines(axis)),
+        patch.object(inference, "rows_and_columns", lambda _: (Lines(1), Lines(2))),
         patch.object(Tracker, "moves", lambda *_: False),
         patch.object(inference, "flickers", lambda _: False),
         patch.object(inference, "phase_of", lambda _: 0.0),
