@@ -155,13 +155,15 @@ class Survey:
     flickers: bool  # and its light is not steadied yet
     not_finite: int
     dropped: int  # rows
-    flashes: Tensor  # (T,) bool: frames in which another light flashed
-    kept: Tensor  # (T,) bool: frames that come out as recorded, see denoise.missing
+    flashes: Tensor  # (T, Y) bool: rows in which another light flashed
+    kept: Tensor  # (T, Y) bool: rows that come out as recorded, see denoise.missing
     saturated: float  # share of the voxels
     wrapped: float  # share of the voxels that seem to be negative numbers
     turns: Turns
     odd: OddPixels
-    recorded: dict[int, np.ndarray] = field(default_factory=dict)  # (Y, X), of kept frames on their way
+    recorded: dict[int, np.ndarray] = field(
+        default_factory=dict
+    )  # (Y, X), of frames with kept rows on their way
     detailed: bool = False  # detail that is lost is given back
     passing: dict[int, Tensor] = field(default_factory=dict)  # (Y, X), cleaned, of frames on their way
 
@@ -245,16 +247,17 @@ class Survey:
 
     def remember(self, frames: np.ndarray, start: int) -> None:
         """Hold on to those of the frames (n, Y, X) as recorded, from that one on, that are to come out so."""
-        for t in self.kept[start : start + len(frames)].nonzero()[:, 0].tolist():
+        for t in self.kept[start : start + len(frames)].any(1).nonzero()[:, 0].tolist():
             self.recorded[start + t] = frames[t].copy()
 
     def put_back(self, frames: np.ndarray, start: int) -> None:
         """Replace them in denoised frames (n, Y, X), in place; and pixels that never change. Not what is not finite."""
         constant = self.odd.constant.numpy()
         np.copyto(frames, constant, casting="unsafe", where=np.isfinite(constant))
-        for t in self.kept[start : start + len(frames)].nonzero()[:, 0].tolist():
+        for t in self.kept[start : start + len(frames)].any(1).nonzero()[:, 0].tolist():
             recorded = self.recorded.pop(start + t)
-            np.copyto(frames[t], recorded, casting="unsafe", where=np.isfinite(recorded))
+            kept = self.kept[start + t, :, None].numpy() & np.isfinite(recorded)
+            np.copyto(frames[t], recorded, casting="unsafe", where=kept)
 
 
 def denoise_movie(
@@ -350,7 +353,9 @@ def motion_found(
     excerpt, start, place = excerpt_of(movie)
     alone = replace(settings, adapt_minutes=0.0)
     stop = start + len(excerpt.frames)
-    recorded, _ = without_missing(survey.normalization.normalize(excerpt.frames), survey.flashes[start:stop])
+    recorded, _ = without_missing(
+        survey.normalization.normalize(excerpt.frames), survey.flashes[start:stop, place[0]]
+    )
     away = []
     for its in (STILL, motion.during(start)):
         parts: list[np.ndarray] = []
@@ -458,7 +463,8 @@ class Surveyor:
         self.movie, self.percentiles, self.known, self.motion = movie, percentiles, known, known.motion
         self.found = Percentiles(movie.info.dtype, math.prod(movie.info.shape))
         self.not_finite = self.dropped = 0
-        self.blank, self.flashes = torch.zeros(2, movie.info.shape[0], dtype=torch.bool)
+        self.blank = torch.zeros(movie.info.shape[0], dtype=torch.bool)
+        self.flashes = torch.zeros(movie.info.shape[:2], dtype=torch.bool)
         if not movie.info.shape[0]:
             raise ValueError("a movie must have at least one frame")
         self.first = next(blocks(movie))
@@ -623,7 +629,7 @@ class Surveyor:
             flickers=self.known.none and flickers(brightness),
             context=context,
             not_finite=not_finite,
-            dropped=dropped + int((blank & ~kept).sum()) * self.movie.info.shape[1],
+            dropped=dropped + int((blank[:, None] & ~kept).sum()),
             flashes=flashes,
             kept=kept,
             saturated=self.found.saturated(),
@@ -864,13 +870,20 @@ def missing_told(survey: Survey) -> Iterator[str]:
             f"{survey.dropped} rows or columns hold one single value in some frames (dropped by the microscope, or a "
             "border that registration left); they were filled"
         )
-    flashes = int(survey.flashes.sum())
+    whole = survey.flashes.all(1)
+    flashes, in_part = int(whole.sum()), survey.flashes[~whole]
+    if in_part.any():
+        yield (
+            f"{int(in_part.sum())} rows in {int(in_part.any(1).sum())} frames are brighter or darker throughout than "
+            "before and after (a laser that stimulates cells); they stay as they were recorded, and the others are "
+            "denoised without them"
+        )
     if flashes:
         yield (
             f"{flashes} frames are brighter or darker throughout than those around them (a flash, a stage that "
             "flies back); they stay as they were recorded, and the others are denoised without them"
         )
-    gaps = int(survey.kept.sum()) - flashes
+    gaps = int(survey.kept.all(1).sum()) - flashes
     if gaps and not survey.kept.all():
         yield (
             f"{gaps} frames, more than {FILLED} in a row, hold one single value (a closed shutter, or nothing was "

@@ -6,6 +6,7 @@ there is nothing to predict: such frames come out as they were recorded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ FILLED = 8  # frames of one value in a row are filled; longer gaps are no errors
 LOOKED_AT = 4096  # voxels of a frame, more or less, tell how bright it is
 EVERY = 3  # of its columns one at least is looked at
 DARK = 0.25  # their quantile that tells it: cells are active in fewer
+PARTS = 8  # of a row, whose means tell how bright it is
 AROUND = 8  # frames before and after that tell what is usual
 FLASH = 3.0  # deviations of a voxel's noise by which a flash is brighter or darker than usual, at least
 STRONG = 0.5  # and times the movie's own scale
@@ -48,13 +50,13 @@ class Missing:
     voxels: int  # not finite, or alone beyond any scale
     rows: int  # and columns at the edges, of one value, in frames that are not blank
     blank: Tensor  # (n,) bool: frames of one value
-    flashes: Tensor  # (n,) bool
+    flashes: Tensor  # (n, Y) bool: rows in which another light flashed, of a whole frame or some of them
 
 
 def without_missing(frames: np.ndarray, flashes: Tensor | None = None) -> tuple[Tensor, Missing]:
     """Normalized frames (n, Y, X) with NaN in place of what is no picture, and what that was. They are overwritten.
 
-    flashes (n,): those found before, where the movie's scale was taken for another; else they are looked for.
+    flashes (n, Y): those found before, where the movie's scale was taken for another; else they are looked for.
     """
     values = torch.from_numpy(frames)
     values.nan_to_num_(
@@ -65,14 +67,14 @@ def without_missing(frames: np.ndarray, flashes: Tensor | None = None) -> tuple[
     values[rows] = torch.nan
     values.mT[columns] = torch.nan
     values[blank] = torch.nan
-    flashes = flashing_frames(values) if flashes is None else flashes
+    flashes = flashing_rows(values) if flashes is None else flashes
     values[flashes] = torch.nan
     for piece in values.split(max(1, PIECE_VOXELS // values[0].numel())):
         piece.masked_fill_(~(piece.abs() < ABSURD), torch.nan)
     values.masked_fill_(lone_voxels(values), torch.nan)
-    lost = rows.sum(1) * values.shape[2] + columns.sum(1) * (values.shape[1] - rows.sum(1))  # (n,)
-    single = values.isnan().sum((1, 2)) - lost
-    voxels = int(single[~(blank | flashes)].sum())
+    hidden = (rows | flashes | blank[:, None]).sum(1)  # rows of each frame
+    lost = hidden * values.shape[2] + columns.sum(1) * (values.shape[1] - hidden)  # voxels
+    voxels = int((values.isnan().sum((1, 2)) - lost).sum())
     return values, Missing(voxels, int(rows.sum() + columns.sum()), blank, flashes)
 
 
@@ -135,32 +137,44 @@ def is_loss(value: Tensor, others: Tensor, count: int) -> bool:
     return share <= COMMON and share**count <= CERTAIN_DROP
 
 
-def flashing_frames(frames: Tensor) -> Tensor:
-    """Frames (n, Y, X) in which all is brighter or darker than before and after, at most AROUND in a row: bool (n,).
+def flashing_rows(frames: Tensor) -> Tensor:
+    """Rows of frames (n, Y, X) in which all is brighter or darker than before and after: bool (n, Y).
 
-    As where a stimulus lights up the field, or a stage flies back. Not where it fades, as activity does, nor where it
-    happens in every other frame.
+    All rows of a frame, as where a stimulus lights up the field, or a stage flies back; or two and more that were
+    scanned while a laser stimulated cells, with those beside, of which it may have reached a part.
     """
     some = looked_at(frames)
+    found = torch.zeros(frames.shape[:2], dtype=torch.bool)
     if some.shape[1] < FEWEST_VOXELS:
-        return torch.zeros(len(some), dtype=torch.bool)
-    level = some.nanquantile(DARK, 1)  # (n,)
-    around = (level[max(0, t - AROUND) : t + AROUND + 1] for t in range(len(level)))
-    away = level - torch.stack([its.nanmedian() for its in around])
+        return found
     # 0.954 deviations of noise; up to half of them may be to and from flashes
     steps = some.diff(dim=0).abs().nanmedian(1).values
     noise = float(steps.nanquantile(0.25)) / 0.954 if len(steps) else 0.0
-    least = max(FLASH * noise, STRONG, UNUSUAL * float(away.abs().nanmedian()))
+    found |= flashing(some.nanquantile(DARK, 1)[:, None], noise)
+    if frames.shape[2] < FEWEST_VOXELS:
+        return found
+    parts = F.adaptive_avg_pool2d(frames, (frames.shape[1], PARTS))
+    rows = flashing(parts.nanquantile(DARK, 2).where(~found, torch.nan), noise)
+    pairs = F.pad(rows[:, 1:] & rows[:, :-1], (3, 3))
+    return found | pairs.unfold(1, 4, 1).any(2)[:, 1:-1]
+
+
+def flashing(level: Tensor, noise: float) -> Tensor:
+    """Where brightness (n, K) is far from that before and after, for at most AROUND frames in a row: bool (n, K).
+
+    Not where it fades, as activity does, nor where that happens in every other frame. noise: deviation of a voxel's.
+    """
+    around = F.pad(level.T, (AROUND, AROUND), value=math.nan).unfold(1, 2 * AROUND + 1, 1)  # (K, n, frames)
+    away = level - around.nanmedian(2).values.T
+    least = (UNUSUAL * away.abs().nanmedian(0).values).clamp(min=max(FLASH * noise, STRONG))
     far = away.abs() > least  # never where nothing is known
-    if not bool(far.any()) or float(far.float().mean()) > 1 / 3:
-        return torch.zeros_like(far)
-    for start, stop in runs(far.numpy()):
-        sides = [
-            (t, beside) for t, beside in ((start, start - 1), (stop - 1, stop)) if 0 <= beside < len(level)
-        ]
-        least = SUDDEN * float(away[start:stop].abs().max())
-        if any(float((level[t] - level[beside]).abs()) < least for t, beside in sides):
-            far[start:stop] = False
+    far &= far.float().mean(0) <= 1 / 3
+    for its, brightness, aside in zip(far.T, level.T, away.T):
+        for start, stop in runs(its.numpy()) if bool(its.any()) else ():
+            sides = [(t, t + step) for t, step in ((start, -1), (stop - 1, 1)) if 0 <= t + step < len(level)]
+            most = float(aside[start:stop].abs().max())
+            if any(float((brightness[t] - brightness[beside]).abs()) < SUDDEN * most for t, beside in sides):
+                its[start:stop] = False
     return far
 
 
@@ -230,7 +244,10 @@ def runs(wanted: np.ndarray, longest: int | None = None) -> Iterator[tuple[int, 
 
 
 def as_recorded(blank: Tensor, flashes: Tensor) -> Tensor:
-    """Which frames of a movie come out as they were recorded: flashes, longer gaps, and all if there are only blanks."""
+    """Which rows (T, Y) of a movie come out as they were recorded: flashes (T, Y), and longer gaps.
+
+    All of them, if all frames are blank (T,).
+    """
     kept = flashes | blank.all()
     for start, stop in runs(blank.numpy()):
         if stop - start > FILLED:

@@ -317,6 +317,24 @@ def test_what_is_no_picture_comes_out_as_recorded_and_harms_no_other_frame(shipp
     assert rest > usual - 1  # a quarter of the frames is missing
 
 
+def test_rows_in_which_cells_were_stimulated_come_out_as_recorded_and_harm_no_others(shipped: UNet3D) -> None:
+    """They seemed to be light that flickers, and movement."""
+    clean = challenge_scene(5_000_000, 128, 64).clean()
+    movie = noisy(clean, *LEVELS[1], np.random.default_rng(0)).astype(np.float32)
+    plain, _ = run(movie, shipped)
+    lit = np.zeros((128, 64), bool)
+    lit[15::30, 20:40] = True
+    movie[lit] += 3000
+    out, result = run(movie, shipped)
+    np.testing.assert_array_equal(out[lit], movie[lit])
+    assert result.warnings[0].startswith("88 rows in 4 frames")  # with one beside at each side
+    assert result.motion == (0, 0)
+    assert result.flicker == 0
+    lit[15::30, 19:41] = True
+    error, usual = (np.square(its - clean)[~lit].mean() for its in (out, plain))
+    assert error < 1.1 * usual
+
+
 def test_a_flash_in_a_dim_beginning_is_one_though_the_movie_is_far_brighter_later() -> None:
     frames = example((200, 24, 20)).astype(np.float32)
     frames[:100] /= 20

@@ -10,7 +10,7 @@ from denoise.missing import (
     as_recorded,
     blank_frames,
     dropped_rows,
-    flashing_frames,
+    flashing_rows,
     looked_at,
     turns_of,
     without_missing,
@@ -66,7 +66,7 @@ def test_a_few_pixels_do_not_tell_of_lost_rows_flashes_or_planes() -> None:
         few = torch.from_numpy(
             np.random.default_rng(pixels).poisson(0.15, (64, 1, pixels)).astype(np.float32)
         )
-        assert numbers(flashing_frames(few)) == []
+        assert not flashing_rows(few).any()
         assert turns_of(few).period == 0
 
 
@@ -86,11 +86,13 @@ def test_blank_frames_but_no_silent_or_dark_ones() -> None:
 
 
 def test_short_gaps_are_filled_and_longer_ones_stay() -> None:
-    blank, flashes = torch.zeros(2, 40, dtype=torch.bool)
+    blank, flashes = torch.zeros(40, dtype=torch.bool), torch.zeros(40, 3, dtype=torch.bool)
     blank[3 : 3 + FILLED] = True
     blank[20 : 20 + FILLED + 1] = True
-    flashes[35] = True
-    assert numbers(as_recorded(blank, flashes)) == [*range(20, 21 + FILLED), 35]
+    flashes[35, 1] = True
+    kept = as_recorded(blank, flashes)
+    assert numbers(kept.all(1)) == [*range(20, 21 + FILLED)]
+    assert kept[[10, 35]].tolist() == [[False] * 3, [False, True, False]]
     assert as_recorded(
         torch.ones(3, dtype=torch.bool), flashes[:3]
     ).all()  # there is nothing to fill them with
@@ -116,7 +118,23 @@ def test_flashes_are_found(level: int, where: list[int]) -> None:
     for height in (5.0, -5.0, 500.0):
         lit = movie / scale
         lit[where] += height
-        assert numbers(flashing_frames(lit)) == where
+        found = flashing_rows(lit)
+        assert numbers(found.all(1)) == numbers(found.any(1)) == where
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_rows_that_flash_are_found_with_those_beside(level: int) -> None:
+    """As while a laser stimulates cells for a part of a frame, from the middle of a row to that of another."""
+    clean = challenge_scene(5_000_020, 64, 96).clean()
+    movie = torch.from_numpy(noisy(clean, *LEVELS[level], np.random.default_rng(0)))
+    movie /= float(movie.flatten().quantile(torch.tensor([0.03, 0.97])).diff())
+    expected = torch.zeros(64, 96, dtype=torch.bool)
+    for t in (5, 35, 36):
+        movie[t, 20, 48:] += 4
+        movie[t, 21:40] += 4
+        movie[t, 40, :48] += 4
+        expected[t, 20:41] = True
+    assert torch.equal(flashing_rows(movie), expected)
 
 
 @pytest.mark.parametrize("kind", ["challenge", "axons", "one-photon", "fast-60hz"])
@@ -138,7 +156,7 @@ def test_activity_is_no_flash(kind: str, noise: float) -> None:
         )
         movie = torch.from_numpy(its)
         movie /= float(movie.flatten().quantile(torch.tensor([0.03, 0.97])).diff())
-        assert numbers(flashing_frames(movie)) == []
+        assert not flashing_rows(movie).any()
 
 
 def test_what_is_missing_is_counted_once() -> None:
@@ -149,7 +167,7 @@ def test_what_is_missing_is_counted_once() -> None:
     frames[20] += 9
     frames[20, 3, 3] = np.nan
     values, missing = without_missing(frames.copy())
-    assert (missing.voxels, missing.rows, numbers(missing.blank), numbers(missing.flashes)) == (
+    assert (missing.voxels, missing.rows, numbers(missing.blank), numbers(missing.flashes.all(1))) == (
         1,
         1,
         [7],
@@ -168,7 +186,7 @@ def test_infinity_and_nan_are_told_alike(value: float) -> None:
     frames[:, 0] = 0.25  # a border
     frames[3, 4, 5] = frames[5, 6] = frames[20:30] = value
     values, missing = without_missing(frames.copy())
-    assert (missing.voxels, missing.rows, numbers(missing.blank), numbers(missing.flashes)) == (
+    assert (missing.voxels, missing.rows, numbers(missing.blank), numbers(missing.flashes.all(1))) == (
         2577,
         0,
         [],
