@@ -38,6 +38,8 @@ PLACES = 1 << 16  # of so many at once
 SHARED = 0.04  # correlation of neighbouring frames' noise from which it counts: what seems one by chance is below 0.03
 LOUDER = 1.5  # such noise passes for so many times its power: the networks were made for white noise
 CHANGING = 0.3  # of the noise's variance, by which neighbouring frames differ more where light changes fast
+FAR = 4  # frames apart, at which noise is shared no more,
+LASTING = 0.25  # of what neighbours share, at most
 ROUGH = 4.0  # times as much by chance as all of it varies the rough part of noise
 FARTHEST = 10.0  # times the median of differences, seven deviations of noise
 MEMORY = 6  # frames that are so far apart share no noise
@@ -164,7 +166,8 @@ def memory_of(frames: Tensor, interpolated: bool = False) -> Memory:
     measured in the rough part alone. All in the median over cells; no voxel counts for more than FARTHEST usual ones.
 
     interpolated: between pixels, which weakens the roughest waves: then neighbours are compared in these, too, unless
-    light changes so fast that they differ by far more than noise does.
+    light changes so fast that they differ by far more than noise does, or so slowly that frames that are further apart
+    have as much in common.
     """
     seen = middle(frames)
     cells = max(1, (seen.shape[1] - 2) // CELL), max(1, (seen.shape[2] - 2) // CELL)
@@ -185,7 +188,7 @@ def memory_of(frames: Tensor, interpolated: bool = False) -> Memory:
     if not interpolated:
         shared[0] = whole
     least = max(SHARED, SURE * ((ROUGH if interpolated else 1) * CHANCE / steps[0].numel()) ** 0.5)
-    if whole < -CHANGING or shared[0] < least:
+    if whole < -CHANGING or shared[0] < least or (interpolated and shared[FAR - 1] > LASTING * shared[0]):
         return NO_MEMORY
     return Memory(1 / (1 - shared[0]), LOUDER * (1 + 2 * sum(max(0.0, its) for its in shared)))
 
