@@ -23,6 +23,7 @@ TIMES = np.arange(FRAMES, dtype=np.float32)[:, None, None]
 FROM_CENTRE = (
     np.hypot(*np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]).astype(np.float32) / 2**0.5
 )  # 1 in corners
+IN_40_ROWS = (abs(np.arange(SIZE) - 63.5) < 20).astype(np.float32)[:, None]
 ONE_IN_30 = np.arange(FRAMES) % 30 == 15  # (T,)
 
 
@@ -51,6 +52,9 @@ FAULTS = {
     ),
     "one frame in 30 lit up, by 100 times the mean": Fault(
         spoilt=ONE_IN_30, instead=lambda frames: frames + 20000
+    ),
+    "40 rows of one frame in 30 lit up, by 7 times the mean": Fault(
+        spoilt=ONE_IN_30, instead=lambda frames: frames + 1500 * IN_40_ROWS
     ),
     "shutter closed for 70 frames at first": Fault(
         spoilt=np.arange(FRAMES) < 70, instead=lambda frames: (frames - frames.mean(0)) / 5

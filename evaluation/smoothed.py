@@ -4,8 +4,8 @@
 
 Held-out scenes, recorded as the challenge's movies are, then smoothed as detectors, programs and registration do; what
 that does to the clean movie is the truth. Those that move are the middle of larger ones. Line noise is added to all
-voxels of a row. The last lines tell the error at single hidden voxels, where neighbours share noise: a method wins
-there by keeping it, and the truth itself may lose.
+voxels of a row, or of a column. The last lines tell the error at single hidden voxels, where neighbours share noise: a
+method wins there by keeping it, and the truth itself may lose.
 """
 
 from __future__ import annotations
@@ -141,13 +141,15 @@ def repeated(every: int, frames: np.ndarray) -> np.ndarray:
 class Smoothing:
     """What happens to frames (T, Y, X) before they are recorded, and afterwards; correlation of noise along rows.
 
-    lines: what rows share, in standard deviations of a voxel's own noise. moves: parts of the scene come into the field.
+    lines, columns: what rows share, and columns, in standard deviations of a voxel's own noise. moves: parts of the
+    scene come into the field.
     """
 
     before: Callable[[np.ndarray], np.ndarray] = unchanged
     after: Callable[[np.ndarray], np.ndarray] = unchanged
     rows: float = 0.0
     lines: float = 0.0
+    columns: float = 0.0
     moves: bool = False
 
 
@@ -172,9 +174,19 @@ SMOOTHINGS = {
     "registered, cubic": Smoothing(partial(displaced, EXACT, 1), partial(displaced, CUBIC, -1)),
     "one frame in ten repeated": Smoothing(after=partial(repeated, 10)),
     "every frame twice": Smoothing(after=partial(repeated, 2)),
+    "moves by 1 pixel, one frame in ten repeated": Smoothing(
+        partial(moving, 1, 0), partial(repeated, 10), moves=True
+    ),
+    "registered, linear, one frame in ten repeated": Smoothing(
+        partial(displaced, EXACT, 1), lambda frames: repeated(10, displaced(LINEAR, -1, frames))
+    ),
+    "filter 0.15, 0.7, 0.15, odd rows out of phase by 1.3 pixels": Smoothing(
+        partial(out_of_phase, 1.3), partial(filtered, [0.15, 0.7, 0.15])
+    ),
     "line noise, a tenth": Smoothing(lines=0.1),
     "line noise, three tenths": Smoothing(lines=0.3),
     "line noise, as strong": Smoothing(lines=1.0),
+    "line noise of rows and of columns, three tenths": Smoothing(lines=0.3, columns=0.3),
     "mean of three frames": Smoothing(after=partial(mean_of_frames, 3)),
 }
 
@@ -193,9 +205,11 @@ def recorded(
     clean = np.maximum(out_of_phase(scene.row_shift, before) if scene.row_shift else before, 0)
     random = np.random.default_rng([FIRST_EVALUATION_SEED, level])
     movie = noisy(clean, *LEVELS[level], random, row_correlation=smoothing.rows)
-    if smoothing.lines:
-        offsets = random.standard_normal((*movie.shape[:2], 1), np.float32)
-        movie += smoothing.lines * float((movie - clean).std()) * offsets
+    own = float((movie - clean).std())
+    for share, axis in ((smoothing.lines, 2), (smoothing.columns, 1)):
+        if share:
+            shape = [1 if number == axis else size for number, size in enumerate(movie.shape)]
+            movie += share * own * random.standard_normal(shape, np.float32)
     movie = smoothing.after(movie)
     return digitize(movie, np.int16, clip_at_zero=False), smoothing.after(clean)
 
