@@ -8,9 +8,9 @@ One pass over the file finds the percentiles and the whole-movie context; a seco
 
 Smoothing is what a frame has been through before it came here (`denoise.smoothing`), light is steadied where it flickers
 (`denoise.light`), line noise is what the voxels of a row share (`denoise.lines`), and what is held still is the sample,
-where it moves (`denoise.motion`): mostly there is none of these. A movie that moves or flickers is surveyed once more,
-held still in steady light. The bars are borders between threads (`denoise.ahead`): reading, computing and writing
-overlap. Memory does not grow with the length of the movie.
+where it moves (`denoise.motion`), without what stays where it is (`denoise.pattern`): mostly there is none of these. A
+movie that moves or flickers is surveyed once more, held still in steady light. The bars are borders between threads
+(`denoise.ahead`): reading, computing and writing overlap. Memory does not grow with the length of the movie.
 """
 
 from __future__ import annotations
@@ -162,9 +162,7 @@ class Survey:
     wrapped: float  # share of the voxels that seem to be negative numbers
     turns: Turns
     odd: OddPixels
-    recorded: dict[int, np.ndarray] = field(
-        default_factory=dict
-    )  # (Y, X), of frames with kept rows on their way
+    recorded: dict[int, np.ndarray] = field(default_factory=dict)  # (Y, X), on their way, that have kept rows
     detailed: bool = False  # detail that is lost is given back
     passing: dict[int, Tensor] = field(default_factory=dict)  # (Y, X), cleaned, of frames on their way
 
