@@ -20,6 +20,7 @@ from denoise.smoothing import filtered
 from denoise.waves import cosines, octaves
 
 FEWEST = 32  # frames, and pixels a side, to tell movement from chance
+NARROWEST = 16  # pixels a side, to tell light
 LEAST = 0.035  # pixels, root mean square: activity looks like up to 0.025
 AGREE = 0.25  # of what a half sees has the other one to see too
 SURE = 3.0  # deviations by chance by which a cell agrees with all others
@@ -58,7 +59,7 @@ def cells_of(shape: Sequence[int], edge: int) -> Tensor:
 
     First those on black squares of a chess board, then those on white ones.
     """
-    if min(shape) < FEWEST:
+    if min(shape) < NARROWEST:
         return torch.zeros(1, *shape, dtype=torch.bool)
     rows, columns = (
         (torch.arange(size) - edge).div((size - 2 * edge) / CELLS, rounding_mode="floor") for size in shape

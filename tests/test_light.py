@@ -107,6 +107,15 @@ def test_flicker_is_found_and_held(noise: float, rms: float) -> None:
     assert float(light.gain.mean()) == pytest.approx(1, abs=1e-4)
 
 
+def test_flicker_is_found_in_narrow_fields() -> None:
+    """As of a scanner that is fast because it scans few rows."""
+    course = random_course(300, 0.1)
+    frames = recording(course, noise=1.0)[:, :16]
+    assert tells_of_flicker(frames)
+    light = found(frames)
+    assert float((light.gain - 1 - course + course.mean()).abs().max()) < 0.06
+
+
 @pytest.mark.parametrize("cut", [3.0, 4.5])
 def test_flicker_is_held_where_bright_pixels_are_cut_off(cut: float) -> None:
     """Most pixels of the scene are at some time, or half of them; the others tell of the light."""
@@ -134,7 +143,7 @@ def test_activity_and_noise_are_no_flicker(noise: float) -> None:
         torch.zeros(100, 64, 64),
         torch.randn(100, 64, 64),
         recording(random_course(20, 0.1), 0.1),
-        recording(random_course(100, 0.1), 0.1)[:, :20, :20],
+        recording(random_course(100, 0.1), 0.1)[:, :15, :15],
         torch.full((100, 64, 64), torch.nan),
     ],
     ids=["nothing", "noise", "few frames", "few pixels", "missing"],
