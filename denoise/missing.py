@@ -150,11 +150,13 @@ def flashing_rows(frames: Tensor) -> Tensor:
     # 0.954 deviations of noise; up to half of them may be to and from flashes
     steps = some.diff(dim=0).abs().nanmedian(1).values
     noise = float(steps.nanquantile(0.25)) / 0.954 if len(steps) else 0.0
-    found |= flashing(some.nanquantile(DARK, 1)[:, None], noise)
+    level = some.nanquantile(DARK, 1)[:, None]  # of each frame
+    found |= flashing(level, noise)
     if frames.shape[2] < FEWEST_VOXELS:
         return found
     parts = F.adaptive_avg_pool2d(frames, (frames.shape[1], PARTS))
-    rows = flashing(parts.nanquantile(DARK, 2).where(~found, torch.nan), noise)
+    # against the frame's own: of a weak flash of all of it some rows would seem to be brighter by chance
+    rows = flashing((parts.nanquantile(DARK, 2) - level).where(~found, torch.nan), noise)
     pairs = F.pad(rows[:, 1:] & rows[:, :-1], (3, 3))
     return found | pairs.unfold(1, 4, 1).any(2)[:, 1:-1]
 

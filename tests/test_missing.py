@@ -137,6 +137,16 @@ def test_rows_that_flash_are_found_with_those_beside(level: int) -> None:
     assert torch.equal(flashing_rows(movie), expected)
 
 
+def test_a_weak_flash_of_the_field_is_none_of_some_rows() -> None:
+    """Rows that are brighter by chance seemed to be lit up alone."""
+    clean = challenge_scene(5_000_020, 64, 96).clean()
+    movie = torch.from_numpy(noisy(clean, *LEVELS[3], np.random.default_rng(0)))
+    noise = float((movie[1:] - movie[:-1]).std()) / 2**0.5
+    movie[15] += 1.3 * noise  # less than what is excluded
+    movie /= float(movie.flatten().quantile(torch.tensor([0.03, 0.97])).diff())
+    assert not flashing_rows(movie).any()
+
+
 @pytest.mark.parametrize("kind", ["challenge", "axons", "one-photon", "fast-60hz"])
 @pytest.mark.parametrize("noise", [1.0, 1e-3])
 def test_activity_is_no_flash(kind: str, noise: float) -> None:
