@@ -8,9 +8,9 @@ One pass over the file finds the percentiles and the whole-movie context; a seco
 
 Smoothing is what a frame has been through before it came here (`denoise.smoothing`), light is steadied where it flickers
 (`denoise.light`), line noise is what the voxels of a row share (`denoise.lines`), and what is held still is the sample,
-where it moves (`denoise.motion`), without what stays where it is (`denoise.pattern`): mostly there is none of these. A
-movie that moves or flickers is surveyed once more, held still in steady light. The bars are borders between threads
-(`denoise.ahead`): reading, computing and writing overlap. Memory does not grow with the length of the movie.
+where it moves (`denoise.motion`): mostly there is none of these. A movie that moves or flickers is surveyed once more,
+held still in steady light. The bars are borders between threads (`denoise.ahead`): reading, computing and writing
+overlap. Memory does not grow with the length of the movie.
 """
 
 from __future__ import annotations
@@ -48,13 +48,12 @@ from denoise.motion import STILL, Motion
 from denoise.movies import ArrayMovie, MovieError, Readable
 from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
-from denoise.pattern import Parts
 from denoise.phase import in_phase, phase_of
 from denoise.ranks import ALONE, Team
 from denoise.readout import Readout, stretches
 from denoise.smoothing import MEASURED, NO_MEMORY, Gauge, centre, memory_of, middle, redo, undo, variance_left
 from denoise.tiling import tile_axis
-from denoise.tracking import PIECE, motion_of, moves, tracker_of
+from denoise.tracking import PIECE, Moments, motion_of, moves, tracker_of
 from model import UNet3D
 
 BLOCK_VOXELS = 1 << 23  # read at once
@@ -72,7 +71,7 @@ SATURATED = 1e-3  # share of voxels from which it is told
 
 
 Progress = Callable[[str, int, int], None]
-Sums = TypeVar("Sums", Parts, ContextSums)
+Sums = TypeVar("Sums", Moments, ContextSums)
 
 
 @dataclass(frozen=True)
@@ -435,7 +434,7 @@ def survey_movie(
     surveyor = Surveyor(movie, percentiles, known)
     if len(known.motion.by):
         seen = partial(surveyor.scene, tell=lambda done: progress("following", done, frames))
-        surveyor.look_at(summed(surveyor.parts(), seen, count, team))
+        surveyor.look_at(summed(Moments(surveyor.reference), seen, count, team).mean)
     surveyor.found.skip(team.share(count).start * SECTION * height * width)
     section = partial(surveyor.section, tell=lambda done: progress("reading", done, frames))
     sums = summed(ContextSums(surveyor.reference), section, count, team)
@@ -495,13 +494,9 @@ class Surveyor:
         self.means = [its.new_zeros(frames, its.shape[1]) for its in means]  # of all lines
         self.last: Tensor | None = None  # of the section before, as ContextSums keeps it
 
-    def look_at(self, seen: Parts) -> None:
-        """Hold frames still against the mean scene, without what stays where it is."""
-        motion = self.motion.during(0, len(self.flashes))
-        pattern = seen.pattern(motion)
-        scene = seen.scene(motion, pattern)
-        self.motion = replace(self.motion, scene=scene, pattern=pattern if bool(pattern.any()) else None)
-        self.reference = scene
+    def look_at(self, scene: Tensor) -> None:
+        """Hold frames still against the mean scene (H, W)."""
+        self.motion, self.reference = replace(self.motion, scene=scene), scene
 
     def smoothing_of(self, values: Tensor, start: int) -> Tensor:
         """By which normalized frames (n, Y, X) from that one on have been smoothed: (n, 2)."""
@@ -521,18 +516,14 @@ class Surveyor:
             yield start, self.light.hold(sharp, start)
             start += len(frames)
 
-    def parts(self) -> Parts:
-        """Sums over no frames yet."""
-        return Parts(len(self.flashes), self.mean, self.reference)
-
-    def scene(self, index: int, tell: Callable[[int], None]) -> Parts:
-        """Sums over the frames of one section, as they are and held still."""
-        sums, done = self.parts(), index * SECTION
+    def scene(self, index: int, tell: Callable[[int], None]) -> Moments:
+        """Sums over the frames of one section, held still."""
+        sums, done = Moments(self.reference), index * SECTION
         with closing(ahead(self.blocks(done))) as read:
             for block in read:
                 values, _ = without_missing(self.provisional.normalize(block))
                 for start, sharp in self.sharp(values, done):
-                    sums.update(sharp, self.motion.hold(sharp, start), start)
+                    sums.update(self.motion.hold(sharp, start))
                 done += len(block)
                 tell(done)
         return sums

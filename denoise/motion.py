@@ -54,7 +54,6 @@ class Motion:
     scene: what it is like in the mean (H, W), on the canvas, in the frames' units; None where that is not known.
     bends (T, 5, 2): pixels along (y, x) more, of all `polynomials` but the first; (0, 5, 2) where it does not bend.
     half: of the field that bends, around the middle of a frame: pixels along (y, x). Beyond it nothing bends further.
-    pattern: what frames have (Y, X) that does not move, in their units, see `denoise.pattern`; None where there is none.
     """
 
     by: Tensor
@@ -63,7 +62,6 @@ class Motion:
     scene: Tensor | None = None
     bends: Tensor = NO_BENDS
     half: tuple[float, float] = (1.0, 1.0)
-    pattern: Tensor | None = None
 
     @property
     def still(self) -> bool:
@@ -74,8 +72,6 @@ class Motion:
         """Frames (n, Y, X) from that one on, on the canvas (n, H, W): NaN where a frame shows nothing, or misses it."""
         if self.still:
             return frames
-        if self.pattern is not None:
-            return replace(self, pattern=None).hold(frames - self.pattern, start)
         if self.scene is not None:
             shown = self.release(self.scene.expand(len(frames), -1, -1), start)
             return replace(self, scene=None).hold(frames - shown, start).add_(self.scene)
@@ -95,8 +91,7 @@ class Motion:
         at_y, at_x = self._places_back(canvas.shape, start)
         # held frames went on beyond their edges as they ended there, so they do on the way back
         rows = along_y(canvas, at_y, BEYOND) if len(self.by) else canvas
-        frames = along_x(rows, at_x, -self._odd, BEYOND)
-        return frames if self.pattern is None else frames.add_(self.pattern)
+        return along_x(rows, at_x, -self._odd, BEYOND)
 
     def _places(self, shape: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
         """In frames (n, Y, X) from that one on: the canvas' rows, and its columns in each of the frames' rows.
@@ -197,10 +192,7 @@ class Motion:
 
     def rescaled(self, scale: float, shift: float) -> Motion:
         """That of scale * movie + shift."""
-        if self.scene is None:
-            return self
-        pattern = None if self.pattern is None else self.pattern * scale
-        return replace(self, scene=self.scene * scale + shift, pattern=pattern)
+        return self if self.scene is None else replace(self, scene=self.scene * scale + shift)
 
 
 STILL = Motion(torch.zeros(0, 2))

@@ -85,12 +85,6 @@ def scanned(jitter: float, frames: np.ndarray) -> np.ndarray:
     return bent(frames, by[:, :, None])
 
 
-def under_columns(by: float, frames: np.ndarray) -> np.ndarray:
-    """As a camera records them whose columns differ by parts of the light, root mean square."""
-    random = np.random.default_rng(FIRST_EVALUATION_SEED)
-    return frames * np.float32(1 + by * random.standard_normal(frames.shape[2]))
-
-
 def turning(degrees: float, jitter: float, frames: np.ndarray) -> np.ndarray:
     """Frames of a sample that turns around their middle and moves: degrees and pixels, as in `moving`."""
     random = np.random.default_rng(FIRST_EVALUATION_SEED)
@@ -161,9 +155,6 @@ SMOOTHINGS = {
     "shaken, not registered": Smoothing(partial(displaced, EXACT, 1)),
     "moves by 0.1 pixels": Smoothing(partial(moving, 0.1, 0), moves=True),
     "moves by 1 pixel": Smoothing(partial(moving, 1, 0), moves=True),
-    "moves by 1 pixel, columns differ by 5%": Smoothing(
-        lambda frames: under_columns(0.05, moving(1, 0, frames)), moves=True
-    ),
     "drifts by 2 pixels": Smoothing(partial(moving, 0, 2), moves=True),
     "moves by 1 pixel, rows in turn": Smoothing(partial(scanned, 1), moves=True),
     "turns by half a degree": Smoothing(partial(turning, 0.5, 0.5), moves=True),

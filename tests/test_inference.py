@@ -679,15 +679,6 @@ def test_a_heartbeat_is_held_still_whatever_single_voxels_are(shipped: UNet3D, o
     assert error < 0.1 * (5.0 * clean.mean() + 100)  # of the noise's variance
 
 
-def test_the_pattern_of_a_camera_does_not_move_with_the_scene(shipped: UNet3D) -> None:
-    """Held still with it, it would be noise."""
-    movie, clean = recorded("challenge", SMOOTHINGS["moves by 1 pixel, columns differ by 5%"], 1, 128, 96)
-    out, _ = run(movie, shipped)
-    with patch("denoise.pattern.Parts.pattern", lambda self, _: torch.zeros(96, 96)):
-        without, _ = run(movie, shipped)
-    assert score(clean, out)["stsnr"] > score(clean, without)["stsnr"] + 1
-
-
 def test_the_excerpt_of_a_trial_keeps_no_whole_frames() -> None:
     class Large(Memory):
         def read(self, start: int, stop: int) -> np.ndarray:
