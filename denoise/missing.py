@@ -171,8 +171,9 @@ def flashing(level: Tensor, noise: float) -> Tensor:
     least = (UNUSUAL * away.abs().nanmedian(0).values).clamp(min=max(FLASH * noise, STRONG))
     far = away.abs() > least  # never where nothing is known
     far &= far.float().mean(0) <= 1 / 3
-    for its, brightness, aside in zip(far.T, level.T, away.T):
-        for start, stop in runs(its.numpy()) if bool(its.any()) else ():
+    for which in far.any(0).nonzero()[:, 0].tolist():
+        its, brightness, aside = far[:, which], level[:, which], away[:, which]
+        for start, stop in runs(its.numpy()):
             sides = [(t, t + step) for t, step in ((start, -1), (stop - 1, 1)) if 0 <= t + step < len(level)]
             most = float(aside[start:stop].abs().max())
             if any(float((brightness[t] - brightness[beside]).abs()) < SUDDEN * most for t, beside in sides):
