@@ -22,9 +22,7 @@ from torch import Tensor
 
 from denoise.smoothing import NO_MEMORY, Memory
 
-NOISE_SMOOTHING = (
-    5  # pixels; the noise map follows the mean of this neighbourhood, not each pixel's own noise
-)
+NOISE_SMOOTHING = 5  # pixels; the noise model is that of this neighbourhood, not of each pixel's own noise
 BINS = 32  # of equal pixel counts, for the photon transfer fit
 DARKEST = 0.03  # quantile of the mean image taken as black
 CERTAIN = 64  # steps from frame to frame, from which a pixel may be called hot
@@ -258,15 +256,22 @@ def photon_transfer(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
 
     Least squares weighted by 1 / variance^2, the inverse variance of a variance estimate. The gain is at least 0. Pixels
     that never change, as those of a border that registration left, say nothing of the noise.
+
+    Both are taken around each pixel: its own noise would make the mean look more spread than it is, and the gain too
+    small. Medians of the bins, since what is active varies by more than its noise.
     """
+    known = variance > 0
+    share = around(known.float()).clamp(min=1 / NOISE_SMOOTHING**2)
+    mean, variance = (
+        torch.where(known, around(torch.where(known, its, 0)) / share, its) for its in (mean, variance)
+    )
     mean, variance = varying(mean.flatten(-2), variance.flatten(-2))
     order = mean.argsort(-1)
     pixels = order.shape[-1]
     bins = min(BINS, pixels)
     used = order[..., : pixels - pixels % bins]  # at most 31 of the brightest pixels are left out
     shape = (*used.shape[:-1], bins, -1)
-    m = mean.gather(-1, used).reshape(shape).double().mean(-1)  # (..., bins)
-    v = variance.gather(-1, used).reshape(shape).double().mean(-1)
+    m, v = (median(its.gather(-1, used).reshape(shape).double()) for its in (mean, variance))
     typical = v.mean(-1, keepdim=True)
     w = 1 / (v + torch.where(typical > 0, 0.01 * typical, 1)).square()
     w = w / w.sum(-1, keepdim=True)
@@ -274,6 +279,12 @@ def photon_transfer(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     spread = (w * (m - m0).square()).sum(-1)
     gain = ((w * (m - m0) * (v - v0)).sum(-1) / torch.where(spread > 0, spread, 1)).clamp(min=0)
     return gain.float(), (v0[..., 0] - gain * m0[..., 0]).float()
+
+
+def median(values: Tensor) -> Tensor:
+    """Median (...) of values (..., N); of an even number the mean of the two in the middle."""
+    values, count = values.sort(-1).values, values.shape[-1]
+    return values[..., (count - 1) // 2 : count // 2 + 1].mean(-1)
 
 
 def varying(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -294,13 +305,17 @@ def noise_map(mean: Tensor, gain: Tensor, read_variance: Tensor) -> Tensor:
 
     Never below a fifth of its own average: an extrapolated fit must not blow up the darkest pixels.
     """
-    half = NOISE_SMOOTHING // 2
-    flat = mean.reshape(-1, 1, *mean.shape[-2:])
-    padded = F.pad(flat, (half, half, half, half), mode="replicate")
-    smooth = F.avg_pool2d(padded, NOISE_SMOOTHING, 1).reshape(mean.shape)
-    variance = gain[..., None, None] * smooth + read_variance[..., None, None]
+    variance = gain[..., None, None] * around(mean) + read_variance[..., None, None]
     typical = variance.clamp(min=0).mean((-2, -1), keepdim=True)
     return torch.maximum(variance, typical / 25).sqrt()
+
+
+def around(image: Tensor) -> Tensor:
+    """Of an image (..., Y, X), the mean over the neighbourhood of each pixel; beyond its edges it goes on."""
+    half = NOISE_SMOOTHING // 2
+    flat = image.reshape(-1, 1, *image.shape[-2:])
+    padded = F.pad(flat, (half, half, half, half), mode="replicate")
+    return F.avg_pool2d(padded, NOISE_SMOOTHING, 1).reshape(image.shape)
 
 
 def spatial_noise_variance(image: Tensor) -> Tensor:
