@@ -164,19 +164,24 @@ def alike(told: Tensor, least: float, part: float = 0.0) -> bool:
 
     least: root mean square of what they have in common, in one of the K at least. part: of what others tell.
     """
+    usual, surely, agreed = in_common(told)
+    return bool(((usual > least**2) & (surely > SURE) & (agreed > part)).any())
+
+
+def in_common(told: Tensor) -> Tensor:
+    """What most cells have in common of what they tell (T, cells, K): covariance with all others, (3, K).
+
+    As it is, in its deviations by chance, and as part of the others' variance. All 0 where too few tell.
+    """
     if len(told) < FEWEST or told.shape[1] < CELLS:
-        return False
+        return told.new_zeros(3, told.shape[2])
     weights, others = agreement(told)
     away = told - told.mean(0)
     shared, power = (away * others).mean(0), others.square().mean(0)  # (cells, K)
     chance = (away.square().mean(0) * power).sqrt() / len(told) ** 0.5
-    for axis, its in enumerate(shared.unbind(1)):
-        usual, surely, agreed = (
-            float(weighted_median(its / by, weights[:, axis])) for by in (1, chance[:, axis], power[:, axis])
-        )
-        if usual > least**2 and surely > SURE and agreed > part:
-            return True
-    return False
+    parts = torch.stack([shared, shared / chance, shared / power])
+    medians = [weighted_median(its, weight) for part in parts for its, weight in zip(part.T, weights.T)]
+    return torch.stack(medians).view(3, -1)
 
 
 def weighted_median(values: Tensor, weights: Tensor) -> Tensor:

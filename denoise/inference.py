@@ -53,7 +53,7 @@ from denoise.ranks import ALONE, Team
 from denoise.readout import Readout, stretches
 from denoise.smoothing import MEASURED, NO_MEMORY, Gauge, centre, memory_of, middle, redo, undo, variance_left
 from denoise.tiling import tile_axis
-from denoise.tracking import PIECE, Moments, motion_of, moves, tracker_of
+from denoise.tracking import PIECE, Moments, Watch, motion_of, moves
 from model import UNet3D
 
 BLOCK_VOXELS = 1 << 23  # read at once
@@ -478,9 +478,10 @@ class Surveyor:
         self.smoothing = torch.zeros(movie.info.shape[0], 2)
         sharp = torch.cat([its for _, its in self.sharp(values, 0)])
         self.mean = inpainted(sharp.nanmean(0))
-        self.tracker = tracker_of(sharp)
-        self.displaced = torch.zeros(movie.info.shape[0], *self.tracker.solvers.shape[:2])
-        self.photometer = Photometer(self.tracker.image, self.tracker.weights)
+        seen = middle(sharp)
+        self.watch = Watch(seen)
+        self.displaced = torch.zeros(movie.info.shape[0], self.watch.cells, 2)
+        self.photometer = Photometer(*self.watch.field)
         self.brightness = torch.zeros(movie.info.shape[0], len(self.photometer.solver))
         self.lines = rows_and_columns(sharp)
         means = self.line_means(sharp)
@@ -548,7 +549,7 @@ class Surveyor:
                     sums.update(self.motion.hold(sharp, start))
                     if self.known.none:
                         seen = middle(sharp)
-                        self.displaced[start:stop] = self.tracker.displacements(seen)
+                        self.displaced[start:stop] = self.watch.displacements(seen)
                         self.brightness[start:stop] = self.photometer.brightness(seen)
                     for every, its in zip(self.means, self.line_means(sharp)):
                         every[start:stop] = its
@@ -566,13 +567,13 @@ class Surveyor:
     ) -> Tensor:
         """What the middle of frames told (T, ...), had no noise been added to their rows (T, Y) and columns (T, X).
 
-        `tell` is linear in how frames differ from the tracker's image: what lines alone tell is taken from it.
+        `tell` is linear in how frames differ from an image of the field: what lines alone tell is taken from it.
         """
         if not any(its.numel() for its in offsets):
             return told
         seen = [its[:, centre(its.shape[1], MEASURED)] for its in offsets]
         pieces = zip(*(its.split(PIECE) for its in seen))
-        image = self.tracker.image
+        image, _ = self.watch.field
         return told + torch.cat(
             [tell(without_lines(image.expand(len(its[0]), -1, -1), its)) for its in pieces]
         )
@@ -607,7 +608,7 @@ class Surveyor:
         own = (self.smoothing, self.displaced, self.brightness, *self.means)
         smoothing, displaced, brightness, *means = (torch.stack(its).sum(0) for its in zip(*team.all(own)))
         offsets = [its.offsets(m) for its, m in zip(self.lines, means)]
-        displaced = self.told_without_lines(displaced, self.tracker.displacements, offsets)
+        displaced = self.told_without_lines(displaced, self.watch.displacements, offsets)
         brightness = self.told_without_lines(brightness, self.photometer.brightness, offsets)
         blank, flashes = (torch.stack(its).any(0) for its in zip(*team.all((self.blank, self.flashes))))
         not_finite, dropped = (sum(its) for its in zip(*team.all((self.not_finite, self.dropped))))
@@ -623,7 +624,7 @@ class Surveyor:
             offsets=[its * (self.provisional.scale / n.scale) for its in offsets],
             motion=self.motion.rescaled(*to_final),
             light=normalized(self.known.light, n),
-            moves=self.known.none and self.tracker.moves(displaced),
+            moves=self.known.none and self.watch.moves(displaced),
             flickers=self.known.none and flickers(brightness),
             context=context,
             not_finite=not_finite,

@@ -1,7 +1,8 @@
 """How a movie moves.
 
     survey: do cells of the field move alike, or as it turns? -> no, as in most movies: nothing else happens
-        -> yes: each frame held against the mean of the first ones, then twice against that of all others, held still
+        -> yes: each frame held against the mean of the first ones: what stays where it is is left out
+        -> then twice against that of all others, held still
         -> what two halves of the cells tell alike: Wiener filter over time
         -> the same of how the field turns, is stretched, and bends -> held once more so -> Motion
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 
 import torch
@@ -34,6 +36,7 @@ from denoise.agreement import (
     gaussian,
     image_of,
     in_cells,
+    in_common,
     inverse,
     middles_of,
     per_variance,
@@ -43,7 +46,8 @@ from denoise.agreement import (
     together,
 )
 from denoise.motion import NO_MARGINS, STILL, Margins, Motion, polynomials
-from denoise.smoothing import MEASURED, filtered, middle
+from denoise.smoothing import MEASURED, centre, filtered, middle
+from denoise.staying import Staying
 
 FARTHEST = 8  # movement is looked for up to this part of a side
 USUAL = 1.0  # pixels, root mean square, that a frame is displaced by as long as it does not tell otherwise
@@ -119,9 +123,47 @@ class Tracker:
         return torch.stack([best // side, best % side], 1).float() - farthest
 
 
-def tracker_of(frames: Tensor) -> Tracker:
-    """Of a movie, by its first frames (n, Y, X) as they are."""
-    return Tracker(*image_of(middle(frames)), edge=0)
+class Watch:
+    """Tells whether a movie moves, by its first frames (n, Y, X): by the field, or by the inner half of it alone.
+
+    What is around a scene, as the edge of a lens, may stay where it is. Few active cells in the inner half may look like
+    movement along one axis: there both axes have to tell.
+    """
+
+    def __init__(self, frames: Tensor) -> None:
+        image, variance = image_of(frames)
+        self.trackers = [Tracker(*its, edge=0) for its in zip(views(image), views(variance))]
+
+    @property
+    def field(self) -> tuple[Tensor, Tensor]:
+        """Its image (Y, X), and weights of its pixels."""
+        return self.trackers[0].image, self.trackers[0].weights
+
+    @property
+    def cells(self) -> int:
+        """How many there are."""
+        return sum(len(its.solvers) for its in self.trackers)
+
+    def displacements(self, frames: Tensor) -> Tensor:
+        """Pixels along (y, x) for each cell of each of them: (n, cells, 2)."""
+        told = [its.displacements(seen) for its, seen in zip(self.trackers, views(frames))]
+        return torch.cat(told, 1)
+
+    def moves(self, told: Tensor) -> bool:
+        """Whether displacements (T, cells, 2) are those of a scene that moves."""
+        whole, *inner = told.split([len(its.solvers) for its in self.trackers], 1)
+        field, *within = self.trackers
+        return field.moves(whole) or any(
+            its.moves(seen) and bool((in_common(seen)[0] > LEAST**2).all())
+            for its, seen in zip(within, inner)
+        )
+
+
+def views(images: Tensor) -> list[Tensor]:
+    """Images (..., Y, X), and the inner half of them where it is large enough to tell."""
+    rows, columns = (slice(size // 4, size - size // 4) for size in images.shape[-2:])
+    inner = images[..., rows, columns]
+    return [images, inner] if min(inner.shape[-2:]) >= FEWEST else [images]
 
 
 @dataclass(frozen=True)
@@ -216,25 +258,25 @@ def moves(blocks: Iterable[Tensor]) -> bool:
     """Whether a movie moves by what its frames (n, Y, X) show, in order and in phase, NaN where missing."""
     seen = (middle(frames) for frames in blocks)
     first = next(seen)
-    tracker = tracker_of(first)
-    return tracker.moves(torch.cat([tracker.displacements(its) for its in chain([first], seen)]))
+    watch = Watch(first)
+    return watch.moves(torch.cat([watch.displacements(its) for its in chain([first], seen)]))
 
 
 def motion_of(blocks: Callable[[], Iterable[Tensor]]) -> Motion:
     """How a movie's frames are displaced; STILL where there is no telling.
 
-    `blocks` are its frames (n, Y, X), in order and in phase, NaN where missing. They are read three times, the first
-    ones once more; where the field bends, twice more.
+    `blocks` are its frames (n, Y, X), in order and in phase, NaN where missing. They are read four times, the first
+    ones once more; where part of the field stays where it is, twice more, and where it bends, too.
     """
-    first = torch.cat([frames for _, _, frames in islice(pieces(blocks(), PIECE), FOLDS)])
-    size, farthest = len(first) // FOLDS, min(first.shape[1:]) // FARTHEST
+    first = first_of(blocks)
     if min(first.shape) < FEWEST:
         return STILL
-    scenes = [Scene(*image_of(first))] * FOLDS
-    for _ in range(STEPS):
-        scenes, _ = held_scenes(pieces([first], size), tracking(scenes, farthest), scenes[0])
-    scenes, near = held_scenes(pieces(blocks(), size), tracking(scenes, farthest), scenes[0].wider(farthest))
-    scenes = in_sight(scenes)
+    size = len(first) // FOLDS
+    scenes, near = placed(blocks, size)
+    stays = staying(pieces(blocks(), size), image_of(first)[0], scenes, near)
+    if bool(stays.any()):
+        blocks = partial(without, stays, blocks)
+        scenes, near = placed(blocks, size)
     scenes, near = held_scenes(pieces(blocks(), size), following(scenes, near), scenes[0])
     followers = [Follower(its) for its in scenes]
     whole, cells = told(pieces(blocks(), size), followers, near)
@@ -245,9 +287,50 @@ def motion_of(blocks: Callable[[], Iterable[Tensor]]) -> Motion:
     return motion if len(by) else STILL
 
 
+def first_of(blocks: Callable[[], Iterable[Tensor]], side: int = MEASURED) -> Tensor:
+    """The first frames of a movie (n, Y, X), in their middle."""
+    return torch.cat([frames for _, _, frames in islice(pieces(blocks(), PIECE, side), FOLDS)])
+
+
+def placed(blocks: Callable[[], Iterable[Tensor]], size: int) -> tuple[list[Scene], Motion]:
+    """Scenes of the folds, and where frames are, held against the mean of the first ones."""
+    first = first_of(blocks)
+    farthest = min(first.shape[1:]) // FARTHEST
+    scenes = [Scene(*image_of(first))] * FOLDS
+    for _ in range(STEPS):
+        scenes, _ = held_scenes(pieces([first], size), tracking(scenes, farthest), scenes[0])
+    scenes, near = held_scenes(pieces(blocks(), size), tracking(scenes, farthest), scenes[0].wider(farthest))
+    return in_sight(scenes), near
+
+
+def staying(
+    frames: Iterable[tuple[int, int, Tensor]], about: Tensor, scenes: Sequence[Scene], motion: Motion
+) -> Tensor:
+    """Pixels (Y, X) that stay where they are while the scene moves so; about (Y, X): what frames are like."""
+    found = Staying(about)
+    for fold, start, piece in frames:
+        scene = scenes[fold]
+        its = replace(motion.during(start, len(piece)), margins=scene.margins)
+        shown = (
+            its.release(mean.expand(len(piece), -1, -1), 0)
+            for mean in (scene.parts[0], scene.parts[1:].mean(0))
+        )
+        found.update(piece, *shown)
+    return found.pixels
+
+
+def without(stays: Tensor, blocks: Callable[[], Iterable[Tensor]]) -> Iterator[Tensor]:
+    """Frames (n, Y, X) in which pixels of their middle (y, x) are missing, NaN."""
+    for frames in blocks():
+        rows, columns = (centre(*its) for its in zip(frames.shape[1:], stays.shape))
+        hidden = torch.zeros(frames.shape[1:], dtype=torch.bool)
+        hidden[rows, columns] = stays
+        yield frames.masked_fill(hidden, torch.nan)
+
+
 def bent(blocks: Callable[[], Iterable[Tensor]], size: int, motion: Motion) -> Motion:
     """How frames bend, in more of the field, as found by frames that are held by what is known of that so far."""
-    first = torch.cat([frames for _, _, frames in islice(pieces(blocks(), size, WIDE), FOLDS)])
+    first = first_of(blocks, WIDE)
     margin = max(max(its) for its in motion.whole().margins)
     about = Scene(*image_of(first)).wider(margin)
     scenes, _ = held_scenes(pieces(blocks(), size, WIDE), as_known(motion), about)

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from denoise.agreement import solver
 from denoise.light import STEADY, Light, Photometer, flicker_of, flickers, light_of, moments
-from denoise.tracking import tracker_of
+from denoise.tracking import Watch
 
 
 def scene(size: int = 64, seed: int = 0) -> torch.Tensor:
@@ -33,8 +33,7 @@ def random_course(frames: int, rms: float) -> torch.Tensor:
 
 
 def tells_of_flicker(frames: torch.Tensor) -> bool:
-    tracker = tracker_of(frames[:64])
-    return flickers(Photometer(tracker.image, tracker.weights).brightness(frames))
+    return flickers(Photometer(*Watch(frames[:64]).field).brightness(frames))
 
 
 def found(frames: torch.Tensor) -> Light:
