@@ -20,7 +20,8 @@ from denoise.smoothing import filtered
 AROUND = 4.0  # pixels, of a Gaussian: over which movement is looked for
 GOES = 0.7  # share of the movement from which a pixel goes along
 SURE = 3.0  # deviations by chance by which it misses that
-AGAINST = 0.02  # of the pixels that tell anything: if more go the other way, what was found is no movement
+AGAINST = 0.25  # by so much of it a pixel goes the other way
+MISLED = 0.08  # of what the scene shows: if more goes the other way, what was found is activity or chance
 
 
 class Staying:
@@ -55,9 +56,9 @@ class Staying:
         kernel = gaussian(AROUND)
         chance = SURE * around(squared, kernel.square()).sqrt()
         recorded, shown = around(recorded, kernel), around(shown, kernel)
-        told = shown > chance
-        against = told & (recorded + chance < 0)
-        misled = against.sum() > AGAINST * told.sum()
+        shown = shown.clamp(min=0)
+        against = shown[recorded < -AGAINST * shown]
+        misled = against.sum() > MISLED * shown.sum()
         return (recorded + chance < GOES * shown) & ~misled
 
 

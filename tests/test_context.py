@@ -32,6 +32,33 @@ def test_photon_transfer_finds_gain_and_read_variance(gain: float, read: float) 
     assert float(context.read_variance) == pytest.approx(read, abs=0.03 * (read + 20 * gain))
 
 
+def smooth_image(height: int, width: int, scale: float) -> torch.Tensor:
+    """An image (Y, X) of waves of some twenty pixels, of so large a deviation, around ten times as much."""
+    y, x = torch.arange(height)[:, None], torch.arange(width)
+    return scale * (10 + 2 * torch.sin(y / 3) * torch.cos(x / 3))
+
+
+def test_the_gain_is_found_where_the_mean_is_as_noisy_as_its_structure() -> None:
+    """In noise that is not skewed, as interpolation leaves it, a noisy mean does not go with a noisy variance."""
+    light = smooth_image(64, 64, 1.0)
+    variance = 20 * light + 50
+    noise = torch.randn(200, 64, 64, generator=torch.Generator().manual_seed(0))
+    context = context_of(light + variance.sqrt() * noise)
+    assert float(context.mean.var() / light.var()) > 2
+    assert float(context.gain) == pytest.approx(20, rel=0.15)
+
+
+def test_active_pixels_do_not_pass_for_noise() -> None:
+    """In one pixel of ten light changes from frame to frame by ten times as much as the noise."""
+    light = smooth_image(64, 64, 50.0)
+    random = torch.Generator().manual_seed(0)
+    movie = light + (2 * light + 100).sqrt() * torch.randn(300, 64, 64, generator=random)
+    movie[:, 20:40, 20:40] += 10 * light[20:40, 20:40].sqrt() * torch.randn(300, 1, 1, generator=random)
+    context = context_of(movie)
+    assert float(context.gain) == pytest.approx(2, rel=0.1)
+    assert float(context.read_variance) == pytest.approx(100, rel=0.5)
+
+
 def test_noise_map_follows_the_model_on_a_ramp() -> None:
     mean = torch.arange(64.0).expand(32, 64) * 10
     noise = noise_map(mean, torch.tensor(2.0), torch.tensor(100.0))
