@@ -265,19 +265,17 @@ def moves(blocks: Iterable[Tensor]) -> bool:
 def motion_of(blocks: Callable[[], Iterable[Tensor]]) -> Motion:
     """How a movie's frames are displaced; STILL where there is no telling.
 
-    `blocks` are its frames (n, Y, X), in order and in phase, NaN where missing. They are read four times, the first
+    `blocks` are its frames (n, Y, X), in order and in phase, NaN where missing. They are read three times, the first
     ones once more; where part of the field stays where it is, twice more, and where it bends, too.
     """
     first = first_of(blocks)
     if min(first.shape) < FEWEST:
         return STILL
     size = len(first) // FOLDS
-    scenes, near = placed(blocks, size)
-    stays = staying(pieces(blocks(), size), image_of(first)[0], scenes, near)
+    scenes, near, stays = placed(blocks, size)
     if bool(stays.any()):
         blocks = partial(without, stays, blocks)
-        scenes, near = placed(blocks, size)
-    scenes, near = held_scenes(pieces(blocks(), size), following(scenes, near), scenes[0])
+        scenes, near, _ = placed(blocks, size)
     followers = [Follower(its) for its in scenes]
     whole, cells = told(pieces(blocks(), size), followers, near)
     by = displacements_told(whole, cells)
@@ -292,31 +290,31 @@ def first_of(blocks: Callable[[], Iterable[Tensor]], side: int = MEASURED) -> Te
     return torch.cat([frames for _, _, frames in islice(pieces(blocks(), PIECE, side), FOLDS)])
 
 
-def placed(blocks: Callable[[], Iterable[Tensor]], size: int) -> tuple[list[Scene], Motion]:
-    """Scenes of the folds, and where frames are, held against the mean of the first ones."""
+def placed(blocks: Callable[[], Iterable[Tensor]], size: int) -> tuple[list[Scene], Motion, Tensor]:
+    """Scenes of the folds, and where frames are held; and pixels (Y, X) that stay where they are meanwhile."""
     first = first_of(blocks)
     farthest = min(first.shape[1:]) // FARTHEST
     scenes = [Scene(*image_of(first))] * FOLDS
     for _ in range(STEPS):
         scenes, _ = held_scenes(pieces([first], size), tracking(scenes, farthest), scenes[0])
     scenes, near = held_scenes(pieces(blocks(), size), tracking(scenes, farthest), scenes[0].wider(farthest))
-    return in_sight(scenes), near
+    scenes = in_sight(scenes)
+    staying = Staying(image_of(first)[0])
+    seen = compared(pieces(blocks(), size), scenes, near, staying)
+    scenes, near = held_scenes(seen, following(scenes, near), scenes[0])
+    return scenes, near, staying.pixels
 
 
-def staying(
-    frames: Iterable[tuple[int, int, Tensor]], about: Tensor, scenes: Sequence[Scene], motion: Motion
-) -> Tensor:
-    """Pixels (Y, X) that stay where they are while the scene moves so; about (Y, X): what frames are like."""
-    found = Staying(about)
+def compared(
+    frames: Iterable[tuple[int, int, Tensor]], scenes: Sequence[Scene], motion: Motion, staying: Staying
+) -> Iterator[tuple[int, int, Tensor]]:
+    """The same frames (n, Y, X); what stays is told by them and their scenes, which move so."""
     for fold, start, piece in frames:
         scene = scenes[fold]
         its = replace(motion.during(start, len(piece)), margins=scene.margins)
-        shown = (
-            its.release(mean.expand(len(piece), -1, -1), 0)
-            for mean in (scene.parts[0], scene.parts[1:].mean(0))
-        )
-        found.update(piece, *shown)
-    return found.pixels
+        means = scene.parts[0], scene.parts[1:].mean(0)
+        staying.update(piece, *(its.release(mean.expand(len(piece), -1, -1), 0) for mean in means))
+        yield fold, start, piece
 
 
 def without(stays: Tensor, blocks: Callable[[], Iterable[Tensor]]) -> Iterator[Tensor]:
