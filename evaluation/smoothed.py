@@ -43,6 +43,7 @@ FRAMES, SIZE = 500, 128
 SHAKEN = 0.5  # pixels to each side, by which frames are displaced before they are registered
 EXACT = 5  # order of the splines that displace a clean movie
 LINEAR, CUBIC = 1, 3  # orders of those that registration uses
+LENS = 54  # pixels, its radius
 BEYOND = 16  # pixels at each side of what moves, which come into the field
 
 
@@ -65,6 +66,13 @@ def displaced(order: int, sign: int, frames: np.ndarray) -> np.ndarray:
 def moving(jitter: float, drift: float, frames: np.ndarray) -> np.ndarray:
     """Frames of a sample that moves: pixels, jitter with rare bouts on a slow drift."""
     return moved(frames, wander(np.random.default_rng(FIRST_EVALUATION_SEED), len(frames), jitter, drift))
+
+
+def through_lens(frames: np.ndarray) -> np.ndarray:
+    """As a lens shows them that ends inside of the field, and stays where it is; beyond it is a tenth of the light."""
+    y, x = (np.arange(size) - (size - 1) / 2 for size in frames.shape[1:])
+    light = 1 / (1 + np.exp((np.hypot(y[:, None], x) - LENS) / 2))
+    return frames * (0.1 + 0.9 * light).astype(np.float32)
 
 
 def inner(frames: np.ndarray) -> np.ndarray:
@@ -155,6 +163,9 @@ SMOOTHINGS = {
     "shaken, not registered": Smoothing(partial(displaced, EXACT, 1)),
     "moves by 0.1 pixels": Smoothing(partial(moving, 0.1, 0), moves=True),
     "moves by 1 pixel": Smoothing(partial(moving, 1, 0), moves=True),
+    "moves by 1 pixel, seen through a lens": Smoothing(
+        lambda frames: through_lens(moving(1, 0, frames)), moves=True
+    ),
     "drifts by 2 pixels": Smoothing(partial(moving, 0, 2), moves=True),
     "moves by 1 pixel, rows in turn": Smoothing(partial(scanned, 1), moves=True),
     "turns by half a degree": Smoothing(partial(turning, 0.5, 0.5), moves=True),
@@ -240,7 +251,7 @@ def main() -> None:
     for name in options.smoothings:
         for level in LEVELS:
             compare("challenge", name, level, model)
-        if name in {"registered, linear", "moves by 1 pixel"}:
+        if name in {"registered, linear", "moves by 1 pixel", "moves by 1 pixel, seen through a lens"}:
             for kind in DIFFERENT_KINDS:
                 compare(kind, name, 2, model)
     for name in options.smoothings:
