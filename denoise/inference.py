@@ -48,6 +48,7 @@ from denoise.motion import STILL, Motion
 from denoise.movies import ArrayMovie, MovieError, Readable
 from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
+from denoise.pattern import in_the_mean, pattern_of
 from denoise.phase import in_phase, phase_of
 from denoise.ranks import ALONE, Team
 from denoise.readout import Readout, stretches
@@ -71,7 +72,7 @@ SATURATED = 1e-3  # share of voxels from which it is told
 
 
 Progress = Callable[[str, int, int], None]
-Sums = TypeVar("Sums", Moments, ContextSums)
+Sums = TypeVar("Sums", "Means", ContextSums)
 
 
 @dataclass(frozen=True)
@@ -434,7 +435,7 @@ def survey_movie(
     surveyor = Surveyor(movie, percentiles, known)
     if len(known.motion.by):
         seen = partial(surveyor.scene, tell=lambda done: progress("following", done, frames))
-        surveyor.look_at(summed(Moments(surveyor.reference), seen, count, team).mean)
+        surveyor.look_at(summed(Means(surveyor.mean, surveyor.reference), seen, count, team))
     surveyor.found.skip(team.share(count).start * SECTION * height * width)
     section = partial(surveyor.section, tell=lambda done: progress("reading", done, frames))
     sums = summed(ContextSums(surveyor.reference), section, count, team)
@@ -452,6 +453,18 @@ def summed(sums: Sums, section: Callable[[int], Sums], count: int, team: Team) -
     for index in range(count if team.size > 1 else 0):
         sums.add(team.of(team.owner(index, count), sections.pop(index, None)))
     return sums
+
+
+class Means:
+    """Of frames, as they are and as they are held still, relative to images near them (Y, X) and (H, W)."""
+
+    def __init__(self, recorded: Tensor, held: Tensor) -> None:
+        self.recorded, self.held = Moments(recorded), Moments(held)
+
+    def add(self, other: Means) -> None:
+        """Take the sums of other frames."""
+        self.recorded.add(other.recorded)
+        self.held.add(other.held)
 
 
 class Surveyor:
@@ -495,9 +508,14 @@ class Surveyor:
         self.means = [its.new_zeros(frames, its.shape[1]) for its in means]  # of all lines
         self.last: Tensor | None = None  # of the section before, as ContextSums keeps it
 
-    def look_at(self, scene: Tensor) -> None:
-        """Hold frames still against the mean scene (H, W)."""
-        self.motion, self.reference = replace(self.motion, scene=scene), scene
+    def look_at(self, means: Means) -> None:
+        """Hold frames still against the mean scene, without what does not move with it."""
+        recorded, scene = means.recorded.mean, means.held.mean
+        pattern = pattern_of(recorded, scene, self.motion)
+        if pattern is not None:
+            extra = recorded - pattern.taken(recorded)
+            scene = scene - in_the_mean(self.motion.hold, extra, len(self.motion.by))
+        self.motion, self.reference = replace(self.motion, scene=scene, pattern=pattern), scene
 
     def smoothing_of(self, values: Tensor, start: int) -> Tensor:
         """By which normalized frames (n, Y, X) from that one on have been smoothed: (n, 2)."""
@@ -517,14 +535,15 @@ class Surveyor:
             yield start, self.light.hold(sharp, start)
             start += len(frames)
 
-    def scene(self, index: int, tell: Callable[[int], None]) -> Moments:
-        """Sums over the frames of one section, held still."""
-        sums, done = Moments(self.reference), index * SECTION
+    def scene(self, index: int, tell: Callable[[int], None]) -> Means:
+        """Sums over the frames of one section."""
+        sums, done = Means(self.mean, self.reference), index * SECTION
         with closing(ahead(self.blocks(done))) as read:
             for block in read:
                 values, _ = without_missing(self.provisional.normalize(block))
                 for start, sharp in self.sharp(values, done):
-                    sums.update(self.motion.hold(sharp, start))
+                    sums.recorded.update(sharp)
+                    sums.held.update(self.motion.hold(sharp, start))
                 done += len(block)
                 tell(done)
         return sums
@@ -912,6 +931,14 @@ def noise_told(survey: Survey) -> Iterator[str]:
                 f"the voxels of a {which} share {its.share:.1%} of the variance of their noise in each frame "
                 "(line noise): that was taken out"
             )
+    pattern = survey.motion.pattern
+    if pattern is not None:
+        level = survey.context.mean.mean()
+        differ = survey.normalization.scale * float((pattern.given(level) - level).std())
+        yield (
+            f"rows and columns of the camera differ by {differ:.3g} (root mean square; fixed pattern), while the scene "
+            "moves: the output keeps that; the scene was denoised without it"
+        )
     if survey.context.memory != NO_MEMORY:
         shared = 1 - 1 / survey.context.memory.variance
         yield (

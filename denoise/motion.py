@@ -45,6 +45,26 @@ Away = Callable[[int, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Pattern:
+    """What frames have (n, Y, X) is scene * gain + offset: that of a camera, which does not move; (Y, X) each."""
+
+    gain: Tensor
+    offset: Tensor
+
+    def taken(self, frames: Tensor) -> Tensor:
+        """Frames without it."""
+        return (frames - self.offset) / self.gain
+
+    def given(self, frames: Tensor) -> Tensor:
+        """Frames with it."""
+        return frames * self.gain + self.offset
+
+    def rescaled(self, scale: float, shift: float) -> Pattern:
+        """That of scale * movie + shift."""
+        return Pattern(self.gain, self.offset * scale + shift * (1 - self.gain))
+
+
+@dataclass(frozen=True)
 class Motion:
     """Where a movie (T, Y, X) has its scene.
 
@@ -54,6 +74,7 @@ class Motion:
     scene: what it is like in the mean (H, W), on the canvas, in the frames' units; None where that is not known.
     bends (T, 5, 2): pixels along (y, x) more, of all `polynomials` but the first; (0, 5, 2) where it does not bend.
     half: of the field that bends, around the middle of a frame: pixels along (y, x). Beyond it nothing bends further.
+    pattern: what frames have that does not move with the scene, see `denoise.pattern`; None where there is none.
     """
 
     by: Tensor
@@ -62,6 +83,7 @@ class Motion:
     scene: Tensor | None = None
     bends: Tensor = NO_BENDS
     half: tuple[float, float] = (1.0, 1.0)
+    pattern: Pattern | None = None
 
     @property
     def still(self) -> bool:
@@ -72,6 +94,8 @@ class Motion:
         """Frames (n, Y, X) from that one on, on the canvas (n, H, W): NaN where a frame shows nothing, or misses it."""
         if self.still:
             return frames
+        if self.pattern is not None:
+            return replace(self, pattern=None).hold(self.pattern.taken(frames), start)
         if self.scene is not None:
             shown = self.release(self.scene.expand(len(frames), -1, -1), start)
             return replace(self, scene=None).hold(frames - shown, start).add_(self.scene)
@@ -91,7 +115,8 @@ class Motion:
         at_y, at_x = self._places_back(canvas.shape, start)
         # held frames went on beyond their edges as they ended there, so they do on the way back
         rows = along_y(canvas, at_y, BEYOND) if len(self.by) else canvas
-        return along_x(rows, at_x, -self._odd, BEYOND)
+        frames = along_x(rows, at_x, -self._odd, BEYOND)
+        return frames if self.pattern is None else self.pattern.given(frames)
 
     def _places(self, shape: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
         """In frames (n, Y, X) from that one on: the canvas' rows, and its columns in each of the frames' rows.
@@ -192,7 +217,10 @@ class Motion:
 
     def rescaled(self, scale: float, shift: float) -> Motion:
         """That of scale * movie + shift."""
-        return self if self.scene is None else replace(self, scene=self.scene * scale + shift)
+        if self.scene is None:
+            return self
+        pattern = self.pattern and self.pattern.rescaled(scale, shift)
+        return replace(self, scene=self.scene * scale + shift, pattern=pattern)
 
 
 STILL = Motion(torch.zeros(0, 2))

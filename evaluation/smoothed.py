@@ -75,6 +75,12 @@ def through_lens(frames: np.ndarray) -> np.ndarray:
     return frames * (0.1 + 0.9 * light).astype(np.float32)
 
 
+def under_columns(by: float, frames: np.ndarray) -> np.ndarray:
+    """As a camera records them whose columns differ by parts of the light, root mean square."""
+    random = np.random.default_rng(FIRST_EVALUATION_SEED)
+    return frames * np.float32(1 + by * random.standard_normal(frames.shape[2]))
+
+
 def inner(frames: np.ndarray) -> np.ndarray:
     """Frames without BEYOND pixels at each side."""
     return frames[:, BEYOND:-BEYOND, BEYOND:-BEYOND]
@@ -166,6 +172,9 @@ SMOOTHINGS = {
     "moves by 1 pixel, seen through a lens": Smoothing(
         lambda frames: through_lens(moving(1, 0, frames)), moves=True
     ),
+    "moves by 1 pixel, columns differ by 5%": Smoothing(
+        lambda frames: under_columns(0.05, moving(1, 0, frames)), moves=True
+    ),
     "drifts by 2 pixels": Smoothing(partial(moving, 0, 2), moves=True),
     "moves by 1 pixel, rows in turn": Smoothing(partial(scanned, 1), moves=True),
     "turns by half a degree": Smoothing(partial(turning, 0.5, 0.5), moves=True),
@@ -190,6 +199,14 @@ SMOOTHINGS = {
     "line noise, as strong": Smoothing(lines=1.0),
     "line noise of rows and of columns, three tenths": Smoothing(lines=0.3, columns=0.3),
     "mean of three frames": Smoothing(after=partial(mean_of_frames, 3)),
+}
+
+
+OF_ALL_KINDS = {
+    "registered, linear",
+    "moves by 1 pixel",
+    "moves by 1 pixel, seen through a lens",
+    "moves by 1 pixel, columns differ by 5%",
 }
 
 
@@ -251,7 +268,7 @@ def main() -> None:
     for name in options.smoothings:
         for level in LEVELS:
             compare("challenge", name, level, model)
-        if name in {"registered, linear", "moves by 1 pixel", "moves by 1 pixel, seen through a lens"}:
+        if name in OF_ALL_KINDS:
             for kind in DIFFERENT_KINDS:
                 compare(kind, name, 2, model)
     for name in options.smoothings:

@@ -679,6 +679,17 @@ def test_a_heartbeat_is_held_still_whatever_single_voxels_are(shipped: UNet3D, o
     assert error < 0.1 * (5.0 * clean.mean() + 100)  # of the noise's variance
 
 
+def test_how_a_camera_s_columns_differ_does_not_move_with_the_scene(shipped: UNet3D) -> None:
+    """Held still with it, it would be noise."""
+    movie, clean = recorded("challenge", SMOOTHINGS["moves by 1 pixel, columns differ by 5%"], 1, 128, 96)
+    out, result = run(movie, shipped)
+    with patch("denoise.inference.pattern_of", lambda *_: None):
+        without, _ = run(movie, shipped)
+    assert score(clean, out)["stsnr"] > score(clean, without)["stsnr"] + 1
+    (told,) = (its for its in result.warnings if "fixed pattern" in its)
+    assert "rows and columns of the camera differ by 1" in told
+
+
 def test_the_excerpt_of_a_trial_keeps_no_whole_frames() -> None:
     class Large(Memory):
         def read(self, start: int, stop: int) -> np.ndarray:
