@@ -24,6 +24,7 @@ PIECE = 16  # frames that are moved together
 STRIPS = 4  # of the field, that have to agree
 EDGE = 4  # pixels that a guess reaches further
 SURE = 5.0  # deviations by chance, from which they have the same in them
+GAINS = 0.5, 2.0  # that are believed
 ROUNDS = 3  # each finds what is left of the pattern
 TINY = torch.finfo().tiny
 
@@ -48,7 +49,8 @@ def pattern_of(recorded: Tensor, held: Tensor, motion: Motion) -> Pattern | None
             break
         lines = lines + more
         slope = part_of(missed - lines, lines * brighter)
-        found = Pattern(1 + slope * lines, lines * (1 - slope * level))
+        gain = (1 + slope * lines).clamp(*GAINS)
+        found = Pattern(gain, lines * (1 - slope * level))
         extra = lines * (1 + slope * brighter)
         scene = held - in_the_mean(motion.hold, extra, frames)
     return found
