@@ -1,8 +1,9 @@
-"""Denoise the calcium-imaging movies of a folder: the command line, and the story of one movie.
+"""Denoise the calcium-imaging movies of a folder: the story of a run, and of one movie.
 
     options -> which movies, where to -> device, weights -> each movie: open, denoise, write -> metadata.json
 
-What keeps recordings safe stands in denoise.atomic (files, locks), .stopping (signals) and .records (resume).
+The command line stands in denoise.options; what keeps recordings safe in denoise.atomic (files, locks), .stopping
+(signals) and .records (resume).
 
 Exit status: 0 if every movie found was written, with all that was asked for beside it, 1 if not, 2 for a wrong command
 line, 128 + n after signal n.
@@ -11,13 +12,11 @@ Progress and warnings go to stdout; errors to stderr, one line each: the platfor
 
 from __future__ import annotations  # and no torch or numpy up here: --help and a wrong option answer at once
 
-import argparse
 import io
 import math
 import os
 import platform
 import re
-import shutil
 import sys
 import time
 import traceback
@@ -26,9 +25,21 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any
 
 from denoise import NAME, __version__
+from denoise.console import (
+    Progress,
+    complain,
+    complain_once,
+    duration,
+    in_bytes,
+    open_streams,
+    say,
+    silence,
+    tell,
+)
+from denoise.options import AUTO_MINUTES, CHALLENGE_MINUTES, UPLOADED_WEIGHTS, Options, parse_options
 from denoise.stopping import Alarm, Lost, Stopped, StopSignals, ignore_signals
 
 if TYPE_CHECKING:
@@ -47,13 +58,9 @@ if TYPE_CHECKING:
     from denoise.ranks import Share, Team
     from model import UNet3D
 
-UPLOADED_WEIGHTS = Path("/opt/ml/model/best_model_n2v.pth")  # where the platform puts an uploaded model
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent / UPLOADED_WEIGHTS.name
-EXAMPLE = Path(__file__).resolve().parent / "example"  # the folder with the movie of --demo
 REPORTS = "report"  # the folder of --report below the output
-AUTO_MINUTES = {"cuda": 3.0, "cpu": 4.0}  # of --adapt auto, at most, for each movie
 DEMO_MINUTES = 1.0  # the same, for --demo
-CHALLENGE_MINUTES = 45.0  # for a movie in the challenge layout, of the 60 that its platform grants
 UNSTEADY = 1.5  # a movie may take longer by this than a trial says: disks, and other programs
 NAMES_SHOWN = 5  # in the closing line: the platform drops over-long lines
 COARSE = 1000  # steps of float32 within a movie's percentiles: fewer may show
@@ -76,30 +83,6 @@ NOT_IN_RESULT = (
 
 class Refusal(Exception):
     """The run cannot start or end as asked; one line: what was expected, what was found, what to do."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line."""
-
-    input: Path
-    output: Path
-    weights: Path | None
-    device: str
-    dtype: str  # of the output: "float32", or "input" for the movie's own
-    format: str  # of the output: "tif", or "same" for the movie's own
-    percentiles: tuple[float, float]
-    adapt: float | str  # minutes for each movie at most, 0 for none, or "auto"
-    time_limit: float | None  # minutes for each movie; None for that of the layout (see with_limit)
-    save_weights: Path | None  # where the adapted weights go
-    overwrite: bool
-    resume: bool
-    frames: tuple[int | None, int | None]  # [first, end) of each movie
-    series: bool  # numbered files are one movie
-    dataset: str | None  # which array of an HDF5, NWB or Zarr file
-    report: bool
-    demo: bool
-    dry_run: bool
 
 
 @dataclass(frozen=True)
@@ -162,124 +145,6 @@ def main() -> int:
         tell(sys.stderr, traceback.format_exc())
         complain(unexpected(error))
         return 1
-
-
-# ---- the command line
-
-
-class Parser(argparse.ArgumentParser):
-    """Answers a wrong command line in one line, without the usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {one_line(message)}; see --help\n")
-
-
-def parse_options() -> Options:
-    about = (__doc__ or "").splitlines()[0]
-    parser = Parser(prog="process.py", description=about, allow_abbrev=False)
-    add = parser.add_argument
-    add(
-        "--input",
-        type=a_path,
-        default=Path("/input"),
-        help="folder of movies, or one movie (default: /input)",
-    )
-    add("--output", type=a_path, default=Path("/output"), help="folder for the results (default: /output)")
-    add(
-        "--weights",
-        type=a_path,
-        help=f"checkpoint (default: {UPLOADED_WEIGHTS}, else the one beside process.py)",
-    )
-    add("--device", type=a_device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    add("--dtype", choices=("float32", "input"), default="float32", help="of the output (default: float32)")
-    add("--format", choices=("tif", "same"), default="tif",
-        help="of the output: TIFF, or the input's own where it can be written (default: tif)")  # fmt: skip
-    add("--percentiles", type=float, nargs=2, metavar=("LOW", "HIGH"), default=(3.0, 97.0),
-        help="of the movie's intensities, for its normalization (default: 3 97)")  # fmt: skip
-    add("--adapt", type=minutes, default="auto", metavar="auto|off|MINUTES",
-        help="first learn from each movie, for so long at most; kept only if it helps (default: auto, "
-        f"{AUTO_MINUTES['cuda']:g} minutes on a GPU, {AUTO_MINUTES['cpu']:g} on a CPU, less if no better)")  # fmt: skip
-    add("--time-limit", type=a_time, metavar="MINUTES",
-        help="for each movie: it is adapted to only as long as leaves time to denoise it "
-        f"(default: {CHALLENGE_MINUTES:g} in the challenge layout, none elsewhere)")  # fmt: skip
-    add("--save-weights", type=a_path, metavar="FILE",
-        help="keep the weights adapted to the movie, for --weights and the microscope's next recordings")  # fmt: skip
-    existing = parser.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
-    existing.add_argument("--resume", action="store_true",
-        help="keep outputs that are complete for the same movie, weights and settings; do all others")  # fmt: skip
-    add("--report", action="store_true",
-        help="write report/<movie>.html and .png: pictures, traces, and what was removed")  # fmt: skip
-    add("--frames", type=a_range, default=(None, None), metavar="A:B",
-        help="denoise frames A to B - 1 of each movie, counted from 0; each may be left out (default: all)")  # fmt: skip
-    add("--series", action="store_true",
-        help="TIFF files whose names differ by one number alone are one movie")  # fmt: skip
-    add("--dataset", metavar="NAME",
-        help="which dataset of HDF5, NWB and Zarr files holds the movie (default: the only one that can)")  # fmt: skip
-    add("--demo", action="store_true", help="denoise the example movie that comes along, with a report")
-    add("--dry-run", action="store_true", help="list the movies, memory and time; denoise nothing")
-    add("--version", action="version", version=f"{NAME} {__version__}")
-    options = parser.parse_args(with_frames(sys.argv[1:]))
-    if options.demo:
-        options.input, options.report = EXAMPLE, True
-    low, high = options.percentiles
-    if not 0 <= low < high <= 100:
-        parser.error(f"argument --percentiles: expected 0 <= LOW < HIGH <= 100, found {low:g} {high:g}")
-    if options.save_weights and options.adapt == 0:
-        parser.error("argument --save-weights: expected adaptation to the movie, found --adapt off")
-    return Options(**{**vars(options), "percentiles": (low, high)})
-
-
-def with_frames(arguments: list[str]) -> list[str]:
-    """`--frames -500:` as `--frames=-500:`, since argparse takes what begins with a dash for another option."""
-    if "--frames" not in arguments[:-1]:
-        return arguments
-    place = arguments.index("--frames")
-    joined = "=".join(arguments[place : place + 2])
-    return [*arguments[:place], joined, *with_frames(arguments[place + 2 :])]
-
-
-def minutes(text: str) -> float | str:
-    if text == "auto":
-        return text
-    value = 0.0 if text == "off" else a_number(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected auto, off, or minutes such as 2.5, found {text!r}")
-    return value
-
-
-def a_time(text: str) -> float:
-    value = a_number(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected minutes, more than 0, such as 45, found {text!r}")
-    return value
-
-
-def a_number(text: str) -> float:
-    """NaN for what is none: it lies in no range."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def a_path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("expected a path, found an empty text")
-    return Path(text)
-
-
-def a_range(text: str) -> tuple[int | None, int | None]:
-    if not re.fullmatch(r"(-?[0-9]{1,9})?:(-?[0-9]{1,9})?", text):
-        raise argparse.ArgumentTypeError(f"expected A:B, such as 0:1000, found {text!r}")
-    first, end = (int(part) if part else None for part in text.split(":"))
-    return first, end
-
-
-def a_device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
-        raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda or cuda:N, found {text!r}")
-    return text
 
 
 # ---- before the first movie: all that can be refused early
@@ -1057,128 +922,6 @@ def look_at(job: Job, options: Options) -> tuple[int, tuple[int, int, int], int,
         recording.parts[0].movie.read(0, 1)
         itemsize = output_dtype(recording.info, options).itemsize
         return len(recording.parts), recording.info.shape, itemsize, in_words(recording)
-
-
-# ---- what is told on the way
-
-
-class Progress:
-    """Tells how far a movie is: a bar on a terminal, elsewhere a line for each stage and each tenth of it."""
-
-    def __init__(self, label: str, signals: StopSignals) -> None:
-        self.label = label
-        self.signals = signals
-        self.stage = ""
-        self.tenth = 0
-        self.start = self.last = time.monotonic()  # of the stage, and of what was last told
-        self.bar: Any = None
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` frames of the stage "reading" or "denoising" are through."""
-        self.signals.check()
-        if stage != self.stage:
-            self._begin(stage, total)
-        if self.bar is not None:
-            self.bar.update(done - self.bar.n)
-        elif 10 * done // total > self.tenth:
-            self.tenth = 10 * done // total
-            seconds = (time.monotonic() - self.start) * (total - done) / done
-            self.say(f"{stage} {10 * self.tenth}% ({done}/{total} frames), {duration(seconds)} left")
-        self.last = time.monotonic()
-
-    def _begin(self, stage: str, total: int) -> None:
-        self.close()
-        self.stage, self.tenth, self.start = stage, 0, self.last
-        if sys.stdout.isatty():
-            from tqdm import tqdm
-
-            label = one_line(f"{self.label}: {stage}")
-            width, height = shutil.get_terminal_size()  # 80 x 24 where a terminal says 0, which hides a bar
-            self.bar = tqdm(total=total, desc=label, unit="frame", file=sys.stdout, ncols=width, nrows=height)
-        else:
-            self.say(stage)
-
-    def say(self, text: str) -> None:
-        """A line of its own about the movie."""
-        self.close()
-        say(f"{self.label}: {text}")
-
-    def close(self) -> None:
-        """End the bar, if there is one."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-
-def open_streams() -> None:
-    """Make stdout and stderr safe to write to, any file name, also where they were closed before the start.
-
-    A file opened later would else take the closed one's number, and what libraries print would go into it. Errors get a
-    descriptor of their own: 2 leads nowhere while ITK reads (denoise.itk), and another thread may complain meanwhile.
-    """
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(number)
-    sys.stdout, sys.stderr = (one or open(os.devnull, "w") for one in (sys.stdout, sys.stderr))  # noqa: SIM115
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    given = sys.__stderr__
-    if given is not None and sys.stderr is given:  # not where somebody else listens
-        sys.stderr = open(os.dup(given.fileno()), "w", 1, given.encoding, given.errors, closefd=False)  # noqa: SIM115
-
-
-def say(text: str) -> None:
-    """One line on stdout."""
-    tell(sys.stdout, one_line(text))
-
-
-def complain(text: str) -> None:
-    """One line on stderr, which by itself says what is wrong."""
-    tell(sys.stderr, one_line(text))
-
-
-def complain_once(text: str) -> None:
-    """What all processes of a run meet: the first tells it."""
-    if os.environ.get("RANK", "0") == "0":
-        complain(text)
-
-
-def tell(stream: TextIO, text: str) -> None:
-    """A reader that went away (a closed pipe or terminal, a full disk) does not stop the work."""
-    try:
-        print(text, file=stream, flush=True)
-    except (OSError, ValueError):
-        silence(stream)
-
-
-def silence(stream: TextIO) -> None:
-    """Say nothing there from now on."""
-    with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), stream.fileno())
-
-
-def one_line(text: str) -> str:
-    """The text with all that could break or bend a line, such as a newline in a file's name, made visible."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
-
-
-def duration(seconds: float) -> str:
-    """As people say it: 8 s, 3 min 20 s, 2 h 5 min."""
-    minutes, rest = divmod(math.ceil(seconds), 60)
-    if minutes == 0:
-        return f"{rest} s"
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def in_bytes(number: float) -> str:
-    """As people say it: 2.5 kB, 31 MB, 1.2 GB."""
-    unit, name = next(
-        (unit, name)
-        for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-        if number >= unit or name == "kB"
-    )
-    return f"{number / unit:.2g} {name}" if number < 99.5 * unit else f"{number / unit:.0f} {name}"
 
 
 # ---- the metadata
