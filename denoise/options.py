@@ -52,7 +52,9 @@ class Parser(argparse.ArgumentParser):
 
 def parse_options() -> Options:
     """Of sys.argv; a wrong one ends the program with status 2."""
-    parser = Parser(prog="process.py", description="Denoise the calcium-imaging movies of a folder.", allow_abbrev=False)
+    parser = Parser(
+        prog="process.py", description="Denoise the calcium-imaging movies of a folder.", allow_abbrev=False
+    )
     add = parser.add_argument
     add(
         "--input",
