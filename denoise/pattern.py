@@ -25,6 +25,7 @@ STRIPS = 4  # of the field, that have to agree
 EDGE = 4  # pixels that a guess reaches further
 SURE = 5.0  # deviations by chance, from which they have the same in them
 GAINS = 0.5, 2.0  # that are believed
+FEWEST = 4  # waves of an octave, to tell what is chance: none of the longest
 ROUNDS = 3  # each finds what is left of the pattern
 TINY = torch.finfo().tiny
 
@@ -98,7 +99,8 @@ def in_common(lines: Tensor) -> Tensor:
     mean, noise = spectra.mean(0), spectra.var(0)
     powers = torch.stack([mean.square() - noise / len(lines), mean.square(), noise]) @ member / count
     shared, power, chance = powers[0], powers[1], powers[2] / (count * pairs).sqrt()
-    gain = torch.where(shared > SURE * chance, shared / power.clamp(min=TINY), 0).clamp(0, 1)
+    sure = (shared > SURE * chance) & (count >= FEWEST)
+    gain = torch.where(sure, shared / power.clamp(min=TINY), 0).clamp(0, 1)
     return (mean * (member @ gain)) @ waves
 
 

@@ -13,6 +13,7 @@ from moving import displaced, smooth_noise
 
 from denoise.motion import Motion, Pattern
 from denoise.pattern import in_common, pattern_of
+from denoise.waves import cosines
 from simulation.activity import wander
 
 FRAMES, SIZE, EDGE = 200, 96, 8
@@ -103,5 +104,7 @@ def test_lines_have_in_common_what_all_of_them_tell() -> None:
     random = torch.Generator().manual_seed(0)
     shared, own = torch.randn(64, generator=random), torch.randn(4, 64, generator=random)
     assert not in_common(own).any()
-    told = in_common(shared + 0.1 * own)
-    assert float((told - shared).square().mean() / shared.square().mean()) < 0.02
+    told, waves = in_common(shared + 0.1 * own), cosines(64)
+    fine = waves[4:]  # the longest are not told
+    assert float((fine @ (told - shared)).square().mean() / shared.square().mean()) < 0.02
+    assert float((waves[:4] @ told).abs().max()) < 1e-5
