@@ -19,6 +19,8 @@ from denoise.smoothing import filtered
 
 AROUND = 4.0  # pixels, of a Gaussian: over which movement is looked for
 GOES = 0.7  # share of the movement from which a pixel goes along
+STAYS = 0.4  # share of the movement up to which it stays
+PART = 0.06  # of the field has to stay: less does not hold the scene back, and may be what rows lack that move in turn
 SURE = 3.0  # deviations by chance by which it misses that
 AGAINST = 0.25  # by so much of it a pixel goes the other way
 MISLED = 0.08  # of what the scene shows: if more goes the other way, what was found is activity or chance
@@ -44,7 +46,7 @@ class Staying:
 
     @property
     def pixels(self) -> Tensor:
-        """Pixels (Y, X) that do not go along; none where what was found is activity or chance."""
+        """Pixels (Y, X) that do not go along; none where few stay, or what was found is activity or chance."""
         count = self.count.clamp(min=1)
         means = self.sums / count
         covariance = self.products / count - means[:, None] * means
@@ -59,7 +61,8 @@ class Staying:
         shown = shown.clamp(min=0)
         against = shown[recorded < -AGAINST * shown]
         misled = against.sum() > MISLED * shown.sum()
-        return (recorded + chance < GOES * shown) & ~misled
+        share = (recorded + chance < STAYS * shown).float().mean()
+        return (recorded + chance < GOES * shown) & (share > PART) & ~misled
 
 
 def around(image: Tensor, kernel: Tensor) -> Tensor:
