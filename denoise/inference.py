@@ -48,7 +48,7 @@ from denoise.motion import STILL, Motion
 from denoise.movies import ArrayMovie, MovieError, Readable
 from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
-from denoise.pattern import in_the_mean, pattern_of
+from denoise.pattern import pattern_of
 from denoise.phase import in_phase, phase_of
 from denoise.ranks import ALONE, Team
 from denoise.readout import Readout, stretches
@@ -510,11 +510,7 @@ class Surveyor:
 
     def look_at(self, means: Means) -> None:
         """Hold frames still against the mean scene, without what does not move with it."""
-        recorded, scene = means.recorded.mean, means.held.mean
-        pattern = pattern_of(recorded, scene, self.motion)
-        if pattern is not None:
-            extra = recorded - pattern.taken(recorded)
-            scene = scene - in_the_mean(self.motion.hold, extra, len(self.motion.by))
+        pattern, scene = pattern_of(means.recorded.mean, means.held.mean, self.motion)
         self.motion, self.reference = replace(self.motion, scene=scene, pattern=pattern), scene
 
     def smoothing_of(self, values: Tensor, start: int) -> Tensor:

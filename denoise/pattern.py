@@ -32,8 +32,8 @@ TINY = torch.finfo().tiny
 Way = Callable[[Tensor, int], Tensor]  # images (n, ., .) as so many frames have them, from one on
 
 
-def pattern_of(recorded: Tensor, held: Tensor, motion: Motion) -> Pattern | None:
-    """That of a movie which moves so; None where there is none.
+def pattern_of(recorded: Tensor, held: Tensor, motion: Motion) -> tuple[Pattern | None, Tensor]:
+    """That of a movie which moves so, None where there is none; and its mean scene (H, W) without it.
 
     recorded (Y, X) and held (H, W): means of its frames, as they are and as they are held still. A line's part of the
     pattern is an offset, or a gain: then it grows with the scene's light, in all lines alike.
@@ -54,7 +54,7 @@ def pattern_of(recorded: Tensor, held: Tensor, motion: Motion) -> Pattern | None
         found = Pattern(gain, lines * (1 - slope * level))
         extra = lines * (1 + slope * brighter)
         scene = held - in_the_mean(motion.hold, extra, frames)
-    return found
+    return found, scene
 
 
 def in_the_mean(way: Way, image: Tensor, frames: int) -> Tensor:

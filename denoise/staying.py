@@ -19,9 +19,9 @@ from denoise.smoothing import filtered
 
 AROUND = 4.0  # pixels, of a Gaussian: over which movement is looked for
 GOES = 0.7  # share of the movement from which a pixel goes along
+SURE = 3.0  # deviations by chance by which it misses that
 STAYS = 0.4  # share of the movement up to which it stays
 PART = 0.06  # of the field has to stay: less does not hold the scene back, and may be what rows lack that move in turn
-SURE = 3.0  # deviations by chance by which it misses that
 AGAINST = 0.25  # by so much of it a pixel goes the other way
 MISLED = 0.08  # of what the scene shows: if more goes the other way, what was found is activity or chance
 

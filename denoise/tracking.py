@@ -272,10 +272,10 @@ def motion_of(blocks: Callable[[], Iterable[Tensor]]) -> Motion:
     if min(first.shape) < FEWEST:
         return STILL
     size = len(first) // FOLDS
-    scenes, near, stays = placed(blocks, size)
+    scenes, near, stays = placed(blocks, first, size)
     if bool(stays.any()):
         blocks = partial(without, stays, blocks)
-        scenes, near, _ = placed(blocks, size)
+        scenes, near, _ = placed(blocks, first_of(blocks), size)
     followers = [Follower(its) for its in scenes]
     whole, cells = told(pieces(blocks(), size), followers, near)
     by = displacements_told(whole, cells)
@@ -290,9 +290,10 @@ def first_of(blocks: Callable[[], Iterable[Tensor]], side: int = MEASURED) -> Te
     return torch.cat([frames for _, _, frames in islice(pieces(blocks(), PIECE, side), FOLDS)])
 
 
-def placed(blocks: Callable[[], Iterable[Tensor]], size: int) -> tuple[list[Scene], Motion, Tensor]:
+def placed(
+    blocks: Callable[[], Iterable[Tensor]], first: Tensor, size: int
+) -> tuple[list[Scene], Motion, Tensor]:
     """Scenes of the folds, and where frames are held; and pixels (Y, X) that stay where they are meanwhile."""
-    first = first_of(blocks)
     farthest = min(first.shape[1:]) // FARTHEST
     scenes = [Scene(*image_of(first))] * FOLDS
     for _ in range(STEPS):

@@ -35,7 +35,8 @@ def found(frames: np.ndarray, by: np.ndarray, noise: float = 1.0) -> Pattern | N
     recorded = torch.from_numpy(noisy.astype(np.float32))
     motion = Motion(torch.from_numpy(by).float()).whole()
     held = motion.hold(recorded, 0).nanmean(0).nan_to_num()
-    return pattern_of(recorded.mean(0), held, motion)
+    pattern, _ = pattern_of(recorded.mean(0), held, motion)
+    return pattern
 
 
 def lines(axis: int, deviation: float) -> np.ndarray:
