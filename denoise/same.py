@@ -201,6 +201,7 @@ def _room(h5py: Any, file: Any, name: str, shape: tuple[int, ...], dtype: np.dty
     plan.set_layout(h5py.h5d.CONTIGUOUS)
     plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    plan.set_obj_track_times(False)  # as h5py does: else the same movie gives other bytes a second later
     kind = h5py.h5t.py_create(dtype.newbyteorder("<"))
     h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), plan)
     return file[name]
@@ -240,7 +241,7 @@ def _copy_nwb(h5py: Any, old: Any, new: Any, recording: Recording) -> None:
     if ".specloc" in old.attrs and "specifications" in new:
         new.attrs[".specloc"] = new["specifications"].ref
     series, made = old[group], new[group]
-    for name in set(series) - set(NWB_TIMES):
+    for name in sorted(set(series) - set(NWB_TIMES)):
         _copy_entry(h5py, series, made, name)
     _copy_times(h5py, series, made, recording)
     for thing in (new, made):

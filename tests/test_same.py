@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +207,22 @@ def test_a_link_out_of_the_file_is_not_copied(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "b.nwb") as file:
         assert "more" not in list(file["acquisition/green"])
         assert "stolen" not in list(file["general"])
+
+
+def test_an_nwb_has_the_same_bytes_at_each_run(tmp_path: Path) -> None:
+    """In another second, and in a process in which sets have another order."""
+    source, outputs = tmp_path / "a.nwb", [tmp_path / f"{run}.nwb" for run in (1, 2)]
+    save_nwb(source, {"green": pixels(4, 5, 6)})
+    with h5py.File(source, "a") as file:
+        for number in range(9):
+            file[f"acquisition/green/note {number}"] = number
+    for seed, output in enumerate(outputs, 1):
+        code = f"from test_same import *; copy(Path({str(source)!r}), Path({str(output)!r}), 'float32')"
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)  # noqa: S603
+        time.sleep(1.1)  # HDF5 counts seconds
+    first, second = (output.read_bytes() for output in outputs)
+    assert first == second
 
 
 # ---- Zarr
