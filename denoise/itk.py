@@ -107,12 +107,12 @@ def _source(kind: str, voxels: _Voxels, reader: sitk.ImageFileReader, info: Movi
 
 def _nifti_stored(stream: Inflated, reader: sitk.ImageFileReader, info: MovieInfo) -> Stored:
     """As its header tells (https://nifti.nimh.nih.gov/nifti-1, nifti-2); SimpleITK tells the scaling to six digits."""
-    header = bytes(stream.read(0, max(NIFTI_SCALING)))
-    order: Order = "<" if int.from_bytes(header[:4], "little") in NIFTI_SCALING else ">"
-    place, form = NIFTI_SCALING[int.from_bytes(header[:4], "little" if order == "<" else "big")]
-    slope, intercept = (
-        x if math.isfinite(x) else 0.0 for x in struct.unpack_from(order + form, header, place)
-    )
+    length = stream.read(0, 4)  # of the header; not more is read: a small movie ends soon after it
+    order: Order = "<" if struct.unpack("<i", length)[0] in NIFTI_SCALING else ">"
+    place, form = NIFTI_SCALING[struct.unpack(order + "i", length)[0]]
+    form = order + form
+    scaling = struct.unpack(form, stream.read(place, struct.calcsize(form)))
+    slope, intercept = (x if math.isfinite(x) else 0.0 for x in scaling)
     dtype = np.dtype(NIFTI_TYPES[int(reader.GetMetaData("datatype"))]).newbyteorder(order)
     begin = int(float(reader.GetMetaData("vox_offset")))
     return Stored(info.shape, dtype, begin, (slope or 1.0, intercept))

@@ -62,6 +62,12 @@ def test_nifti_time_series(tmp_path: Path) -> None:
             assert movie.info.frame_interval == 0.25
 
 
+def test_nifti_of_fewer_bytes_than_a_longer_header_has(tmp_path: Path) -> None:
+    frames = movie_of("uint8", (5, 4, 4))
+    by_itk(tmp_path / "a.nii.gz", frames)
+    assert_reads(tmp_path / "a.nii.gz", frames)
+
+
 def test_nifti_of_scaled_integers_gives_intensities(tmp_path: Path) -> None:
     frames = movie_of("int16")
     by_itk(tmp_path / "a.nii", frames)
