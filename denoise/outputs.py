@@ -132,6 +132,8 @@ class SameWriter(PartsWriter):
 class ZarrWriter(PartsWriter):
     """Write a recording as OME-Zarr: a folder, which like a file gets its name when it is complete."""
 
+    zarr: same.ZarrFolder | None = None  # once it has begun
+
     def __enter__(self) -> ZarrWriter:
         with self._cleanly("the folder cannot be created"):
             self._check_space()
@@ -140,6 +142,8 @@ class ZarrWriter(PartsWriter):
         return self
 
     def append_to(self, part: Part, frames: np.ndarray) -> None:
+        if self.zarr is None:
+            raise ValueError(f"{self._path}: frames are written inside the with block")
         self._check_next(frames)
         with errors_of(self._path, "the folder cannot be written", UNWRITABLE):
             self.zarr.append(part, self.done[part.name], frames)
@@ -147,6 +151,6 @@ class ZarrWriter(PartsWriter):
         self._written += len(frames)
 
     def _discard(self) -> None:
-        if self._part is not None:
+        if self.zarr is not None:
             self.zarr.close()
         super()._discard()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -305,6 +306,26 @@ def test_a_zarr_appears_complete_or_not_at_all(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "b.zarr"]
     with open_recording(tmp_path / "b.zarr") as recording:
         assert recording.sizes == (10, 7, 9)
+
+
+def test_a_zarr_that_cannot_begin_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_zarr(tmp_path / "a.zarr", pixels(4, 5, 6), "zarr3")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(same, "_write_json", full)
+    with pytest.raises(MovieError, match=r"b\.zarr: the folder cannot be created: No space left on device"):
+        copy(tmp_path / "a.zarr", tmp_path / "b.zarr", "float32")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_frames_of_a_zarr_are_written_inside_the_with_block(tmp_path: Path) -> None:
+    save_zarr(tmp_path / "a.zarr", pixels(4, 5, 6), "zarr3")
+    with open_recording(tmp_path / "a.zarr") as recording:
+        writer = ZarrWriter(tmp_path / "b.zarr", recording, np.dtype("float32"))
+        with pytest.raises(ValueError, match="inside the with block"):
+            writer.append_to(recording.parts[0], np.zeros((4, 5, 6), np.float32))
 
 
 def test_leftover_folders_go_unless_their_writer_lives(tmp_path: Path) -> None:
