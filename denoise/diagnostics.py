@@ -122,8 +122,15 @@ class Diagnostics:
         for start, stop in runs(self.wanted[first : self.seen], step):
             raw, clean = self.movie.read(first + start, first + stop), denoised[start:stop]
             if not self.unit:
-                self.unit, self.origin = unit_of(clean, raw), origin_of(raw)
+                self._begin(raw, clean)
             self._take(first + start, self._in_unit(raw), self._in_unit(clean))
+
+    def _begin(self, raw: np.ndarray, denoised: np.ndarray) -> None:
+        """Fix unit and origin by the first frames with light; what is kept of dark ones counts from there, too."""
+        self.unit, self.origin = unit_of(denoised, raw), origin_of(raw)
+        if self.origin:
+            self.shown[:] = -self.origin
+            self.traces.raw[:] = self.traces.denoised[:] = -self.origin / self.unit
 
     def _in_unit(self, frames: np.ndarray) -> np.ndarray:
         """A copy in float32."""
@@ -139,6 +146,7 @@ class Diagnostics:
         residual = raw - denoised  # (n, Y, X)
         told = residual.any((1, 2))  # a flash or a gap that came out as recorded tells nothing of the others
         told |= not told.any()
+        told &= self.unit > 0  # nor does darkness before any light
         for i, frame in enumerate(range(first, first + len(raw))):
             if self.sample.level[frame]:
                 raw_mean, denoised_mean = (float(frames[i].mean()) * self.unit for frames in (raw, denoised))
@@ -188,8 +196,9 @@ def unit_of(*several: np.ndarray) -> float:
 
 
 def origin_of(frames: np.ndarray) -> float:
-    """The median of integers that float32 does not hold: their differences fit. Else 0."""
-    return float(np.median(frames)) if frames.dtype.kind in "iu" and frames.dtype.itemsize >= 4 else 0.0
+    """The median of integers that float32 does not hold, dark ones aside: their differences fit. Else 0."""
+    lit = frames[frames != 0]
+    return float(np.median(lit)) if lit.size and lit.dtype.kind in "iu" and lit.dtype.itemsize >= 4 else 0.0
 
 
 def varying_rows(frames: np.ndarray) -> np.ndarray:
@@ -414,7 +423,7 @@ def summarize(seen: Diagnostics, noise: dict[str, float], span: float) -> Findin
     space = seen.residual_spectrum.autocorrelation()
     raw_space = seen.raw_spectrum.autocorrelation()
     transfer = transfer_curve(maps)
-    voxels = seen.pixels.frames * maps["active"].size
+    voxels = max(1, seen.pixels.frames * maps["active"].size)  # none of a movie that is dark throughout
     numbers = figures(seen, maps, space, raw_space) | {
         "variance_ratio": variance_ratio(transfer, noise),
         "offset": float(maps["residual"].mean()) / span if span > 0 else 0.0,
@@ -556,7 +565,7 @@ def judge_space(numbers: dict[str, Any]) -> Check:
     question = "Is the noise independent between pixels?"
     left = {axis: numbers[f"correlation_along_{axis}"] for axis in "xy"}
     raw = {axis: numbers[f"raw_correlation_along_{axis}"] for axis in "xy"}
-    chance = 3 / math.sqrt(numbers["voxels_examined"])
+    chance = 3 / math.sqrt(max(1, numbers["voxels_examined"]))
     told = f"residual {left['x']:.3f} along x, {left['y']:.3f} along y"
     if None not in raw.values():
         told += f"; raw frame differences {raw['x']:.3f} and {raw['y']:.3f}"

@@ -129,6 +129,34 @@ def test_integers_that_float32_does_not_hold_have_the_same_figures(dtype: str, o
     np.testing.assert_allclose(told, usual.spots[0]["raw"], atol=0.1, rtol=0)
 
 
+@pytest.mark.parametrize("offset", [0, 2**32 - 1000])
+def test_darkness_before_any_light_is_shown_and_tells_nothing(offset: int) -> None:
+    """It fills one block of frames, and most of the next one."""
+    clean, dark = clean_movie().astype(np.float64), 70
+    raw = (clean + white(clean.shape)).round()
+    usual = examine(raw[dark:], clean[dark:])
+    raw, clean = raw + offset, clean + offset
+    raw[:dark], clean[:dark] = 0, 0
+    found = examine(raw.astype(np.uint32), clean)
+    assert (found.level, found.verdict) == (usual.level, usual.verdict) == ("good", usual.verdict)
+    assert found.numbers["frames_examined"] == len(clean) - dark
+    np.testing.assert_allclose(found.maps["denoised"], usual.maps["denoised"] + offset, atol=1e-3, rtol=0)
+    np.testing.assert_allclose(found.spots[0]["raw"][dark:] - offset, usual.spots[0]["raw"], atol=0.1)
+    pictures = [(frame, *map(np.mean, pair)) for frame, *pair in found.shown]
+    traces = [(frame, found.spots[0]["denoised"][frame]) for frame in range(dark)]
+    told: list[tuple[Any, ...]] = [*found.levels, *pictures, *traces]
+    for frame, *means in told:
+        expected = clean[frame].mean()
+        assert means == pytest.approx([expected] * len(means), rel=1e-3, abs=1000 if offset else 1)
+
+
+def test_a_movie_that_is_dark_throughout_tells_nothing() -> None:
+    raw = np.zeros((100, 6, 6), np.uint16)
+    found = examine(raw, raw.astype(np.float32), {"gain": 0.0, "read_variance": 0.0})
+    assert found.verdict == "Look closer: 0 frames are too few to tell."
+    assert len(found.levels) == 100
+
+
 def test_cells_that_were_removed_altogether_are_reported() -> None:
     clean = clean_movie()
     found = examine(clean + white(clean.shape), np.where(np.arange(40) < 20, clean, 100).astype(np.float32))
