@@ -903,7 +903,7 @@ def tell_plan(run: Run) -> int:
         )
         size = parts * math.prod(shape) * itemsize
         total, disk = total + seconds, disk + size
-        memory = base + working_bytes(shape, report=run.options.report)
+        memory = base + working_bytes(shape, run.device, run.options.report)
         cost = duration(seconds) + (f" (of it at most {duration(adapting)} to adapt)" if adapting else "")
         room = f"{in_bytes(memory)} of memory, {in_bytes(size)} on the disk"
         say(f"{job.name}: {told} -> {output_name(job, run.options)}; {cost}, {room}")

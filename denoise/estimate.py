@@ -6,11 +6,13 @@ import math
 import time
 
 import numpy as np
+import torch
 
 from denoise.diagnostics import STATISTICS_VOXELS, TRACE_VOXELS
 from denoise.inference import SLAB_BYTES, Settings, denoise_movie, slabs_of
 from denoise.movies import ArrayMovie
 from denoise.network import CHUNK_VOXELS, STATE_BYTES, VOXEL_BYTES
+from denoise.precision import precision
 from model import UNet3D
 
 TRIAL = (64, 128, 128)  # frames, height, width of what is denoised to learn the speed
@@ -32,11 +34,12 @@ def trial_speed(model: UNet3D) -> float:
     return math.prod(TRIAL) / min(seconds)
 
 
-def working_bytes(shape: tuple[int, int, int], report: bool) -> int:
+def working_bytes(shape: tuple[int, int, int], device: torch.device, report: bool) -> int:
     """Memory in bytes for a movie (T, Y, X), beside the program's own; bounded, however long the movie."""
     pixels = shape[1] * shape[2]
     slab = max(slab.stop - slab.start for slab in slabs_of(shape, math.inf))
     computed = max(CHUNK_VOXELS["cpu"], 16 * pixels) * VOXEL_BYTES + STATE_BYTES * pixels
+    computed = computed * precision(device).itemsize // 2  # those are for half precision
     return SLAB_BYTES * slab * pixels + computed + (REPORT_BYTES if report else 0)
 
 

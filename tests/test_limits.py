@@ -15,6 +15,7 @@ import tifffile
 import torch
 
 from denoise import limits, network
+from denoise.estimate import working_bytes
 from denoise.limits import cpu_quota, data_limit, free_memory, memory_quota, memory_there, peak_resident
 from evaluation.bench import memory_settings
 from model import UNet3D, UNetConfig
@@ -86,6 +87,17 @@ def test_what_lacks_is_told_however_little_it_is(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(network, "precision", lambda device: torch.bfloat16)
     with pytest.raises(MemoryError, match=r"150 x 170 pixels take 0\.0[0-9]+ GB more"):
         network.fitting(UNet3D(UNetConfig()), (60, 150, 170))
+
+
+def test_float32_is_told_to_take_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On processors that do not compute in half precision, by as much as the network then takes."""
+    shape, device = (500, 512, 512), torch.device("cpu")
+    told = []
+    for able in ({"avx512_bf16": True}, {}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        told.append(working_bytes(shape, device, report=False))
+    pixels = shape[1] * shape[2]
+    assert told[1] - told[0] == 16 * pixels * network.VOXEL_BYTES + pixels * network.STATE_BYTES
 
 
 @pytest.mark.parametrize(
