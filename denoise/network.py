@@ -193,22 +193,21 @@ class Network:
 
         Where the GPU's memory does not suffice, in smaller and smaller parts.
         """
-        parts = residual.split(self.geometry.chunk)
-        for number, part in enumerate(parts, 1):
+        while len(residual):
+            part = residual[: self.geometry.chunk]
             before = [dict(stream.past.frames) for stream in streams]
-            last = ended and number == len(parts)
             try:
-                answer = self.answer(streams, part, last)
+                answer = self.answer(streams, part, ended and len(part) == len(residual))
             except torch.OutOfMemoryError as error:
-                reason = str(error).split(".")[0]
+                reason = str(error).split(".")[0]  # not the error itself: it would keep what was computed
             else:
+                residual = residual[len(part) :]
                 if answer is not None:
                     yield answer
                 continue
             for stream, frames in zip(streams, before):
                 stream.past.frames = frames
             self.narrow(len(part), reason)
-            yield from self.answers(streams, part, last)
 
     def narrow(self, frames: int, reason: str) -> None:
         """Half as many frames at once; where that is the least, tiles of half the size. Raises Narrowed."""
