@@ -17,7 +17,7 @@ import torch
 
 T = TypeVar("T")
 
-DEPTH = 2  # items that wait to be taken: more of them would only take memory
+DEPTH = 2  # items that wait to be taken or are being made: more of them would only take memory
 
 
 class _End(Exception):
@@ -37,10 +37,8 @@ def ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
         end: BaseException = _End()
         try:
             with torch.inference_mode():  # which each thread has to say for itself
-                while not leaving.is_set():
-                    item = next(items)
-                    room.acquire()
-                    waiting.put(item)
+                while room.acquire() and not leaving.is_set():
+                    waiting.put(next(items))
         except StopIteration:
             pass
         except BaseException as error:  # noqa: BLE001 - raised again where the items are taken

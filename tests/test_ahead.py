@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator
 from contextlib import closing
 
@@ -47,7 +48,19 @@ def test_who_leaves_early_leaves_no_thread_and_an_iterator_closed(taken: int) ->
             next(items)
     assert threading.active_count() == before
     assert closed == [True] * (taken > 0)
-    assert len(made) <= taken + DEPTH + 2
+    assert len(made) <= taken + DEPTH
+
+
+def test_no_more_is_made_ahead_than_may_wait() -> None:
+    made: list[int] = []
+    with closing(ahead(numbers(made, 100, []))) as items:
+        for taken in range(1, 4):
+            next(items)
+            until = time.monotonic() + 10
+            while len(made) < taken + DEPTH and time.monotonic() < until:  # made while nothing is taken
+                time.sleep(0.001)
+            time.sleep(0.05)
+            assert len(made) == taken + DEPTH
 
 
 @pytest.mark.parametrize(
