@@ -33,7 +33,8 @@ MICROMETRES = {
 SECONDS = {
     **dict.fromkeys(("s", "sec", "second", "seconds"), 1.0),
     **dict.fromkeys(("ms", "msec", "millisecond", "milliseconds"), 1e-3),
-    **dict.fromkeys(("us", "\u00b5s", "\u03bcs", "\\u00b5s"), 1e-6),
+    **dict.fromkeys(("us", "\u00b5s", "\u03bcs", "\\u00b5s", "microsecond", "microseconds"), 1e-6),
+    **dict.fromkeys(("ns", "nanosecond", "nanoseconds"), 1e-9),
     **dict.fromkeys(("min", "minute", "minutes"), 60.0),
     **dict.fromkeys(("h", "hour", "hours"), 3600.0),
 }

@@ -391,6 +391,19 @@ def test_ome_zarr_by_tensorstore(tmp_path: Path, driver: str) -> None:
             np.testing.assert_array_equal(part.movie.read(2, 7), movie[3:8, c, z])
 
 
+@pytest.mark.parametrize(
+    ("unit", "seconds"),
+    [("nanosecond", 1e-9), ("microsecond", 1e-6), ("millisecond", 1e-3), ("second", 1.0), ("minute", 60.0),
+     ("hour", 3600.0), ("fortnight", None)],
+)  # fmt: skip
+def test_frame_interval_of_ome_zarr_in_any_unit(tmp_path: Path, unit: str, seconds: float | None) -> None:
+    save_ome_zarr(tmp_path / "a.zarr", pixels(4, 1, 1, 7, 9), "zarr")
+    file = tmp_path / "a.zarr" / ".zattrs"
+    file.write_text(file.read_text().replace("millisecond", unit))
+    with open_recording(tmp_path / "a.zarr") as recording:
+        assert recording.info.frame_interval == (seconds and pytest.approx(50 * seconds))
+
+
 @pytest.mark.parametrize("driver", ["zarr", "zarr3"])
 def test_images_in_groups_as_bioformats2raw_writes_them(tmp_path: Path, driver: str) -> None:
     path, movie = tmp_path / "a.zarr", pixels(10, 2, 3, 7, 9)
