@@ -501,8 +501,7 @@ def _check_zarr(path: Path, name: str, array: _ZarrArray, files: list[str]) -> t
         dtype = np.dtype(array.dtype)
     except TypeError:
         dtype = None
-    check_frames(path, (1, *array.shape[-2:]), dtype)  # type: ignore[arg-type]
-    assert dtype is not None  # noqa: S101 - check_frames saw to it
+    dtype = check_frames(path, (1, *array.shape[-2:]), dtype)  # type: ignore[arg-type]
     if math.prod(array.chunks) * dtype.itemsize > FRAME_BYTES:
         fail(
             path,
