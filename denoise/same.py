@@ -169,12 +169,7 @@ def nifti_header(path: Path, frames: int, dtype: np.dtype) -> bytes:
     fields[NIFTI_DATATYPE : NIFTI_BITPIX + 1] = NIFTI_TYPES[dtype.name], 8 * dtype.itemsize
     fields[NIFTI_OFFSET : NIFTI_OFFSET + 3] = float(NIFTI_START), 1.0, 0.0  # and slope, intercept
     fields[-1] = b"n+1\0"
-    try:
-        return NIFTI.pack(*fields).ljust(NIFTI_START, b"\0")
-    except struct.error as error:
-        raise MovieError(
-            f"{path}: expected at most 32,767 frames, as NIfTI-1 can count, found {frames}; {NO_HEADER}"
-        ) from error
+    return NIFTI.pack(*fields).ljust(NIFTI_START, b"\0")
 
 
 # ---- HDF5 and NWB ------------------------------------------------------------------------------------------
