@@ -10,6 +10,7 @@ that share OVERLAP pixels.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -53,22 +54,22 @@ class Narrowed(Exception):
     """This geometry does not do: the stream has to start again in another one."""
 
 
-def fitting(model: UNet3D, shape: Sequence[int]) -> Geometry:
-    """The fastest geometry in the memory that is free, for a movie (T, Y, X). Raises MemoryError if none fits."""
+def fitting(model: UNet3D, size: tuple[int, int]) -> Geometry:
+    """The fastest geometry in the memory that is free, for frames (Y, X). Raises MemoryError if none fits."""
     device = next(model.parameters()).device
     dtype = precision(device)
-    size = dtype.itemsize / 2
+    state, voxel = (dtype.itemsize / 2 * there for there in (STATE_BYTES, VOXEL_BYTES))
     time, grid, _ = model.config.grid
-    height, width = (-(-n // grid) * grid for n in shape[1:])
-    free = free_memory(device) - size * STATE_BYTES * height * width
-    voxels = int(min(CHUNK_VOXELS[device.type], free / 2 / (size * VOXEL_BYTES)))
+    height, width = (-(-n // grid) * grid for n in size)
+    free = free_memory(device) - state * height * width
+    voxels = int(min(CHUNK_VOXELS[device.type], free / 2 / voxel))
     tile = max(height, width)
-    while (needed := time * min(height, tile) * min(width, tile) * size * VOXEL_BYTES) > free:
+    while (needed := time * min(height, tile) * min(width, tile) * voxel) > free:
         tile = smaller_tile(tile, grid)
         if not tile:
-            raise MemoryError(f"{shape[1]} x {shape[2]} pixels take {(needed - free) / 2**30:.3g} GB more")
+            raise MemoryError(f"{size[0]} x {size[1]} pixels take {(needed - free) / 2**30:.3g} GB more")
     chunk = time
-    while 2 * chunk * min(height, tile) * min(width, tile) <= voxels and chunk < shape[0]:
+    while 2 * chunk * min(height, tile) * min(width, tile) <= voxels:
         chunk *= 2
     return Geometry(chunk, tile, dtype)
 
@@ -105,7 +106,7 @@ class Network:
         self.static = (static[..., :height, :width] * standard_error)[
             0
         ].cpu()  # (1, Y, X), in units of the noise
-        self.geometry = fitting(model, (1 << 30, height, width))
+        self.geometry = fitting(model, self.size)
 
     def courses(self, seen: Tensor) -> Tensor:
         """What the network makes of time courses (K, T) in noise of variance 1; in float32, strong as they are."""
@@ -137,7 +138,7 @@ class Network:
     @property
     def tiles(self) -> int:
         """Into how many each frame is cut."""
-        return len(list(tile_grid(self.axes())))
+        return math.prod(map(len, self.axes()))
 
     def axes(self) -> list[list[Span]]:
         """Tiles along Y and X."""
