@@ -13,10 +13,9 @@ import math
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from denoise.waves import cosines, octaves
+from denoise.waves import cosines, members
 
 PARTS = 3  # of a line, which have to agree
 GAP = 8  # pixels between two parts: noise that neighbours share reaches less far
@@ -108,13 +107,12 @@ def line_noise(means: Tensor, variance: float, whole: float) -> Tensor:
     frames, lines = means.shape
     in_time, in_space = cosines(frames), cosines(lines)
     spectrum = in_time @ means @ in_space.T
-    times, places = octaves(frames), octaves(lines)
-    members = [F.one_hot(its).to(spectrum) for its in (times, places)]
-    counts = members[0].sum(0)[:, None] * members[1].sum(0)
-    power = members[0].T @ spectrum.square() @ members[1] / counts
+    times, places = members(frames), members(lines)
+    counts = times.sum(0)[:, None] * places.sum(0)
+    power = times.T @ spectrum.square() @ places / counts
     added = torch.full_like(power, variance)
     added[:, 0] = whole
     noise = (roughness(means).square().mean() + added - variance) * (1 + LIGHT * (2 / counts).sqrt())
     gain = added / (power + LASTING * (power - noise).clamp(min=0)).clamp(min=added.clamp(min=TINY))
     gain[0] = 0
-    return in_time.T @ (spectrum * gain[times][:, places]) @ in_space
+    return in_time.T @ (spectrum * (times @ gain @ places.T)) @ in_space

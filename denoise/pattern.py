@@ -14,11 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from denoise.motion import Motion, Pattern
-from denoise.waves import cosines, octaves
+from denoise.waves import cosines, members
 
 PIECE = 16  # frames that are moved together
 STRIPS = 4  # of the field, that have to agree
@@ -94,7 +93,7 @@ def of_columns(missed: Tensor, light: Tensor) -> Tensor:
 
 def in_common(lines: Tensor) -> Tensor:
     """What lines (n, N) have in common (N,): octave by octave as much as they tell alike, if it is no chance."""
-    waves, member = cosines(lines.shape[1]), F.one_hot(octaves(lines.shape[1])).float()
+    waves, member = cosines(lines.shape[1]), members(lines.shape[1])
     spectra, count, pairs = lines @ waves.T, member.sum(0), len(lines) * (len(lines) - 1) / 2
     mean, noise = spectra.mean(0), spectra.var(0)
     powers = torch.stack([mean.square() - noise / len(lines), mean.square(), noise]) @ member / count

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -15,3 +16,8 @@ def cosines(size: int) -> Tensor:
 def octaves(count: int) -> Tensor:
     """The octave of each of so many waves: 0, 1, 2, 2, 3, 3, 3, 3, ..."""
     return torch.arange(count).clamp(min=0.5).log2().floor().long() + 1
+
+
+def members(count: int) -> Tensor:
+    """Which octave each of so many waves belongs to, as a matrix of ones and zeros (waves, octaves)."""
+    return F.one_hot(octaves(count)).float()
