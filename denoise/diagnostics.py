@@ -12,7 +12,7 @@ Sources: photon transfer (Janesick, 2007); autocorrelation from power spectra (W
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -403,8 +403,8 @@ class Findings:
     shown: list[tuple[int, np.ndarray, np.ndarray]]  # (frame, raw, denoised)
     spots: list[dict[str, Any]]
     trace_start: int
-    bin: int = 1
-    noise: dict[str, float] = field(default_factory=dict)
+    bin: int  # the recording's pixels along each side of one of a picture's
+    noise: dict[str, float]
 
 
 def summarize(seen: Diagnostics, noise: dict[str, float], span: float) -> Findings:

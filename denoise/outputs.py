@@ -44,7 +44,6 @@ class PartsWriter(MovieWriter):
         info, self.recording = recording.info, recording
         pages = math.prod(recording.sizes[:-2])
         super().__init__(path, (pages, *info.shape[1:]), dtype, info.pixel_size, info.frame_interval)
-        self.dtype = np.dtype(dtype)
         self.begin = 0  # byte of the first voxel
         self.done = dict.fromkeys((part.name for part in recording.parts), 0)
 
@@ -74,8 +73,8 @@ class PartsWriter(MovieWriter):
         if len(recording.parts) == 1:
             return super()._description()
         order = "".join(axis for axis in IMAGEJ_AXES if axis in recording.axes)
-        size = math.prod(recording.sizes) * self._dtype.itemsize + self._shape[0] * PAGE_BYTES
-        fits = recording.axes == f"{order}YX" and self._dtype.name in IMAGEJ_TYPES and size <= CLASSIC_BYTES
+        size = math.prod(recording.sizes) * self.dtype.itemsize + self._shape[0] * PAGE_BYTES
+        fits = recording.axes == f"{order}YX" and self.dtype.name in IMAGEJ_TYPES and size <= CLASSIC_BYTES
         one_unit = self._pixel_size or not recording.info.plane_spacing  # as ImageJ has for all lengths
         return self._imagej() if fits and one_unit and not recording.channels else self._ome()
 
@@ -111,7 +110,7 @@ class PartsWriter(MovieWriter):
         names = dict.fromkeys(UNNAMED, "T")  # OME knows no unnamed axes
         axes = "".join(names.get(axis, axis) for axis in self.recording.axes)
         xml = tifffile.OmeXml()
-        xml.addimage(self._dtype, self.recording.sizes, (pages, 1, 1, height, width, 1), axes=axes, **told)
+        xml.addimage(self.dtype, self.recording.sizes, (pages, 1, 1, height, width, 1), axes=axes, **told)
         return xml.tostring(declaration=True).encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 
@@ -126,7 +125,7 @@ class SameWriter(PartsWriter):
         super().__init__(path, recording, dtype)
 
     def _write_headers(self, file: BinaryIO) -> int:
-        return same.begin(file, self.recording, self._dtype)
+        return same.begin(file, self.recording, self.dtype)
 
 
 class ZarrWriter(PartsWriter):
@@ -138,7 +137,7 @@ class ZarrWriter(PartsWriter):
         with self._cleanly("the folder cannot be created"):
             self._check_space()
             self._part = PartFolder(self._path)
-            self.zarr = same.ZarrFolder(self._part.folder, self.recording, self._dtype)
+            self.zarr = same.ZarrFolder(self._part.folder, self.recording, self.dtype)
         return self
 
     def append_to(self, part: Part, frames: np.ndarray) -> None:

@@ -66,19 +66,19 @@ class MovieWriter:
     ) -> None:
         self._path = Path(path)
         self._shape = tuple(map(int, shape))
-        self._dtype = np.dtype(dtype)
+        self.dtype = np.dtype(dtype)
         self._pixel_size = pixel_size
         self._interval = frame_interval
         self._check()
-        self._bytes = math.prod(self._shape) * self._dtype.itemsize + self._shape[0] * PAGE_BYTES
+        self._bytes = math.prod(self._shape) * self.dtype.itemsize + self._shape[0] * PAGE_BYTES
         self._written = 0
         self._part: PartFile | PartFolder | None = None
 
     def _check(self) -> None:
         if len(self._shape) != 3 or min(self._shape) < 1:
             raise ValueError(f"shape {self._shape} must be (T, Y, X), each at least 1")
-        if self._dtype.name not in WRITABLE:
-            raise ValueError(f"dtype {self._dtype} must be one of {', '.join(WRITABLE)}")
+        if self.dtype.name not in WRITABLE:
+            raise ValueError(f"dtype {self.dtype} must be one of {', '.join(WRITABLE)}")
         if self._pixel_size is not None and believed_pixel_size(self._pixel_size) is None:
             raise ValueError(f"pixel size {self._pixel_size} must lie within {PIXEL_SIZES} micrometres")
         if self._interval is not None and believed_interval(self._interval) is None:
@@ -112,7 +112,7 @@ class MovieWriter:
         with tifffile.TiffWriter(file, bigtiff=self._bytes > CLASSIC_BYTES) as tif:
             place = tif.write(
                 shape=self._shape,
-                dtype=self._dtype,
+                dtype=self.dtype,
                 photometric="minisblack",  # else 3 or 4 frames or columns would be colours
                 **self._resolution(),
                 description=self._description(),
@@ -154,8 +154,8 @@ class MovieWriter:
     def _check_next(self, frames: np.ndarray) -> None:
         if frames.ndim != 3 or frames.shape[1:] != self._shape[1:]:
             raise ValueError(f"frames {frames.shape} must be (n, {self._shape[1]}, {self._shape[2]})")
-        if frames.dtype != self._dtype:
-            raise ValueError(f"frames of {frames.dtype} must be {self._dtype}")
+        if frames.dtype != self.dtype:
+            raise ValueError(f"frames of {frames.dtype} must be {self.dtype}")
         if self._written + len(frames) > self._shape[0]:
             raise ValueError(f"{self._written} + {len(frames)} frames must be at most {self._shape[0]}")
 
