@@ -36,6 +36,8 @@ from denoise.movies import (
 
 ITK_READERS = {".mha": "Meta", ".mhd": "Meta", ".nrrd": "Nrrd", ".nii": "Nifti", ".nii.gz": "Nifti"}
 
+HEADER_BYTES = 1 << 16  # of a MetaImage or NRRD: the header ends within
+HEADER_END = re.compile(rb"\r?\n\r?\n")  # of an NRRD
 DATA_FILE = re.compile(rb"^(?:ElementDataFile[ \t]*=|data ?file:)[ \t]*([^\r\n]*?)[ \t]*\r?$\n?", re.I | re.M)
 BINARY = re.compile(rb"^BinaryData[ \t]*=[ \t]*[T1]", re.I | re.M)
 DIMENSIONS = re.compile(rb"NDims[^\S\r\n]*[=:]?[^\S\r\n]*([^\r\n]*?)[^\S\r\n]*\r?$", re.I | re.M)
@@ -132,7 +134,7 @@ def _find_voxels(path: Path) -> _Voxels:
     if name.endswith((".nii", ".nii.gz")):
         return _Voxels(path, 0, "deflated" if name.endswith(".gz") else "raw")
     with path.open("rb") as file:
-        head = file.read(2**16)
+        head = file.read(HEADER_BYTES)
     return _nrrd_voxels(path, head) if name.endswith(".nrrd") else _meta_voxels(path, head)
 
 
@@ -151,7 +153,7 @@ def _nrrd_voxels(path: Path, head: bytes) -> _Voxels:
 
     Source: https://teem.sourceforge.net/nrrd/format.html; comments, key:=value pairs and content may be UTF-8.
     """
-    parts = re.split(rb"\r?\n\r?\n", head, maxsplit=1)
+    parts = HEADER_END.split(head, maxsplit=1)
     fields = [line for line in parts[0].splitlines() if not re.match(rb"#|content:|[^:]*:=", line)]
     match = DATA_FILE.search(parts[0])
     if not head.startswith(b"NRRD000") or not all(re.fullmatch(rb"[\t\x20-\x7e]*", line) for line in fields):
@@ -243,7 +245,7 @@ def _dtype(pixel: int) -> np.dtype:
 def _nrrd_fields(path: Path) -> dict[str, str]:
     """What an NRRD header says, by the fields' names in lower case."""
     with path.open("rb") as file:
-        header = re.split(rb"\r?\n\r?\n", file.read(2**16), maxsplit=1)[0]
+        header = HEADER_END.split(file.read(HEADER_BYTES), maxsplit=1)[0]
     pairs = [line.partition(":") for line in header.decode("latin-1").splitlines()]
     return {name.lower(): value.strip() for name, _, value in pairs if not value.startswith("=")}
 

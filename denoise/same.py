@@ -15,7 +15,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import re
 import struct
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -36,10 +35,9 @@ from denoise.containers import (
     soft_link,
 )
 from denoise.formats import Part, Recording
-from denoise.itk import DATA_FILE, frames_place
+from denoise.itk import DATA_FILE, HEADER_BYTES, HEADER_END, NIFTI_TYPES, frames_place
 from denoise.movies import MovieError
 
-HEADER_BYTES = 1 << 16  # of a MetaImage or NRRD: the header ends within
 META_TYPES = {
     "uint8": "UCHAR",
     "uint16": "USHORT",
@@ -50,7 +48,7 @@ META_TYPES = {
 }
 NIFTI = struct.Struct("<i10s18sihbb8h3f4h8f3fhbb4f2i80s24s2h18f16s4s")  # version 1: 348 bytes
 NIFTI_DIM, NIFTI_DATATYPE, NIFTI_BITPIX, NIFTI_OFFSET = 7, 19, 20, 30  # places among its fields
-NIFTI_TYPES = {"uint8": 2, "int16": 4, "int32": 8, "float32": 16, "uint16": 512, "uint32": 768}
+NIFTI_CODES = {np.dtype(its).name: code for code, its in NIFTI_TYPES.items()}
 NIFTI_START = 352  # byte of the first voxel: behind the header and four zeros, that no extension follows
 NWB_SESSION = ("identifier", "session_description", "session_start_time", "timestamps_reference_time",
                "file_create_date", "specifications")  # fmt: skip
@@ -104,9 +102,7 @@ def _text_header(path: Path, end: str) -> list[str]:
         head = file.read(HEADER_BYTES)
     match = DATA_FILE.search(head)
     head = (
-        head[: match.start()]
-        if match and end == "ElementDataFile"
-        else re.split(rb"\r?\n\r?\n", head, maxsplit=1)[0]
+        head[: match.start()] if match and end == "ElementDataFile" else HEADER_END.split(head, maxsplit=1)[0]
     )
     return [line for line in head.decode("latin-1").splitlines() if line.strip()]
 
@@ -166,7 +162,7 @@ def nifti_header(path: Path, frames: int, dtype: np.dtype) -> bytes:
     axes = fields[NIFTI_DIM]
     sizes = with_frames(fields[NIFTI_DIM + 1 : NIFTI_DIM + 1 + axes], frames)
     fields[NIFTI_DIM + 1 : NIFTI_DIM + 1 + axes] = sizes
-    fields[NIFTI_DATATYPE : NIFTI_BITPIX + 1] = NIFTI_TYPES[dtype.name], 8 * dtype.itemsize
+    fields[NIFTI_DATATYPE : NIFTI_BITPIX + 1] = NIFTI_CODES[dtype.name], 8 * dtype.itemsize
     fields[NIFTI_OFFSET : NIFTI_OFFSET + 3] = float(NIFTI_START), 1.0, 0.0  # and slope, intercept
     fields[-1] = b"n+1\0"
     return NIFTI.pack(*fields).ljust(NIFTI_START, b"\0")
