@@ -17,11 +17,6 @@ from torch import Tensor, nn
 from denoise.blindspot import Samples, blind_errors, make_samples
 from denoise.precision import autocast
 
-# (frames, side) of a patch and how often it is drawn: long ones teach dynamics, short ones are whole short movies
-PATCHES = (
-    *(((128, 64), 0.68), ((64, 96), 0.14), ((32, 96), 0.05), ((16, 96), 0.04)),
-    *(((8, 96), 0.03), ((4, 96), 0.02), ((2, 96), 0.02), ((1, 128), 0.02)),
-)
 WHOLE = 32  # frames up to which a patch is the whole of its movie
 CLIP = 1.0  # norm of the gradient
 WARM_UP = 0.0125  # share of the learning over which the rate rises
@@ -90,19 +85,6 @@ def cut(patch: tuple[int, int], pool: Recordings) -> tuple[int, int]:
         ((m.shape[0], min(m.shape[1:])) for m in pool.movies), key=lambda size: size[0] * size[1] ** 2
     )
     return min(patch[0], frames), min(patch[1], side)
-
-
-def usable_patches(pool: Recordings) -> list[tuple[tuple[int, int], float]]:
-    """The patches, cut down to what the largest recording of the pool holds. Those it takes later may hold less."""
-    return [(cut(patch, pool), share) for patch, share in PATCHES]
-
-
-def next_batch(sampler: Sampler, patches: list[tuple[tuple[int, int], float]], batch: int) -> Samples:
-    """A batch of one of the patches, about as many voxels whatever their shape."""
-    shares = torch.tensor([share for _, share in patches])
-    patch = patches[int(torch.multinomial(shares, 1, generator=sampler.random))][0]
-    voxels = max(16, patch[0]) * patch[1] ** 2  # the network pads to 16 frames
-    return sampler.samples(patch, max(1, min(4 * batch, batch * 128 * 64 * 64 // voxels)))
 
 
 class Learner(Generic[Net]):

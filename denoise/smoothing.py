@@ -99,12 +99,6 @@ def centre(size: int, most: int) -> slice:
     return slice(max(0, size - most) // 2, (size + most) // 2)
 
 
-def correlated_axes(frames: Tensor) -> tuple[bool, bool]:
-    """Along which of (y, x) neighbouring voxels of frames (T, Y, X) share noise."""
-    along_y, along_x = neighbour_correlations(frames)
-    return along_y > CORRELATED, along_x > CORRELATED
-
-
 def neighbour_correlations(frames: Tensor) -> tuple[float, float]:
     """Correlation of the noise of voxels that are neighbours along (y, x), measured on frame differences (T, Y, X)."""
     steps = torch.nan_to_num(middle(frames).diff(dim=0))

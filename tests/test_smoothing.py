@@ -16,7 +16,6 @@ from denoise.smoothing import (
     STRONGEST,
     Gauge,
     correlated,
-    correlated_axes,
     mean_around,
     memory_of,
     neighbour_correlations,
@@ -122,16 +121,6 @@ def test_signal_that_neighbours_share_is_no_smoothing() -> None:
     movie = torch.from_numpy(10 * flicker / flicker.std()) + noise(64, 96, 96, seed=1)
     assert max(neighbour_correlations(movie)) < 0.05
     assert not Gauge(movie).weights(movie).any()
-
-
-def test_row_correlated_noise_is_noticed() -> None:
-    white = noise(20, 64, 64)
-    rows = white + 0.5 * white.roll(1, 2)
-    assert correlated_axes(white) == (False, False)
-    assert correlated_axes(rows) == (False, True)
-    assert correlated_axes(rows.transpose(1, 2)) == (True, False)
-    assert correlated_axes(white[:1]) == (False, False)
-    assert correlated_axes(white[:, :3, :3]) == (False, False)
 
 
 # ---- along the frames

@@ -10,7 +10,7 @@ import tifffile
 import torch
 
 from denoise.blindspot import Samples, blind_errors, make_samples
-from denoise.learning import Learner, Sampler, next_batch, schedule, usable_patches
+from denoise.learning import Learner, Sampler, schedule
 from denoise.readout import BLOCK, noise_edge
 from model import CourseNet, MeanNet, UNet3D, UNetConfig, load_model, save_model
 from simulation import Footprints, FrameMeans
@@ -23,7 +23,19 @@ from training.recordings import (
     SimulatedMeans,
     SimulatedRecordings,
 )
-from training.train import Courses, Images, Pool, Trainer, TrainingPlan, main, out_of_phase, shown_and_hidden
+from training.train import (
+    Courses,
+    Images,
+    Pool,
+    Trainer,
+    TrainingPlan,
+    correlated_axes,
+    main,
+    next_batch,
+    out_of_phase,
+    shown_and_hidden,
+    usable_patches,
+)
 
 TINY = UNetConfig(channels=(8, 8, 8), context_channels=(8, 8, 8), course_channels=(8, 8), bottom_blocks=1)
 
@@ -235,6 +247,16 @@ def gradients(samples: Samples) -> dict[str, torch.Tensor]:
         torch.nn.init.normal_(parameter, std=0.1)
     Learner(model, 0.0, 0.9).learn(samples, 0.0)
     return {name: p.grad.clone() for name, p in model.movie.named_parameters() if p.grad is not None}
+
+
+def test_row_correlated_noise_is_noticed() -> None:
+    white = torch.randn(20, 64, 64, generator=torch.Generator().manual_seed(0))
+    rows = white + 0.5 * white.roll(1, 2)
+    assert correlated_axes(white) == (False, False)
+    assert correlated_axes(rows) == (False, True)
+    assert correlated_axes(rows.transpose(1, 2)) == (True, False)
+    assert correlated_axes(white[:1]) == (False, False)
+    assert correlated_axes(white[:, :3, :3]) == (False, False)
 
 
 def test_small_movies_get_small_patches() -> None:

@@ -37,11 +37,11 @@ from torch.utils.data import DataLoader, Dataset
 from denoise.atomic import write_file
 from denoise.blindspot import Samples
 from denoise.context import inverse, noise_map, signal_image, spatial_noise_variance
-from denoise.learning import Learner, Net, Sampler, next_batch, usable_patches
+from denoise.learning import Learner, Net, Recordings, Sampler, cut
 from denoise.movies import MovieError
 from denoise.precision import autocast
 from denoise.readout import BLOCK
-from denoise.smoothing import correlated_axes
+from denoise.smoothing import CORRELATED, neighbour_correlations
 from model import CourseNet, MeanNet, ModelError, UNet3D, UNetConfig, load_model, read_checkpoint, save_model
 from simulation import Footprints
 from training.recordings import (
@@ -54,6 +54,11 @@ from training.recordings import (
     SimulatedRecordings,
 )
 
+# (frames, side) of a patch and how often it is drawn: long ones teach dynamics, short ones are whole short movies
+PATCHES = (
+    *(((128, 64), 0.68), ((64, 96), 0.14), ((32, 96), 0.05), ((16, 96), 0.04)),
+    *(((8, 96), 0.03), ((4, 96), 0.02), ((2, 96), 0.02), ((1, 128), 0.02)),
+)
 ENDLESS = 1 << 40  # recordings in a stream
 Record = dict[str, Any]  # of a training, plain values for the checkpoint
 AVERAGING = 0.999  # decay of the moving average of the weights
@@ -95,6 +100,12 @@ class Pool:
         self.oldest = (self.oldest + 1) % len(self.movies)
 
 
+def correlated_axes(frames: Tensor) -> tuple[bool, bool]:
+    """Along which of (y, x) neighbouring voxels of frames (T, Y, X) share noise."""
+    along_y, along_x = neighbour_correlations(frames)
+    return along_y > CORRELATED, along_x > CORRELATED
+
+
 class Movies:
     """Batches of crops of recordings."""
 
@@ -117,6 +128,19 @@ class Movies:
     def refresh(self) -> None:
         """Take the next recording."""
         self.pool.refresh()
+
+
+def usable_patches(pool: Recordings) -> list[tuple[tuple[int, int], float]]:
+    """The patches, cut down to what the largest recording of the pool holds. Those it takes later may hold less."""
+    return [(cut(patch, pool), share) for patch, share in PATCHES]
+
+
+def next_batch(sampler: Sampler, patches: list[tuple[tuple[int, int], float]], batch: int) -> Samples:
+    """A batch of one of the patches, about as many voxels whatever their shape."""
+    shares = torch.tensor([share for _, share in patches])
+    patch = patches[int(torch.multinomial(shares, 1, generator=sampler.random))][0]
+    voxels = max(16, patch[0]) * patch[1] ** 2  # the network pads to 16 frames
+    return sampler.samples(patch, max(1, min(4 * batch, batch * 128 * 64 * 64 // voxels)))
 
 
 class Dealt(Generic[Net]):
