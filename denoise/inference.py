@@ -396,6 +396,7 @@ def adapted(
 
     In a team rank 0 learns.
     """
+    minutes = team.of(0, minutes)  # each found its own by the clock, and all have to agree
     if not minutes or survey.context.memory != NO_MEMORY:  # what frames share would betray what is hidden
         return model, None
     if team.rank:
