@@ -516,9 +516,10 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
         record["warnings"] = [*recording.info.notes, *dtype_warnings(recording.info, run.options)]
         progress.say(f"{in_words(recording)} -> {record['output']}")
         job.output.parent.mkdir(parents=True, exist_ok=True)
-        if run.common.rank and not can_share(run, job, recording):
+        team = sharing(run, job, recording)
+        if run.common.rank and team.size == 1:
             return  # the first rank's alone
-        with run.common.together(), writer_of(run, job, recording, dtype) as writer:
+        with team.together(), writer_of(team, job, recording, dtype) as writer:
             done = denoise_parts(run, recording, writer, start, progress)
             if state != [changes(path) for path in inputs]:
                 raise MovieError(
@@ -538,22 +539,24 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
             progress.say(f"WARNING: {warning}")
 
 
-def can_share(run: Run, job: Job, recording: Recording) -> bool:
-    """Whether several ranks can write one output: a TIFF of one movie, of which nothing needs all frames in order."""
+def sharing(run: Run, job: Job, recording: Recording) -> Team:
+    """The ranks that write one output together: a TIFF of one movie, of which nothing needs all frames in order."""
+    from denoise.ranks import ALONE
+
     options = run.options
     plain = len(recording.parts) == 1 and job.output.name.endswith(".tif")
-    return run.common.size > 1 and plain and not options.report and not options.save_weights
+    return run.common if plain and not options.report and not options.save_weights else ALONE
 
 
 def writer_of(
-    run: Run, job: Job, recording: Recording, dtype: np.dtype
+    team: Team, job: Job, recording: Recording, dtype: np.dtype
 ) -> AbstractContextManager[PartsWriter | Share]:
     """What writes a movie, or this rank's share of it."""
     from denoise.outputs import output_writer
     from denoise.ranks import shared
 
     writer = output_writer(job.output, recording, dtype)
-    return shared(writer, run.common) if can_share(run, job, recording) else writer
+    return shared(writer, team) if team.size > 1 else writer
 
 
 def denoise_parts(

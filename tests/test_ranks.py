@@ -201,6 +201,22 @@ def test_many_movies_are_shared_out_and_told_of_in_one_metadata(folder: Path, tm
     assert "d.tif: " in ended.stderr
 
 
+def test_a_bad_movie_that_one_process_works_on_costs_no_other(folder: Path, tmp_path: Path) -> None:
+    """Fewer movies than processes, but a report needs all frames in order: the first process has them all."""
+    (tmp_path / "tiny.pth").symlink_to(folder / "tiny.pth")
+    (tmp_path / "in").mkdir()
+    for name, value in (("a", np.nan), ("b", 5)):
+        with MovieWriter(tmp_path / "in" / f"{name}.tif", (8, 16, 16), "float32") as writer:
+            writer.append(np.random.default_rng(0).normal(value, 1, (8, 16, 16)).astype(np.float32))
+    ended = run(tmp_path, "out", 3, "--report")
+    assert ended.returncode == 1
+    told = json.loads((tmp_path / "out" / "metadata.json").read_text())["movies"]
+    assert [record["status"] for record in told] == ["failed", "ok"]
+    assert "NaN" in told[0]["error"]["message"]
+    assert "report" in told[1]
+    assert "1 of 2 movies not written: a.tif: " in ended.stderr
+
+
 def test_a_rank_that_dies_ends_the_run_and_leaves_nothing(folder: Path) -> None:
     with subprocess.Popen(  # noqa: S603
         command(folder, "killed", 2),
