@@ -860,13 +860,12 @@ def conclude(run: Run) -> int:
 
 def explain(error: Exception, job: Job) -> str:
     """One line about a movie's failure that names the movie."""
-    import torch
-
+    from denoise.limits import lacks_memory
     from denoise.movies import MovieError
 
     if isinstance(error, MovieError):
         return str(error) if job.name in str(error) else f"{job.name}: {error}"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+    if lacks_memory(error):
         text = f"expected enough memory, found too little ({error}); give it more, or a device with more"
     elif isinstance(error, OSError):
         found = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
