@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from denoise.stopping import StopSignals
 
 
+LONGEST = 500  # characters of an error: the platform drops over-long lines
+
+
 class Progress:
     """Tells how far a movie is: a bar on a terminal, elsewhere a line for each stage and each tenth of it."""
 
@@ -84,8 +87,11 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """One line on stderr, which by itself says what is wrong."""
-    tell(sys.stderr, one_line(text))
+    """One line on stderr, which by itself says what is wrong; where it is too long, without its middle."""
+    line = one_line(text)
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    tell(sys.stderr, line)
 
 
 def complain_once(text: str) -> None:

@@ -560,6 +560,19 @@ def test_any_failure_costs_its_own_movie_only(
     assert records["good.tif"]["noise"] == {"gain": None, "read_variance": 0.0}  # NaN is no JSON
 
 
+def test_a_long_message_is_told_without_its_middle_and_kept_whole(
+    program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "in" / "a.tif", movie())
+    reason = f"first {'x' * 3000} last"
+    monkeypatch.setattr(denoise.inference, "denoise_movie", failing({"a.tif": ValueError(reason)}, 1.0))
+    (line,) = program().err
+    assert line.startswith("a.tif: expected to finish, found an error of the program (ValueError: first xx")
+    assert line.endswith("xx last); please report it")
+    assert len(line) <= 510
+    assert reason in metadata(tmp_path / "out")["movies"][0]["error"]["message"]
+
+
 def test_metadata_that_cannot_be_written_is_told(
     program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
