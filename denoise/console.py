@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -70,7 +71,9 @@ def open_streams() -> None:
 
     A file opened later would else take the closed one's number, and what libraries print would go into it. Errors get a
     descriptor of their own: 2 leads nowhere while ITK reads (denoise.itk), and another thread may complain meanwhile.
+    What libraries warn of goes to stdout: the last line on stderr has to be an error of this program.
     """
+    warnings.showwarning = lambda message, category, *_: say(f"WARNING: {category.__name__}: {message}")
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)

@@ -560,6 +560,18 @@ def test_any_failure_costs_its_own_movie_only(
     assert records["good.tif"]["noise"] == {"gain": None, "read_variance": 0.0}  # NaN is no JSON
 
 
+def test_what_a_library_warns_of_is_no_error(tmp_path: Path) -> None:
+    """Here at the very end, after the last words of the program."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, warnings\natexit.register(warnings.warn, 'old,\\nbut in use')\n"
+    )
+    done = run("--input", tmp_path / "nothing", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.status == 1
+    assert len(done.err) == 1
+    assert done.err[0].startswith(f"{tmp_path}/nothing: expected")
+    assert done.out == [r"WARNING: UserWarning: old,\nbut in use"]
+
+
 def test_a_long_message_is_told_without_its_middle_and_kept_whole(
     program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
