@@ -93,7 +93,8 @@ def program(
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def run_here(*arguments: object) -> Ended:
-        own = [PROCESS, *usual(tmp_path, weights), *arguments]  # argparse: the last wins
+        folders = usual(tmp_path, weights)[2 if "--demo" in arguments else 0 :]  # the demo has its own input
+        own = [PROCESS, *folders, *arguments]  # argparse: the last wins
         monkeypatch.setattr(sys, "argv", [str(argument) for argument in own])
         with pytest.raises(SystemExit) as caught:
             runpy.run_path(str(PROCESS), run_name="__main__")
@@ -397,6 +398,7 @@ def test_help_and_wrong_options_need_no_torch(tmp_path: Path) -> None:
             "argument --time-limit: expected minutes, more than 0, such as 45, found '0'",
         ),
         (["--frames"], "argument --frames: expected one argument"),
+        (["--demo", "--input", "x"], "argument --input: not allowed with argument --demo"),
         (["--input", ""], "argument --input: expected a path, found an empty text"),
         (["--over"], "unrecognized arguments: --over"),
         (["x\ny.tif"], r"unrecognized arguments: x\ny.tif"),
