@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from denoise.stopping import StopSignals
 
 
+IN_PERCENT = "adapting"  # the stage that takes steps, which say less to a user than frames
+PERCENT_BAR = "{l_bar}{bar}| [{elapsed}<{remaining}]"
 LONGEST = 500  # characters of an error: the platform drops over-long lines
 
 
@@ -30,7 +32,7 @@ class Progress:
         self.bar: Any = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` frames of the stage "reading" or "denoising" are through."""
+        """`done` of `total` frames of a stage, such as "reading", are through; of IN_PERCENT steps or whatever it is."""
         self.signals.check()
         if stage != self.stage:
             self._begin(stage, total)
@@ -39,7 +41,8 @@ class Progress:
         elif 10 * done // total > self.tenth:
             self.tenth = 10 * done // total
             seconds = (time.monotonic() - self.start) * (total - done) / done
-            self.say(f"{stage} {10 * self.tenth}% ({done}/{total} frames), {duration(seconds)} left")
+            frames = f" ({done}/{total} frames)" if stage != IN_PERCENT else ""
+            self.say(f"{stage} {10 * self.tenth}%{frames}, {duration(seconds)} left")
         self.last = time.monotonic()
 
     def _begin(self, stage: str, total: int) -> None:
@@ -50,7 +53,10 @@ class Progress:
 
             label = one_line(f"{self.label}: {stage}")
             width, height = shutil.get_terminal_size()  # 80 x 24 where a terminal says 0, which hides a bar
-            self.bar = tqdm(total=total, desc=label, unit="frame", file=sys.stdout, ncols=width, nrows=height)
+            self.bar = tqdm(
+                total=total, desc=label, unit="frame", file=sys.stdout, ncols=width, nrows=height,
+                bar_format=PERCENT_BAR if stage == IN_PERCENT else None,
+            )  # fmt: skip
         else:
             self.say(stage)
 

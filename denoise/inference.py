@@ -273,8 +273,9 @@ def denoise_movie(
     """Denoise a movie (T, Y, X): `write` gets frames (n, Y, X) of result_type in the input's units, in order.
 
     `progress(stage, done, frames)` is told how far the stages "reading" and "denoising" are, and "following" where the
-    scene moves, its light flickers or rows are out of phase. In a team a rank gets its own share of the frames only;
-    `place` is told the number of the first of them. What changes as a whole is found where it is not known.
+    scene moves, its light flickers or rows are out of phase; in the stage "adapting" it is told the share of 100. In a
+    team a rank gets its own share of the frames only; `place` is told the number of the first of them. What changes as
+    a whole is found where it is not known.
     """
     with torch.inference_mode():
         survey = survey_movie(movie, settings.percentiles, progress, team, known or NONE)
@@ -414,7 +415,7 @@ def adapted(
         (along_y, along_x),
         model,
         60 * minutes,
-        lambda share: progress("adapting", round(share * frames), frames),
+        lambda share: progress("adapting", round(100 * share), 100),
     )
     team.of(0, (model.state_dict(), adaptation))
     return model, adaptation

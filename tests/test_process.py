@@ -823,6 +823,16 @@ def test_too_little_time_to_learn_is_told(program: Callable[..., Ended], tmp_pat
     assert metadata(tmp_path / "out")["movies"][0]["adaptation"]["steps"] == 0
 
 
+def test_adapting_is_told_in_percent_of_what_no_frames_are(
+    program: Callable[..., Ended], tmp_path: Path
+) -> None:
+    write(tmp_path / "in/a.tif", movie((24, 16, 16)))
+    out = program("--adapt", "1").out
+    assert [line for line in out if "adapting 50%" in line]
+    assert not [line for line in out if "adapting" in line and "frames" in line]
+    assert [line for line in out if "denoising 100% (24/24 frames)" in line]
+
+
 @pytest.mark.parametrize("ending", [".btf", ".TF8", ".tf2"])
 @pytest.mark.parametrize("kind", ["tif", "same"])
 def test_other_endings_of_bigtiff_are_read(
