@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from denoise.diagnostics import Diagnostics
+    from denoise.diagnostics import Diagnostics, Findings
     from denoise.formats import Part, Recording
     from denoise.inference import Result
     from denoise.layout import Job, Plan
@@ -585,7 +585,7 @@ def note_parts(
     if len(done) > 1:
         record["parts"] = [{"name": part.name} for part, *_ in done]
     for note, (part, result, _) in zip(notes_of(record), done, strict=True):
-        note |= {"percentiles": run.options.percentiles, "percentile_values": result.percentiles}
+        note |= {"percentiles": run.options.percentiles, "percentile_values": result.percentile_values}
         note |= {"noise": result.noise, "smoothing": result.smoothing}
         note |= {"motion": result.motion, "row_phase": result.row_phase, "flicker": result.flicker}
         note["tiles"] = result.tiles
@@ -612,11 +612,12 @@ def write_beside(
     if run.options.save_weights:
         with written(job, run.options.save_weights):
             record |= save_weights(run, run.options.save_weights, record, done[0][1])
-    for note, (_, _, diagnostics) in zip(notes_of(record), done, strict=True):
+    for note, (_, result, diagnostics) in zip(notes_of(record), done, strict=True):
         if diagnostics:
             page = f"{report_stem(run.options, job, note)}.html"
             with written(job, page):
-                note["report"] = write_report(run, job, record, note, diagnostics)
+                findings = diagnostics.findings(result.noise, result.spread)
+                note["report"] = write_report(run, job, record, note, findings)
             progress.say(f"report: {page}: {note['report']['verdict']}")
 
 
@@ -702,15 +703,19 @@ def resolution_warnings(result: Result, wanted: np.dtype, written: np.dtype) -> 
 
     from denoise.movies import MovieError
 
-    low, high = result.percentiles
-    if np.issubdtype(written, np.integer):
-        coarse = f"{written} has steps of 1, and the movie ranges over {high - low:.3g}: what is finer is rounded away"
-        return [f"{coarse}; leave --dtype input out for float32"] if high - low < FEW else []
-    step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
-    if written != np.float32 or wanted.itemsize < 4 or wanted == written or high - low > COARSE * step:
+    spread = result.spread
+    if not spread:  # a constant movie
         return []
-    found = f"float32 has steps of {step:.3g} at these intensities, which range over {high - low:.3g}"
-    if high - low < np.finfo(np.float32).tiny:
+    if np.issubdtype(written, np.integer):
+        coarse = (
+            f"{written} has steps of 1, and the movie ranges over {spread:.3g}: what is finer is rounded away"
+        )
+        return [f"{coarse}; leave --dtype input out for float32"] if spread < FEW else []
+    step = float(np.spacing(np.float32(max(map(abs, result.percentile_values)))))
+    if written != np.float32 or wanted.itemsize < 4 or wanted == written or spread > COARSE * step:
+        return []
+    found = f"float32 has steps of {step:.3g} at these intensities, which range over {spread:.3g}"
+    if spread < np.finfo(np.float32).tiny:
         raise MovieError(
             f"expected intensities that float32 can tell apart, found that {found}; multiply them"
         )
@@ -783,13 +788,11 @@ def writing(
 
 
 def write_report(
-    run: Run, job: Job, record: dict[str, Any], note: dict[str, Any], diagnostics: Diagnostics
+    run: Run, job: Job, record: dict[str, Any], note: dict[str, Any], findings: Findings
 ) -> dict[str, Any]:
     """Write the report's page and picture; what of it goes into the metadata. note: the record of the part."""
     from denoise import report
 
-    low, high = note["percentile_values"]
-    findings = diagnostics.findings(note["noise"], high - low)
     stem = report_stem(run.options, job, note)
     page, picture = report.write_report(findings, report_facts(run, job, record, note), stem)
     return {

@@ -87,7 +87,8 @@ class Settings:
 class Result:
     """What was found and done, for the metadata; plain values."""
 
-    percentiles: tuple[float, float]  # the values found, in the input's units
+    percentile_values: tuple[float, float]  # found, in the input's units
+    spread: float  # of the intensities, see denoise.normalization
     tiles: int
     noise: dict[str, float]  # gain and read_variance in the input's units
     smoothing: tuple[float, float]  # that was undone: mean weight of a neighbour along (y, x)
@@ -845,7 +846,8 @@ def result_of(survey: Survey, network: Network) -> Result:
     smoothing = along_y, along_x
     motion, flicker = survey.motion, n.scale * survey.light.flicker(float(survey.context.mean.mean()))
     return Result(
-        (n.low, n.low + n.scale),
+        (n.low, n.high),
+        n.spread,
         network.tiles,
         noise,
         smoothing,
@@ -858,8 +860,9 @@ def result_of(survey: Survey, network: Network) -> Result:
 
 def values_told(survey: Survey) -> Iterator[str]:
     """A warning for each way in which a movie's values are odd, or its frames' order is."""
-    if survey.normalization.coincide:
-        yield f"the percentiles coincide, at {survey.normalization.low:.5g}: most voxels have this one value"
+    low, high = survey.normalization.low, survey.normalization.high
+    if low == high:
+        yield f"the percentiles coincide, at {low:.5g}: most voxels have this one value"
     if survey.wrapped > SATURATED:
         yield (
             f"{survey.wrapped:.2%} of the voxels are above 49151 and all others below 16384: negative numbers that were "

@@ -522,7 +522,7 @@ def failing(errors: dict[str, Exception], noise: float) -> Callable[..., Result]
             raise errors[source.info.path.name]
         put(frames[1:])
         noise_model = {"gain": noise, "read_variance": 0.0}
-        return Result((0.0, 1.0), 1, noise_model, (0.0, 0.0), (0.0, 0.0), 0.0, 0.0, [])
+        return Result((0.0, 1.0), 1.0, 1, noise_model, (0.0, 0.0), (0.0, 0.0), 0.0, 0.0, [])
 
     return denoise_movie
 
@@ -988,9 +988,38 @@ def test_in_bytes(names: dict[str, Any], number: float, text: str) -> None:
 def test_integers_too_coarse_for_a_movie_are_told(
     names: dict[str, Any], dtype: str, ranges: tuple[float, float], told: str | None
 ) -> None:
-    result = SimpleNamespace(percentiles=ranges)
+    result = SimpleNamespace(percentile_values=ranges, spread=ranges[1] - ranges[0])
     warnings = names["resolution_warnings"](result, np.dtype(dtype), np.dtype(dtype))
     assert [warning[: len(told)] for warning in warnings] == [told] if told else warnings == []
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_percentiles_that_coincide_are_told_as_they_are(
+    program: Callable[..., Ended], tmp_path: Path, dtype: str
+) -> None:
+    """98% of the voxels are 0, as of single photons; the largest is 4 or 4000."""
+    rng = np.random.default_rng(0)
+    frames = (4 if dtype == "uint8" else 4000) * (rng.random((20, 24, 28)) < 0.02)
+    write(tmp_path / "in" / "a.tif", frames.astype(dtype))
+    result = program("--report", "--dtype", "input")
+    assert (result.status, result.err) == (0, [])
+    (record,) = metadata(tmp_path / "out")["movies"]
+    assert record["percentile_values"] == [0, 0]
+    assert "found at 0 and 0" in (tmp_path / "out/report/a.html").read_text()
+    assert any("the percentiles coincide, at 0" in text for text in record["warnings"])
+    coarse = [text for text in record["warnings"] if "steps of 1, and the movie ranges over 4: " in text]
+    assert len(coarse) == (dtype == "uint8")
+
+
+@pytest.mark.parametrize("frames", [np.full((6, 9, 10), 300, np.uint16), np.full((6, 9, 10), 1e20)])
+def test_a_constant_movie_has_no_range_that_could_be_lost(
+    program: Callable[..., Ended], tmp_path: Path, frames: np.ndarray
+) -> None:
+    write(tmp_path / "in" / "a.tif", frames)
+    result = program("--dtype", "input")
+    assert (result.status, result.err) == (0, [])
+    assert not any("range" in text for text in metadata(tmp_path / "out")["movies"][0]["warnings"])
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "out/a.tif"), frames, rtol=1e-7)
 
 
 def test_uploaded_weights_come_before_the_shipped_ones(
