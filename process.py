@@ -61,7 +61,9 @@ if TYPE_CHECKING:
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent / UPLOADED_WEIGHTS.name
 REPORTS = "report"  # the folder of --report below the output
 DEMO_MINUTES = 1.0  # the same, for --demo
-UNSTEADY = 1.5  # a movie may take longer by this than a trial says: disks, and other programs
+# a movie may take longer by this than a trial says: one that moves, which shows on the way, is read several times, and
+# parts of it are denoised twice (500 x 128 x 128 took 7.3 s, not 1.9; 500 x 256 x 256 20 s, not 7.7)
+RESERVE = 4.0
 NAMES_SHOWN = 5  # in the closing line: the platform drops over-long lines
 COARSE = 1000  # steps of float32 within a movie's percentiles: fewer may show
 FEW = 50  # steps of an integer type within a movie's percentiles: fewer may show where noise no longer hides them
@@ -515,6 +517,7 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
         record.update(describe(recording), output_dtype=str(dtype))
         record["warnings"] = [*recording.info.notes, *dtype_warnings(recording.info, run.options)]
         progress.say(f"{in_words(recording)} -> {record['output']}")
+        warn_of_time(run, recording, progress)
         job.output.parent.mkdir(parents=True, exist_ok=True)
         team = sharing(run, job, recording)
         if run.common.rank and team.size == 1:
@@ -636,6 +639,24 @@ def written(job: Job, path: Path | str) -> Iterator[None]:
         ) from error
 
 
+def denoising_seconds(run: Run, shape: tuple[int, int, int], parts: int) -> float:
+    """That so many movies (T, Y, X) take, by the trial, without adaptation; up to RESERVE times more."""
+    return parts * math.prod(shape) / run.speed
+
+
+def warn_of_time(run: Run, recording: Recording, progress: Progress) -> None:
+    """The time limit shortens the adaptation alone: tell where the denoising itself will take longer."""
+    limit = run.options.time_limit
+    if limit is None:
+        return
+    seconds = denoising_seconds(run, recording.info.shape, len(recording.parts))
+    if seconds > 60 * limit:
+        progress.say(
+            f"WARNING: expected to denoise it in the time limit of {duration(60 * limit)}, found that it will take "
+            f"{duration(seconds)} on this machine, and more where the scene moves; it goes on all the same"
+        )
+
+
 def adaptation_limit(run: Run, shape: tuple[int, int, int], parts: int, start: float) -> float:
     """Minutes at most for adapting to the next of the `parts` (T, Y, X) that are left of a movie.
 
@@ -649,7 +670,7 @@ def adaptation_limit(run: Run, shape: tuple[int, int, int], parts: int, start: f
     limit = options.time_limit or math.inf
     if shape[0] < FEWEST or not wanted or math.isinf(limit):
         return wanted if shape[0] >= FEWEST else 0.0
-    denoising = UNSTEADY * parts * math.prod(shape) / run.speed
+    denoising = RESERVE * denoising_seconds(run, shape, parts)
     left = 60 * limit - (time.monotonic() - start) - denoising
     return min(wanted, max(0.0, left / 60 / parts))
 
@@ -903,13 +924,13 @@ def tell_plan(run: Run) -> int:
             complain_once(explain(error, job))
             continue
         adapting = 60 * parts * adaptation_limit(run, shape, parts, time.monotonic())
-        seconds = (
-            parts * (math.prod(shape) / run.speed + run.options.report * report_seconds(shape)) + adapting
-        )
+        denoising = denoising_seconds(run, shape, parts)
+        seconds = denoising + parts * run.options.report * report_seconds(shape) + adapting
         size = parts * math.prod(shape) * itemsize
         total, disk = total + seconds, disk + size
         memory = base + working_bytes(shape, report=run.options.report)
         cost = duration(seconds) + (f" (of it at most {duration(adapting)} to adapt)" if adapting else "")
+        cost += f", up to {duration(seconds + (RESERVE - 1) * denoising)} where the scene moves"
         room = f"{in_bytes(memory)} of memory, {in_bytes(size)} on the disk"
         say(f"{job.name}: {told} -> {output_name(job, run.options)}; {cost}, {room}")
     for name, reason in run.plan.unusable.items():

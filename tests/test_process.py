@@ -30,6 +30,7 @@ import SimpleITK as sitk
 import tifffile
 import torch
 
+import denoise.estimate
 import denoise.inference
 import denoise.report
 from denoise import __version__
@@ -789,11 +790,12 @@ def test_saved_weights_that_learned_nothing_are_told(
             (),
             "challenge",
             (100, 100, 100),
-            42,
-            3 - 1.5,
-        ),  # 45 - 42 are left, and a minute of denoising by trial
+            40,
+            5 - 4,
+        ),  # 45 - 40 are left, and a minute of denoising by trial may become four where the scene moves
         (("--time-limit", "60"), "challenge", (100, 100, 100), 42, 4.0),
-        (("--time-limit", "3"), "folder", (100, 100, 100), 0, 1.5),
+        (("--time-limit", "6"), "folder", (100, 100, 100), 0, 2.0),
+        (("--time-limit", "4"), "folder", (100, 100, 100), 0, 0.0),
         (("--time-limit", "1"), "folder", (100, 100, 100), 0, 0.0),
         (("--demo",), "folder", (100, 100, 100), 0, 1.0),
     ],
@@ -845,11 +847,27 @@ def test_other_endings_of_bigtiff_are_read(
 
 
 def test_parts_of_a_movie_share_the_time(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten minutes for two parts of a minute each by trial: (10 - 2 * 1.5) / 2."""
+    """Ten minutes for two parts of a minute each by trial: (10 - 2 * 4) / 2."""
     monkeypatch.setattr(sys, "argv", ["process.py", "--time-limit", "10"])
     run = SimpleNamespace(options=names["parse_options"](), device=torch.device("cpu"), speed=1e6 / 60)
     limit = names["adaptation_limit"](run, (100, 100, 100), 2, time.monotonic())
-    assert limit == pytest.approx(3.5, abs=0.05)
+    assert limit == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(("limit", "told"), [("0.01", True), ("10", False)])
+def test_a_time_limit_that_denoising_alone_exceeds_is_told_before(
+    program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, told: bool
+) -> None:
+    """100 frames of 10 x 10 take ten seconds at 1,000 voxels a second."""
+    monkeypatch.setattr(denoise.estimate, "trial_speed", lambda model: 1000.0)
+    write(tmp_path / "in/a.tif", movie((100, 10, 10)))
+    result = program("--time-limit", limit)
+    assert (result.status, result.err) == (0, [])
+    found = [number for number, line in enumerate(result.out) if "WARNING: expected to denoise it in" in line]
+    assert len(found) == told
+    if told:
+        assert "the time limit of 1 s, found that it will take 10 s on this machine" in result.out[found[0]]
+        assert found[0] < next(n for n, line in enumerate(result.out) if line.endswith("a.tif: reading"))
 
 
 # ---- progress
@@ -1159,6 +1177,16 @@ def test_dry_run_counts_the_adaptation(program: Callable[..., Ended], tmp_path: 
     result = program("--dry-run", "--adapt", "2")
     assert (result.status, result.err) == (0, [])
     assert any("2 min 1 s (of it at most 2 min 0 s to adapt)" in line for line in result.out)
+
+
+def test_dry_run_tells_what_a_scene_that_moves_may_cost(
+    program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 frames of 10 x 10 at 1,000 voxels a second."""
+    monkeypatch.setattr(denoise.estimate, "trial_speed", lambda model: 1000.0)
+    write(tmp_path / "in/a.tif", movie((100, 10, 10)))
+    result = program("--dry-run")
+    assert any("; 10 s, up to 40 s where the scene moves, " in line for line in result.out)
 
 
 def test_dry_run_tells_of_what_cannot_be_denoised(program: Callable[..., Ended], tmp_path: Path) -> None:
