@@ -34,6 +34,7 @@ from denoise.console import (
     complain_once,
     duration,
     in_bytes,
+    listed,
     open_streams,
     say,
     silence,
@@ -64,7 +65,6 @@ DEMO_MINUTES = 1.0  # the same, for --demo
 # a movie may take longer by this than a trial says: one that moves, which shows on the way, is read several times, and
 # parts of it are denoised twice (500 x 128 x 128 took 7.3 s, not 1.9; 500 x 256 x 256 20 s, not 7.7)
 RESERVE = 4.0
-NAMES_SHOWN = 5  # in the closing line: the platform drops over-long lines
 COARSE = 1000  # steps of float32 within a movie's percentiles: fewer may show
 FEW = 50  # steps of an integer type within a movie's percentiles: fewer may show where noise no longer hides them
 SAVED_EVERY = 5.0  # seconds, at least, between two writings of the metadata while the run goes on
@@ -873,8 +873,7 @@ def conclude(run: Run) -> int:
         return 0
     if total > 1:
         others = [record["input"] for record in failed[1:]]
-        more = f"; also failed: {', '.join(others[:NAMES_SHOWN])}" if others else ""
-        more += f" and {len(others) - NAMES_SHOWN} more" if len(others) > NAMES_SHOWN else ""
+        more = f"; also failed: {listed(others)}" if others else ""
         beside = ", or not what was asked for beside them" if any(r["status"] == "ok" for r in failed) else ""
         complain_once(
             f"{len(failed)} of {total} movies not written{beside}: {failed[0]['error']['message']}{more}"

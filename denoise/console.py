@@ -12,12 +12,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from denoise.stopping import StopSignals
 
 
 IN_PERCENT = "adapting"  # the stage that takes steps, which say less to a user than frames
 PERCENT_BAR = "{l_bar}{bar}| [{elapsed}<{remaining}]"
 LONGEST = 500  # characters of an error: the platform drops over-long lines
+NAMES_SHOWN = 5  # of many, in one message
 
 
 class Progress:
@@ -128,6 +131,16 @@ def one_line(text: str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )
+
+
+def listed(names: Sequence[object]) -> str:
+    """The first of some names, and how many more there are.
+
+    >>> listed(["a", "b"]), listed("abcdefg")
+    ('a, b', 'a, b, c, d, e and 2 more')
+    """
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(map(str, names[:NAMES_SHOWN])) + more
 
 
 def duration(seconds: float) -> str:
