@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise import NAME, __version__
+from denoise.atomic import PartFile, discard_all, remove_leftovers, sole_use, write_file
 from denoise.console import (
     Progress,
     complain,
@@ -41,6 +42,19 @@ from denoise.console import (
     tell,
 )
 from denoise.options import AUTO_MINUTES, CHALLENGE_MINUTES, UPLOADED_WEIGHTS, Options, parse_options
+from denoise.records import (
+    METADATA,
+    files_at,
+    fingerprints,
+    is_complete,
+    planned_outputs,
+    read_metadata,
+    read_records,
+    saved_there,
+    sha256,
+    strict,
+    write_metadata,
+)
 from denoise.stopping import Alarm, Lost, Stopped, StopSignals, ignore_signals
 
 if TYPE_CHECKING:
@@ -135,8 +149,6 @@ def main() -> int:
         complain_once(str(refusal))
         return 1
     except Stopped as stopped:
-        from denoise.atomic import discard_all
-
         discard_all()  # it may have come between the making of a temporary file and the block that removes it
         say_farewell(stopped)
         return 128 + stopped.number
@@ -202,7 +214,6 @@ def with_limit(options: Options, plan: Plan) -> Options:
 def check_save_weights(options: Options, plan: Plan) -> None:
     """One file takes the weights of one movie, never replaces one of this run, and no other unasked. Raises Refusal."""
     from denoise.layout import overlap
-    from denoise.records import read_records, saved_there, strict
 
     path = options.save_weights
     if path is None:
@@ -230,7 +241,6 @@ def check_save_weights(options: Options, plan: Plan) -> None:
 def taken_places(options: Options, job: Job) -> dict[str, list[Path]]:
     """What a run reads and writes, by its name. Raises Refusal if the movie's files cannot be told."""
     from denoise.movies import MovieError
-    from denoise.records import METADATA
 
     try:
         inputs = [job.source, *job.series, *input_files(job)]
@@ -248,8 +258,6 @@ def taken_places(options: Options, job: Job) -> dict[str, list[Path]]:
 @contextmanager
 def own_output(options: Options, plan: Plan) -> Iterator[None]:
     """Hold the output folder: made, writable, free of dead runs' leftovers and of other runs. Raises Refusal."""
-    from denoise.atomic import remove_leftovers, sole_use
-
     check_writable(options.output)
     if options.save_weights:
         check_writable(options.save_weights.parent)
@@ -277,7 +285,6 @@ def own_output(options: Options, plan: Plan) -> Iterator[None]:
 def check_outputs(options: Options, plan: Plan) -> None:
     """Raise Refusal where the run would replace what it is not asked to, or what no earlier run wrote."""
     from denoise.layout import LayoutError, refuse_existing
-    from denoise.records import METADATA, planned_outputs, read_metadata, strict
 
     known = planned_outputs(options.output)
     unknown = [job for job in plan.jobs if strict(output_name(job, options)) not in known]
@@ -303,8 +310,6 @@ def check_outputs(options: Options, plan: Plan) -> None:
 
 def check_writable(folder: Path) -> None:
     """Make the output folder and try to write in it: os.access cannot tell of a read-only file system."""
-    from denoise.atomic import PartFile
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
         PartFile(folder / "probe").discard()
@@ -324,7 +329,6 @@ def check_writable(folder: Path) -> None:
 def prepare(options: Options, plan: Plan, signals: StopSignals, team: Team) -> Run:
     """Find weights, device and what earlier runs did. Raises Refusal before any work if the run cannot succeed."""
     from denoise.limits import reuse_memory
-    from denoise.records import read_records
 
     started = datetime.now(timezone.utc)
     say(f"{NAME} {__version__}: {len(plan.jobs)} movie(s) in {options.input}, {plan.layout} layout")
@@ -357,7 +361,7 @@ def choose_device(name: str, team: Team) -> torch.device:
 
 def load_weights(given: Path | None, device: torch.device) -> tuple[UNet3D, dict[str, str]]:
     """The network, and the path and SHA-256 of its weights."""
-    from model import ModelError, load_model, sha256
+    from model import ModelError, load_model
 
     path = weights_to_load(given)
     try:
@@ -429,8 +433,6 @@ def denoise_all(run: Run) -> int:
 
 def collect_records(run: Run) -> None:
     """Take over what other processes have left by now: the records of their movies, and the first's of common ones."""
-    from denoise.records import strict
-
     for record in run.records:
         if record["status"] == "not started" or run.common.rank:
             record.update(run.team.left(strict(record["output"])) or {})
@@ -438,8 +440,6 @@ def collect_records(run: Run) -> None:
 
 def attempt(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:
     """Denoise one movie into its record; a failure is told and recorded, and the next movie's turn comes."""
-    from denoise.records import strict
-
     start = time.monotonic()
     record["status"] = "stopped"  # unless it gets to its end
     progress.say("opening")  # should the program be killed, it shows at which movie
@@ -466,8 +466,6 @@ def attempt(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> N
 
 def take_over(run: Run, job: Job, record: dict[str, Any]) -> bool:
     """Whether an earlier run finished this very movie; its record then counts for this run too."""
-    from denoise.records import is_complete, saved_there, strict
-
     earlier = run.earlier.get(strict(record["output"]), {})
     if run.options.report and not all(has_report(run, job, note) for note in notes_of(earlier)):
         return False
@@ -506,7 +504,6 @@ def input_files(job: Job) -> list[Path]:
 def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:
     """The story of one movie: open it, denoise it frame by frame into a new file, and note what was done."""
     from denoise.movies import MovieError
-    from denoise.records import files_at, fingerprints
 
     start = time.monotonic()
     with open_job(job, run.options) as recording:
@@ -677,8 +674,7 @@ def adaptation_limit(run: Run, shape: tuple[int, int, int], parts: int, start: f
 
 def save_weights(run: Run, path: Path, record: dict[str, Any], result: Result) -> dict[str, Any]:
     """Keep the weights that a movie was denoised with; what the metadata tells of them."""
-    from denoise.atomic import write_file
-    from model import save_model, sha256
+    from model import save_model
 
     origin = {
         "adapted_from": run.weights["sha256"],
@@ -972,8 +968,6 @@ class Saved:
 
 def save_metadata(run: Run, status: str) -> None:
     """Write metadata.json, complete or not at all."""
-    from denoise.records import METADATA, write_metadata
-
     if run.team.rank:
         return
     with suppress(Lost):  # the records that a process took along
@@ -987,8 +981,6 @@ def save_metadata(run: Run, status: str) -> None:
 
 def last_words(run: Run, stopped: Stopped) -> None:
     """When a signal finds the main thread in a long computation: what it would have tidied up and said."""
-    from denoise.atomic import discard_all
-
     discard_all()
     save_metadata(run, "stopped")
     say_farewell(stopped)
@@ -1020,8 +1012,6 @@ def metadata(run: Run, status: str) -> dict[str, Any]:
     What an earlier run finished counts as finished until this one has replaced it.
     """
     import torch
-
-    from denoise.records import strict
 
     replaced = {strict(record["output"]) for record in run.records if record["status"] == "ok"}
     return {

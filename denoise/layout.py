@@ -26,6 +26,7 @@ from denoise.console import NAMES_SHOWN, listed
 from denoise.containers import ZARR_SUFFIXES
 from denoise.formats import SUFFIXES
 from denoise.page_headers import TIFF_SUFFIXES
+from denoise.records import METADATA, planned_outputs, strict
 
 INPUT_SOCKET = (
     "stacked-neuron-images-with-noise"  # the challenge's names for its folders (grand-challenge.org, CIDC25)
@@ -57,7 +58,6 @@ NOT_READ = (  # formats of microscopes and cameras, which are told of where they
 HAS_RAW = (".mhd", ".nrrd")  # headers whose voxels may lie beside them in a file .raw
 OUTPUT_SOCKET = "stacked-neuron-images-with-reduced-noise"
 INPUTS_JSON_LIMIT = 1 << 20  # bytes; the platform's file has under a thousand
-METADATA = "metadata.json"  # as in denoise.records, which loads torch
 METADATA_BEGINS = re.compile(rb'\s*\{\s*"program"\s*:\s*\{\s*"name"\s*:\s*"%s"' % NAME.encode())
 METADATA_HEAD = 1000  # bytes, more than enough for that
 
@@ -498,8 +498,6 @@ def _earlier_results(movies: list[Path], root: Path) -> dict[Path, set[Path]]:
     )  # in the order of the movies
     found = {}
     for folder in filter(_is_of_a_run, inside):
-        from denoise.records import planned_outputs, strict  # loads torch, for the few that need it
-
         outputs = {_file_key(name) for name in planned_outputs(folder)}
         below = (path for path in movies if path.is_relative_to(folder))
         results = {path for path in below if _file_key(strict(_name(path, folder))) in outputs}

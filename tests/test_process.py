@@ -608,7 +608,7 @@ def test_an_error_of_the_program_itself_ends_in_one_clear_line(
     program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "in/a.tif", movie())
-    monkeypatch.setattr("model.sha256", lambda _: 1 / 0)
+    monkeypatch.setattr("model.load_model", lambda *_: 1 / 0)
     done = program()
     assert done.status == 1
     assert done.err[0].startswith("Traceback")
