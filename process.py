@@ -75,7 +75,7 @@ if TYPE_CHECKING:
 
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent / UPLOADED_WEIGHTS.name
 REPORTS = "report"  # the folder of --report below the output
-DEMO_MINUTES = 1.0  # the same, for --demo
+DEMO_MINUTES = 1.0  # of --adapt auto with --demo, at most
 # a movie may take longer by this than a trial says: one that moves, which shows on the way, is read several times, and
 # parts of it are denoised twice (500 x 128 x 128 took 7.3 s, not 1.9; 500 x 256 x 256 20 s, not 7.7)
 RESERVE = 4.0
