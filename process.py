@@ -512,7 +512,7 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
         record.update(made_with=made_with(run), input_files=fingerprints(inputs))
         dtype = output_dtype(recording.info, run.options)
         record.update(describe(recording), output_dtype=str(dtype))
-        record["warnings"] = [*recording.info.notes, *dtype_warnings(recording.info, run.options)]
+        record["warnings"] = [*recording.info.notes, *dtype_warnings(recording.info, run)]
         progress.say(f"{in_words(recording)} -> {record['output']}")
         warn_of_time(run, recording, progress)
         job.output.parent.mkdir(parents=True, exist_ok=True)
@@ -772,11 +772,19 @@ def output_dtype(info: MovieInfo, options: Options) -> np.dtype:
     return info.dtype if own else np.dtype(np.float32)
 
 
-def dtype_warnings(info: MovieInfo, options: Options) -> list[str]:
-    wanted, chosen = info.dtype, output_dtype(info, options)
-    if options.dtype != "input" or chosen == wanted:
-        return []
-    return [f"--dtype input: expected a type that every TIFF reader takes, found {wanted}; wrote {chosen}"]
+def dtype_warnings(info: MovieInfo, run: Run) -> list[str]:
+    wanted, chosen = info.dtype, output_dtype(info, run.options)
+    warnings = []
+    if run.options.dtype == "input" and chosen != wanted:
+        warnings.append(
+            f"--dtype input: expected a type that every TIFF reader takes, found {wanted}; wrote {chosen}"
+        )
+    if run.plan.layout == "challenge" and chosen.name != "float32":
+        warnings.append(
+            f"--dtype input: expected float32, which the challenge scores, found {chosen}, which rounds; "
+            "leave that option out for a submission"
+        )
+    return warnings
 
 
 def writing(

@@ -309,6 +309,9 @@ def test_challenge_job_leaves_one_image_and_exit_status_0(tmp_path: Path, weight
     assert found["settings"]["time_limit"] == 45
     record = found["movies"][0]
     assert (record["output"], record["output_dtype"]) == (f"{OUTPUT_SOCKET}/0a-1b.tif", "int16")
+    told = "--dtype input: expected float32, which the challenge scores, found int16, which rounds"
+    assert any(text.startswith(told) for text in record["warnings"])
+    assert any(f"WARNING: {told}" in line for line in done.out)
     np.testing.assert_allclose(record["percentile_values"], np.percentile(frames, [5, 95]))
     output = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / record["output"])))
     assert (output.shape, output.dtype.name) == (frames.shape, "int16")
@@ -1350,6 +1353,8 @@ def test_the_challenge_gets_a_tiff_whatever_is_asked_for(
     write(tmp_path / "in" / INPUT_SOCKET / "x.mha", movie())
     assert program("--format", "same").status == 0
     assert files(tmp_path / "out") == {f"{OUTPUT_SOCKET}/x.tif", "metadata.json"}
+    (record,) = metadata(tmp_path / "out")["movies"]
+    assert (record["output_dtype"], record["warnings"]) == ("float32", [])
 
 
 def test_a_zarr_folder_is_one_movie(program: Callable[..., Ended], tmp_path: Path) -> None:
