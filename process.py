@@ -81,7 +81,7 @@ DEMO_MINUTES = 1.0  # of --adapt auto with --demo, at most
 RESERVE = 4.0
 COARSE = 1000  # steps of float32 within a movie's percentiles: fewer may show
 FEW = 50  # steps of an integer type within a movie's percentiles: fewer may show where noise no longer hides them
-SAVED_EVERY = 5.0  # seconds, at least, between two writings of the metadata while the run goes on
+SAVED_EVERY = 5.0  # seconds, at least, between two writings of the metadata on the way
 SAVING_SHARE = 0.05  # of the run's time at most, when there are many movies
 NOT_IN_RESULT = (
     "input",
@@ -957,7 +957,7 @@ def look_at(job: Job, options: Options) -> tuple[int, tuple[int, int, int], int,
 
 
 class Saved:
-    """Writes the metadata before the first output and while the run goes on, so that a killed run can be resumed."""
+    """Writes the metadata before the first output and between movies, so that a killed run can be resumed."""
 
     def __init__(self) -> None:
         self.next = 0.0
