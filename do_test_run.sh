@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Build the image and run it once, as Grand Challenge would: input from test/input (made where it is missing), result in
-# test/output. Words after the name go to docker build.
+# test/output, which has to hold one image as the platform takes one. Words after the name go to docker build.
 set -euo pipefail
 
 export IMAGE=${IMAGE:-calcium-denoiser:latest}
@@ -10,18 +10,24 @@ FRAMES=500 SIDE=128 # of the stack that is made: the size of the challenge's hid
 FOLDER=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 INPUT=$FOLDER/test/input
 RESULT=$FOLDER/test/output
+SOCKET=images/stacked-neuron-images-with-reduced-noise # where the platform looks for the one image
 
 main() {
     echo "=+= Building the image"
     "$FOLDER/do_build.sh" "$@"
-    output=$(mktemp -d)
+    work=$(mktemp -d)
+    output=$work/output
+    model=$work/model # empty: the platform makes the folder whether or not a model was uploaded
     trap clean_up EXIT
+    mkdir "$output" "$model"
     chmod 777 "$output" # the image's user is not the one who runs this script
+    chmod 755 "$model"
     [ -e "$INPUT" ] || make_input
     chmod -R a+rX "$INPUT"
     echo "=+= Denoising $INPUT"
     denoise
     keep_result
+    check
     echo "=+= Wrote $RESULT; save the image for uploading by ./do_save.sh"
 }
 
@@ -82,6 +88,7 @@ denoise() {
         --cap-drop=ALL --security-opt=no-new-privileges \
         --memory="$MEMORY" --pids-limit="$PROCESSES" \
         --volume "$INPUT:/input:ro" \
+        --volume "$model:/opt/ml/model:ro" \
         --volume "$output:/output" \
         "$IMAGE"
 }
@@ -92,10 +99,21 @@ keep_result() {
     cp -R "$output/." "$RESULT"
 }
 
+check() {
+    local found
+    found=$(find "$RESULT" -type f -path "*/$SOCKET/*" | wc -l)
+    [ "$found" -eq 1 ] || fail "$RESULT/$SOCKET: expected one image, as the platform takes one, found $((found)) files"
+}
+
+fail() {
+    echo "do_test_run.sh: $*" >&2
+    exit 1
+}
+
 clean_up() {
     # the files belong to the image's user, who gives them away
     docker run --rm --network none --volume "$output:/output" --entrypoint find "$IMAGE" /output -mindepth 1 -delete || true
-    rm -rf "$output"
+    rm -rf "$work"
 }
 
 main "$@"

@@ -22,7 +22,6 @@ Both sides import this file; it imports neither.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -443,12 +442,3 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "without them; use weights made by training.train"
         )
     return checkpoint
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -28,18 +28,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise import NAME, __version__
+from denoise.atomic import PartFile, discard_all, remove_leftovers, sole_use, write_file
 from denoise.console import (
     Progress,
     complain,
     complain_once,
     duration,
     in_bytes,
+    listed,
     open_streams,
     say,
     silence,
     tell,
 )
 from denoise.options import AUTO_MINUTES, CHALLENGE_MINUTES, UPLOADED_WEIGHTS, Options, parse_options
+from denoise.records import (
+    METADATA,
+    files_at,
+    fingerprints,
+    is_complete,
+    planned_outputs,
+    read_metadata,
+    read_records,
+    saved_there,
+    sha256,
+    strict,
+    write_metadata,
+)
 from denoise.stopping import Alarm, Lost, Stopped, StopSignals, ignore_signals
 
 if TYPE_CHECKING:
@@ -49,7 +64,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from denoise.diagnostics import Diagnostics
+    from denoise.diagnostics import Diagnostics, Findings
     from denoise.formats import Part, Recording
     from denoise.inference import Result
     from denoise.layout import Job, Plan
@@ -60,12 +75,13 @@ if TYPE_CHECKING:
 
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent / UPLOADED_WEIGHTS.name
 REPORTS = "report"  # the folder of --report below the output
-DEMO_MINUTES = 1.0  # the same, for --demo
-UNSTEADY = 1.5  # a movie may take longer by this than a trial says: disks, and other programs
-NAMES_SHOWN = 5  # in the closing line: the platform drops over-long lines
+DEMO_MINUTES = 1.0  # of --adapt auto with --demo, at most
+# a movie may take longer by this than a trial says: one that moves, which shows on the way, is read several times, and
+# parts of it are denoised twice (500 x 128 x 128 took 7.3 s, not 1.9; 500 x 256 x 256 20 s, not 7.7)
+RESERVE = 4.0
 COARSE = 1000  # steps of float32 within a movie's percentiles: fewer may show
 FEW = 50  # steps of an integer type within a movie's percentiles: fewer may show where noise no longer hides them
-SAVED_EVERY = 5.0  # seconds, at least, between two writings of the metadata while the run goes on
+SAVED_EVERY = 5.0  # seconds, at least, between two writings of the metadata on the way
 SAVING_SHARE = 0.05  # of the run's time at most, when there are many movies
 NOT_IN_RESULT = (
     "input",
@@ -133,8 +149,6 @@ def main() -> int:
         complain_once(str(refusal))
         return 1
     except Stopped as stopped:
-        from denoise.atomic import discard_all
-
         discard_all()  # it may have come between the making of a temporary file and the block that removes it
         say_farewell(stopped)
         return 128 + stopped.number
@@ -200,7 +214,6 @@ def with_limit(options: Options, plan: Plan) -> Options:
 def check_save_weights(options: Options, plan: Plan) -> None:
     """One file takes the weights of one movie, never replaces one of this run, and no other unasked. Raises Refusal."""
     from denoise.layout import overlap
-    from denoise.records import read_records, saved_there, strict
 
     path = options.save_weights
     if path is None:
@@ -228,7 +241,6 @@ def check_save_weights(options: Options, plan: Plan) -> None:
 def taken_places(options: Options, job: Job) -> dict[str, list[Path]]:
     """What a run reads and writes, by its name. Raises Refusal if the movie's files cannot be told."""
     from denoise.movies import MovieError
-    from denoise.records import METADATA
 
     try:
         inputs = [job.source, *job.series, *input_files(job)]
@@ -246,8 +258,6 @@ def taken_places(options: Options, job: Job) -> dict[str, list[Path]]:
 @contextmanager
 def own_output(options: Options, plan: Plan) -> Iterator[None]:
     """Hold the output folder: made, writable, free of dead runs' leftovers and of other runs. Raises Refusal."""
-    from denoise.atomic import remove_leftovers, sole_use
-
     check_writable(options.output)
     if options.save_weights:
         check_writable(options.save_weights.parent)
@@ -275,7 +285,6 @@ def own_output(options: Options, plan: Plan) -> Iterator[None]:
 def check_outputs(options: Options, plan: Plan) -> None:
     """Raise Refusal where the run would replace what it is not asked to, or what no earlier run wrote."""
     from denoise.layout import LayoutError, refuse_existing
-    from denoise.records import METADATA, planned_outputs, read_metadata, strict
 
     known = planned_outputs(options.output)
     unknown = [job for job in plan.jobs if strict(output_name(job, options)) not in known]
@@ -301,8 +310,6 @@ def check_outputs(options: Options, plan: Plan) -> None:
 
 def check_writable(folder: Path) -> None:
     """Make the output folder and try to write in it: os.access cannot tell of a read-only file system."""
-    from denoise.atomic import PartFile
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
         PartFile(folder / "probe").discard()
@@ -322,7 +329,6 @@ def check_writable(folder: Path) -> None:
 def prepare(options: Options, plan: Plan, signals: StopSignals, team: Team) -> Run:
     """Find weights, device and what earlier runs did. Raises Refusal before any work if the run cannot succeed."""
     from denoise.limits import reuse_memory
-    from denoise.records import read_records
 
     started = datetime.now(timezone.utc)
     say(f"{NAME} {__version__}: {len(plan.jobs)} movie(s) in {options.input}, {plan.layout} layout")
@@ -355,7 +361,7 @@ def choose_device(name: str, team: Team) -> torch.device:
 
 def load_weights(given: Path | None, device: torch.device) -> tuple[UNet3D, dict[str, str]]:
     """The network, and the path and SHA-256 of its weights."""
-    from model import ModelError, load_model, sha256
+    from model import ModelError, load_model
 
     path = weights_to_load(given)
     try:
@@ -427,8 +433,6 @@ def denoise_all(run: Run) -> int:
 
 def collect_records(run: Run) -> None:
     """Take over what other processes have left by now: the records of their movies, and the first's of common ones."""
-    from denoise.records import strict
-
     for record in run.records:
         if record["status"] == "not started" or run.common.rank:
             record.update(run.team.left(strict(record["output"])) or {})
@@ -436,8 +440,6 @@ def collect_records(run: Run) -> None:
 
 def attempt(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:
     """Denoise one movie into its record; a failure is told and recorded, and the next movie's turn comes."""
-    from denoise.records import strict
-
     start = time.monotonic()
     record["status"] = "stopped"  # unless it gets to its end
     progress.say("opening")  # should the program be killed, it shows at which movie
@@ -464,8 +466,6 @@ def attempt(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> N
 
 def take_over(run: Run, job: Job, record: dict[str, Any]) -> bool:
     """Whether an earlier run finished this very movie; its record then counts for this run too."""
-    from denoise.records import is_complete, saved_there, strict
-
     earlier = run.earlier.get(strict(record["output"]), {})
     if run.options.report and not all(has_report(run, job, note) for note in notes_of(earlier)):
         return False
@@ -504,7 +504,6 @@ def input_files(job: Job) -> list[Path]:
 def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:
     """The story of one movie: open it, denoise it frame by frame into a new file, and note what was done."""
     from denoise.movies import MovieError
-    from denoise.records import files_at, fingerprints
 
     start = time.monotonic()
     with open_job(job, run.options) as recording:
@@ -513,12 +512,14 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
         record.update(made_with=made_with(run), input_files=fingerprints(inputs))
         dtype = output_dtype(recording.info, run.options)
         record.update(describe(recording), output_dtype=str(dtype))
-        record["warnings"] = [*recording.info.notes, *dtype_warnings(recording.info, run.options)]
+        record["warnings"] = [*recording.info.notes, *dtype_warnings(recording.info, run)]
         progress.say(f"{in_words(recording)} -> {record['output']}")
+        warn_of_time(run, recording, progress)
         job.output.parent.mkdir(parents=True, exist_ok=True)
-        if run.common.rank and not can_share(run, job, recording):
+        team = sharing(run, job, recording)
+        if run.common.rank and team.size == 1:
             return  # the first rank's alone
-        with run.common.together(), writer_of(run, job, recording, dtype) as writer:
+        with team.together(), writer_of(team, job, recording, dtype) as writer:
             done = denoise_parts(run, recording, writer, start, progress)
             if state != [changes(path) for path in inputs]:
                 raise MovieError(
@@ -538,22 +539,24 @@ def denoise_one(run: Run, job: Job, record: dict[str, Any], progress: Progress) 
             progress.say(f"WARNING: {warning}")
 
 
-def can_share(run: Run, job: Job, recording: Recording) -> bool:
-    """Whether several ranks can write one output: a TIFF of one movie, of which nothing needs all frames in order."""
+def sharing(run: Run, job: Job, recording: Recording) -> Team:
+    """The ranks that write one output together: a TIFF of one movie, of which nothing needs all frames in order."""
+    from denoise.ranks import ALONE
+
     options = run.options
     plain = len(recording.parts) == 1 and job.output.name.endswith(".tif")
-    return run.common.size > 1 and plain and not options.report and not options.save_weights
+    return run.common if plain and not options.report and not options.save_weights else ALONE
 
 
 def writer_of(
-    run: Run, job: Job, recording: Recording, dtype: np.dtype
+    team: Team, job: Job, recording: Recording, dtype: np.dtype
 ) -> AbstractContextManager[PartsWriter | Share]:
     """What writes a movie, or this rank's share of it."""
     from denoise.outputs import output_writer
     from denoise.ranks import shared
 
     writer = output_writer(job.output, recording, dtype)
-    return shared(writer, run.common) if can_share(run, job, recording) else writer
+    return shared(writer, team) if team.size > 1 else writer
 
 
 def denoise_parts(
@@ -582,7 +585,7 @@ def note_parts(
     if len(done) > 1:
         record["parts"] = [{"name": part.name} for part, *_ in done]
     for note, (part, result, _) in zip(notes_of(record), done, strict=True):
-        note |= {"percentiles": run.options.percentiles, "percentile_values": result.percentiles}
+        note |= {"percentiles": run.options.percentiles, "percentile_values": result.percentile_values}
         note |= {"noise": result.noise, "smoothing": result.smoothing}
         note |= {"motion": result.motion, "row_phase": result.row_phase, "flicker": result.flicker}
         note["tiles"] = result.tiles
@@ -609,11 +612,12 @@ def write_beside(
     if run.options.save_weights:
         with written(job, run.options.save_weights):
             record |= save_weights(run, run.options.save_weights, record, done[0][1])
-    for note, (_, _, diagnostics) in zip(notes_of(record), done, strict=True):
+    for note, (_, result, diagnostics) in zip(notes_of(record), done, strict=True):
         if diagnostics:
             page = f"{report_stem(run.options, job, note)}.html"
             with written(job, page):
-                note["report"] = write_report(run, job, record, note, diagnostics)
+                findings = diagnostics.findings(result.noise, result.spread)
+                note["report"] = write_report(run, job, record, note, findings)
             progress.say(f"report: {page}: {note['report']['verdict']}")
 
 
@@ -632,6 +636,24 @@ def written(job: Job, path: Path | str) -> Iterator[None]:
         ) from error
 
 
+def denoising_seconds(run: Run, shape: tuple[int, int, int], parts: int) -> float:
+    """That so many movies (T, Y, X) take, by the trial, without adaptation; up to RESERVE times more."""
+    return parts * math.prod(shape) / run.speed
+
+
+def warn_of_time(run: Run, recording: Recording, progress: Progress) -> None:
+    """The time limit shortens the adaptation alone: tell where the denoising itself will take longer."""
+    limit = run.options.time_limit
+    if limit is None:
+        return
+    seconds = denoising_seconds(run, recording.info.shape, len(recording.parts))
+    if seconds > 60 * limit:
+        progress.say(
+            f"WARNING: expected to denoise it in the time limit of {duration(60 * limit)}, found that it will take "
+            f"{duration(seconds)} on this machine, and more where the scene moves; it goes on all the same"
+        )
+
+
 def adaptation_limit(run: Run, shape: tuple[int, int, int], parts: int, start: float) -> float:
     """Minutes at most for adapting to the next of the `parts` (T, Y, X) that are left of a movie.
 
@@ -645,15 +667,14 @@ def adaptation_limit(run: Run, shape: tuple[int, int, int], parts: int, start: f
     limit = options.time_limit or math.inf
     if shape[0] < FEWEST or not wanted or math.isinf(limit):
         return wanted if shape[0] >= FEWEST else 0.0
-    denoising = UNSTEADY * parts * math.prod(shape) / run.speed
+    denoising = RESERVE * denoising_seconds(run, shape, parts)
     left = 60 * limit - (time.monotonic() - start) - denoising
     return min(wanted, max(0.0, left / 60 / parts))
 
 
 def save_weights(run: Run, path: Path, record: dict[str, Any], result: Result) -> dict[str, Any]:
     """Keep the weights that a movie was denoised with; what the metadata tells of them."""
-    from denoise.atomic import write_file
-    from model import save_model, sha256
+    from model import save_model
 
     origin = {
         "adapted_from": run.weights["sha256"],
@@ -699,15 +720,19 @@ def resolution_warnings(result: Result, wanted: np.dtype, written: np.dtype) -> 
 
     from denoise.movies import MovieError
 
-    low, high = result.percentiles
-    if np.issubdtype(written, np.integer):
-        coarse = f"{written} has steps of 1, and the movie ranges over {high - low:.3g}: what is finer is rounded away"
-        return [f"{coarse}; leave --dtype input out for float32"] if high - low < FEW else []
-    step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
-    if written != np.float32 or wanted.itemsize < 4 or wanted == written or high - low > COARSE * step:
+    spread = result.spread
+    if not spread:  # a constant movie
         return []
-    found = f"float32 has steps of {step:.3g} at these intensities, which range over {high - low:.3g}"
-    if high - low < np.finfo(np.float32).tiny:
+    if np.issubdtype(written, np.integer):
+        coarse = (
+            f"{written} has steps of 1, and the movie ranges over {spread:.3g}: what is finer is rounded away"
+        )
+        return [f"{coarse}; leave --dtype input out for float32"] if spread < FEW else []
+    step = float(np.spacing(np.float32(max(map(abs, result.percentile_values)))))
+    if written != np.float32 or wanted.itemsize < 4 or wanted == written or spread > COARSE * step:
+        return []
+    found = f"float32 has steps of {step:.3g} at these intensities, which range over {spread:.3g}"
+    if spread < np.finfo(np.float32).tiny:
         raise MovieError(
             f"expected intensities that float32 can tell apart, found that {found}; multiply them"
         )
@@ -747,11 +772,19 @@ def output_dtype(info: MovieInfo, options: Options) -> np.dtype:
     return info.dtype if own else np.dtype(np.float32)
 
 
-def dtype_warnings(info: MovieInfo, options: Options) -> list[str]:
-    wanted, chosen = info.dtype, output_dtype(info, options)
-    if options.dtype != "input" or chosen == wanted:
-        return []
-    return [f"--dtype input: expected a type that every TIFF reader takes, found {wanted}; wrote {chosen}"]
+def dtype_warnings(info: MovieInfo, run: Run) -> list[str]:
+    wanted, chosen = info.dtype, output_dtype(info, run.options)
+    warnings = []
+    if run.options.dtype == "input" and chosen != wanted:
+        warnings.append(
+            f"--dtype input: expected a type that every TIFF reader takes, found {wanted}; wrote {chosen}"
+        )
+    if run.plan.layout == "challenge" and chosen.name != "float32":
+        warnings.append(
+            f"--dtype input: expected float32, which the challenge scores, found {chosen}, which rounds; "
+            "leave that option out for a submission"
+        )
+    return warnings
 
 
 def writing(
@@ -780,13 +813,11 @@ def writing(
 
 
 def write_report(
-    run: Run, job: Job, record: dict[str, Any], note: dict[str, Any], diagnostics: Diagnostics
+    run: Run, job: Job, record: dict[str, Any], note: dict[str, Any], findings: Findings
 ) -> dict[str, Any]:
     """Write the report's page and picture; what of it goes into the metadata. note: the record of the part."""
     from denoise import report
 
-    low, high = note["percentile_values"]
-    findings = diagnostics.findings(note["noise"], high - low)
     stem = report_stem(run.options, job, note)
     page, picture = report.write_report(findings, report_facts(run, job, record, note), stem)
     return {
@@ -846,8 +877,7 @@ def conclude(run: Run) -> int:
         return 0
     if total > 1:
         others = [record["input"] for record in failed[1:]]
-        more = f"; also failed: {', '.join(others[:NAMES_SHOWN])}" if others else ""
-        more += f" and {len(others) - NAMES_SHOWN} more" if len(others) > NAMES_SHOWN else ""
+        more = f"; also failed: {listed(others)}" if others else ""
         beside = ", or not what was asked for beside them" if any(r["status"] == "ok" for r in failed) else ""
         complain_once(
             f"{len(failed)} of {total} movies not written{beside}: {failed[0]['error']['message']}{more}"
@@ -857,13 +887,12 @@ def conclude(run: Run) -> int:
 
 def explain(error: Exception, job: Job) -> str:
     """One line about a movie's failure that names the movie."""
-    import torch
-
+    from denoise.limits import lacks_memory
     from denoise.movies import MovieError
 
     if isinstance(error, MovieError):
         return str(error) if job.name in str(error) else f"{job.name}: {error}"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+    if lacks_memory(error):
         text = f"expected enough memory, found too little ({error}); give it more, or a device with more"
     elif isinstance(error, OSError):
         found = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
@@ -898,13 +927,13 @@ def tell_plan(run: Run) -> int:
             complain_once(explain(error, job))
             continue
         adapting = 60 * parts * adaptation_limit(run, shape, parts, time.monotonic())
-        seconds = (
-            parts * (math.prod(shape) / run.speed + run.options.report * report_seconds(shape)) + adapting
-        )
+        denoising = denoising_seconds(run, shape, parts)
+        seconds = denoising + parts * run.options.report * report_seconds(shape) + adapting
         size = parts * math.prod(shape) * itemsize
         total, disk = total + seconds, disk + size
         memory = base + working_bytes(shape, run.device, run.options.report)
         cost = duration(seconds) + (f" (of it at most {duration(adapting)} to adapt)" if adapting else "")
+        cost += f", up to {duration(seconds + (RESERVE - 1) * denoising)} where the scene moves"
         room = f"{in_bytes(memory)} of memory, {in_bytes(size)} on the disk"
         say(f"{job.name}: {told} -> {output_name(job, run.options)}; {cost}, {room}")
     for name, reason in run.plan.unusable.items():
@@ -928,7 +957,7 @@ def look_at(job: Job, options: Options) -> tuple[int, tuple[int, int, int], int,
 
 
 class Saved:
-    """Writes the metadata before the first output and while the run goes on, so that a killed run can be resumed."""
+    """Writes the metadata before the first output and between movies, so that a killed run can be resumed."""
 
     def __init__(self) -> None:
         self.next = 0.0
@@ -947,8 +976,6 @@ class Saved:
 
 def save_metadata(run: Run, status: str) -> None:
     """Write metadata.json, complete or not at all."""
-    from denoise.records import METADATA, write_metadata
-
     if run.team.rank:
         return
     with suppress(Lost):  # the records that a process took along
@@ -962,8 +989,6 @@ def save_metadata(run: Run, status: str) -> None:
 
 def last_words(run: Run, stopped: Stopped) -> None:
     """When a signal finds the main thread in a long computation: what it would have tidied up and said."""
-    from denoise.atomic import discard_all
-
     discard_all()
     save_metadata(run, "stopped")
     say_farewell(stopped)
@@ -995,8 +1020,6 @@ def metadata(run: Run, status: str) -> dict[str, Any]:
     What an earlier run finished counts as finished until this one has replaced it.
     """
     import torch
-
-    from denoise.records import strict
 
     replaced = {strict(record["output"]) for record in run.records if record["status"] == "ok"}
     return {

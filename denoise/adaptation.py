@@ -24,6 +24,7 @@ from torch import Tensor
 
 from denoise.blindspot import Samples, blind_errors, make_samples
 from denoise.learning import Learner, Sampler
+from denoise.limits import lacks_memory
 from denoise.precision import autocast
 from model import UNet3D
 
@@ -140,11 +141,25 @@ def adapt(
 
     frames: normalized (T, Y, X) of it, NaN where missing. correlated: along which of (y, x) neighbours share noise.
     seconds: at most, all in all. `tell` gets the share that is done. A movie of fewer than FEWEST frames is not adapted
-    to: None.
+    to: None. Where the memory does not suffice to learn, it may still do to denoise.
     """
     if len(frames) < FEWEST:
         return model, None
     start = time.monotonic()
+    try:
+        return taught(frames, correlated, model, start, seconds, tell)
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+    took = time.monotonic() - start
+    return model, Adaptation(0, 0, "too little memory", took, math.nan, math.nan, math.nan, correlated)
+
+
+def taught(
+    frames: Tensor, correlated: tuple[bool, bool], model: UNet3D, start: float, seconds: float,
+    tell: Callable[[float], None],
+) -> tuple[UNet3D, Adaptation]:  # fmt: skip
+    """As `adapt`, which started at `start` (time.monotonic)."""
     lesson = Lesson(frames, correlated, next(model.parameters()).device)
     ready = time.monotonic()
     before = lesson.errors(model)

@@ -7,11 +7,20 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from denoise.stopping import StopSignals
+
+
+IN_PERCENT = "adapting"  # the stage that takes steps, which say less to a user than frames
+PERCENT_BAR = "{l_bar}{bar}| [{elapsed}<{remaining}]"
+LONGEST = 500  # characters of an error: the platform drops over-long lines
+NAMES_SHOWN = 5  # of many, in one message
 
 
 class Progress:
@@ -26,7 +35,7 @@ class Progress:
         self.bar: Any = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` frames of the stage "reading" or "denoising" are through."""
+        """`done` of `total` frames of a stage, such as "reading", are through; of IN_PERCENT steps or whatever it is."""
         self.signals.check()
         if stage != self.stage:
             self._begin(stage, total)
@@ -35,7 +44,8 @@ class Progress:
         elif 10 * done // total > self.tenth:
             self.tenth = 10 * done // total
             seconds = (time.monotonic() - self.start) * (total - done) / done
-            self.say(f"{stage} {10 * self.tenth}% ({done}/{total} frames), {duration(seconds)} left")
+            frames = f" ({done}/{total} frames)" if stage != IN_PERCENT else ""
+            self.say(f"{stage} {10 * self.tenth}%{frames}, {duration(seconds)} left")
         self.last = time.monotonic()
 
     def _begin(self, stage: str, total: int) -> None:
@@ -46,7 +56,10 @@ class Progress:
 
             label = one_line(f"{self.label}: {stage}")
             width, height = shutil.get_terminal_size()  # 80 x 24 where a terminal says 0, which hides a bar
-            self.bar = tqdm(total=total, desc=label, unit="frame", file=sys.stdout, ncols=width, nrows=height)
+            self.bar = tqdm(
+                total=total, desc=label, unit="frame", file=sys.stdout, ncols=width, nrows=height,
+                bar_format=PERCENT_BAR if stage == IN_PERCENT else None,
+            )  # fmt: skip
         else:
             self.say(stage)
 
@@ -67,7 +80,9 @@ def open_streams() -> None:
 
     A file opened later would else take the closed one's number, and what libraries print would go into it. Errors get a
     descriptor of their own: 2 leads nowhere while ITK reads (denoise.itk), and another thread may complain meanwhile.
+    What libraries warn of goes to stdout: the last line on stderr has to be an error of this program.
     """
+    warnings.showwarning = lambda message, category, *_: say(f"WARNING: {category.__name__}: {message}")
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
@@ -84,8 +99,11 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """One line on stderr, which by itself says what is wrong."""
-    tell(sys.stderr, one_line(text))
+    """One line on stderr, which by itself says what is wrong; where it is too long, without its middle."""
+    line = one_line(text)
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    tell(sys.stderr, line)
 
 
 def complain_once(text: str) -> None:
@@ -113,6 +131,16 @@ def one_line(text: str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )
+
+
+def listed(names: Sequence[object]) -> str:
+    """The first of some names, and how many more there are.
+
+    >>> listed(["a", "b"]), listed("abcdefg")
+    ('a, b', 'a, b, c, d, e and 2 more')
+    """
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(map(str, names[:NAMES_SHOWN])) + more
 
 
 def duration(seconds: float) -> str:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from denoise.console import listed
 from denoise.deflated import DEFLATE_RATIO
 from denoise.movies import (
     FRAME_BYTES,
@@ -66,7 +67,6 @@ ZARR_3_CODECS = {"bytes", "transpose", "blosc", "gzip", "zstd", "crc32c", "shard
 LARGEST_JSON = 1 << 24  # bytes
 EMPTY_BYTES = 1 << 32  # of voxels that no chunk holds; a Zarr header of more is taken for a broken one
 CHUNK_NAME = re.compile(r"(?:c[./])?(\d+(?:[./]\d+)*)")  # of either version, below the array's folder
-NAMES_SHOWN = 5
 
 
 def open_container(path: Path, dataset: str | None) -> Pages:
@@ -101,8 +101,7 @@ def _choose(path: Path, wanted: str | None, found: Mapping[str, tuple[int, ...]]
     """The dataset asked for, else the only one; found: name -> shape."""
     if wanted is not None and wanted.strip("/") in found:
         return wanted.strip("/")
-    names = [f"{name} ({' x '.join(map(str, shape))})" for name, shape in list(found.items())[:NAMES_SHOWN]]
-    there = ", ".join(names) + (f" and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else "")
+    there = listed([f"{name} ({' x '.join(map(str, shape))})" for name, shape in found.items()])
     if wanted is not None:
         fail(path, f"expected {kind} {wanted}, found {there or 'none at all'}; give one by --dataset")
     if len(found) != 1:

@@ -87,7 +87,8 @@ class Settings:
 class Result:
     """What was found and done, for the metadata; plain values."""
 
-    percentiles: tuple[float, float]  # the values found, in the input's units
+    percentile_values: tuple[float, float]  # found, in the input's units
+    spread: float  # of the intensities, see denoise.normalization
     tiles: int
     noise: dict[str, float]  # gain and read_variance in the input's units
     smoothing: tuple[float, float]  # that was undone: mean weight of a neighbour along (y, x)
@@ -273,8 +274,9 @@ def denoise_movie(
     """Denoise a movie (T, Y, X): `write` gets frames (n, Y, X) of result_type in the input's units, in order.
 
     `progress(stage, done, frames)` is told how far the stages "reading" and "denoising" are, and "following" where the
-    scene moves, its light flickers or rows are out of phase. In a team a rank gets its own share of the frames only;
-    `place` is told the number of the first of them. What changes as a whole is found where it is not known.
+    scene moves, its light flickers or rows are out of phase; in the stage "adapting" it is told the share of 100. In a
+    team a rank gets its own share of the frames only; `place` is told the number of the first of them. What changes as
+    a whole is found where it is not known.
     """
     with torch.inference_mode():
         survey = survey_movie(movie, settings.percentiles, progress, team, known or NONE)
@@ -396,6 +398,7 @@ def adapted(
 
     In a team rank 0 learns.
     """
+    minutes = team.of(0, minutes)  # each found its own by the clock, and all have to agree
     if not minutes or survey.context.memory != NO_MEMORY:  # what frames share would betray what is hidden
         return model, None
     if team.rank:
@@ -413,7 +416,7 @@ def adapted(
         (along_y, along_x),
         model,
         60 * minutes,
-        lambda share: progress("adapting", round(share * frames), frames),
+        lambda share: progress("adapting", round(100 * share), 100),
     )
     team.of(0, (model.state_dict(), adaptation))
     return model, adaptation
@@ -843,7 +846,8 @@ def result_of(survey: Survey, network: Network) -> Result:
     smoothing = along_y, along_x
     motion, flicker = survey.motion, n.scale * survey.light.flicker(float(survey.context.mean.mean()))
     return Result(
-        (n.low, n.low + n.scale),
+        (n.low, n.high),
+        n.spread,
         network.tiles,
         noise,
         smoothing,
@@ -856,8 +860,9 @@ def result_of(survey: Survey, network: Network) -> Result:
 
 def values_told(survey: Survey) -> Iterator[str]:
     """A warning for each way in which a movie's values are odd, or its frames' order is."""
-    if survey.normalization.coincide:
-        yield f"the percentiles coincide, at {survey.normalization.low:.5g}: most voxels have this one value"
+    low, high = survey.normalization.low, survey.normalization.high
+    if low == high:
+        yield f"the percentiles coincide, at {low:.5g}: most voxels have this one value"
     if survey.wrapped > SATURATED:
         yield (
             f"{survey.wrapped:.2%} of the voxels are above 49151 and all others below 16384: negative numbers that were "

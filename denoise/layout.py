@@ -22,9 +22,11 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from denoise import NAME
+from denoise.console import NAMES_SHOWN, listed
 from denoise.containers import ZARR_SUFFIXES
 from denoise.formats import SUFFIXES
 from denoise.page_headers import TIFF_SUFFIXES
+from denoise.records import METADATA, planned_outputs, strict
 
 INPUT_SOCKET = (
     "stacked-neuron-images-with-noise"  # the challenge's names for its folders (grand-challenge.org, CIDC25)
@@ -56,10 +58,8 @@ NOT_READ = (  # formats of microscopes and cameras, which are told of where they
 HAS_RAW = (".mhd", ".nrrd")  # headers whose voxels may lie beside them in a file .raw
 OUTPUT_SOCKET = "stacked-neuron-images-with-reduced-noise"
 INPUTS_JSON_LIMIT = 1 << 20  # bytes; the platform's file has under a thousand
-METADATA = "metadata.json"  # as in denoise.records, which loads torch
 METADATA_BEGINS = re.compile(rb'\s*\{\s*"program"\s*:\s*\{\s*"name"\s*:\s*"%s"' % NAME.encode())
 METADATA_HEAD = 1000  # bytes, more than enough for that
-NAMES_SHOWN = 5  # in one message: the platform drops over-long lines
 
 
 class LayoutError(Exception):
@@ -149,12 +149,12 @@ def refuse_existing(plan: Plan, overwrite: bool) -> None:
     strange = [path for path in existing if os.path.isdir(path) != _is_folder_name(path.name)]
     if strange:
         raise LayoutError(
-            f"{_list(strange)}: expected to write a movie there, found {_kind(strange[0])}; "
+            f"{listed(strange)}: expected to write a movie there, found {_kind(strange[0])}; "
             "choose another --output"
         )
     if existing and not overwrite:
         raise LayoutError(
-            f"{_list(existing)}: expected no output yet, found one of that name; "
+            f"{listed(existing)}: expected no output yet, found one of that name; "
             "choose another --output, or replace it with --overwrite"
         )
     if plan.layout == "challenge":
@@ -257,7 +257,7 @@ def _not_read(found: _Found, root: Path) -> list[str]:
     ]
     if not left:
         return []
-    return [f"{len(left)} file(s) of formats that are not read, left out: {_list(left)}; save them as TIFF"]
+    return [f"{len(left)} file(s) of formats that are not read, left out: {listed(left)}; save them as TIFF"]
 
 
 class _Row(NamedTuple):
@@ -391,7 +391,7 @@ def _gaps(title: str, numbers: list[int]) -> list[str]:
     ]
     if not missing:
         return []
-    expected = f"expected files numbered {numbers[0]} to {numbers[-1]}, found none for {_list(missing)}"
+    expected = f"expected files numbered {numbers[0]} to {numbers[-1]}, found none for {listed(missing)}"
     return [f"{title}: {expected}; the frames before and after count as neighbours"]
 
 
@@ -405,7 +405,7 @@ def _plan_challenge(source: Path, root: Path, output: Path) -> Plan:
     if len(movies) > 1:
         raise LayoutError(
             f"{place}: expected one movie, as the challenge takes one output, found {len(movies)}: "
-            f"{_list(path.name for path in movies)}; "
+            f"{listed([path.name for path in movies])}; "
             f"leave one there, or give a folder without inputs.json and images/{INPUT_SOCKET} to denoise all"
         )
     name = _name(movies[0], root)
@@ -498,8 +498,6 @@ def _earlier_results(movies: list[Path], root: Path) -> dict[Path, set[Path]]:
     )  # in the order of the movies
     found = {}
     for folder in filter(_is_of_a_run, inside):
-        from denoise.records import planned_outputs, strict  # loads torch, for the few that need it
-
         outputs = {_file_key(name) for name in planned_outputs(folder)}
         below = (path for path in movies if path.is_relative_to(folder))
         results = {path for path in below if _file_key(strict(_name(path, folder))) in outputs}
@@ -589,12 +587,12 @@ def _refuse_second_image(output: Path) -> None:
     if others:
         raise LayoutError(
             f"{output.parent}: expected no other image, since the challenge takes exactly one, found "
-            f"{_list(path.name for path in others)}; remove it, or choose another --output"
+            f"{listed([path.name for path in others])}; remove it, or choose another --output"
         )
 
 
 def _nothing_found(source: Path, expected: str, found: _Found) -> str:
-    there = f"only {_list(path.name for path in found.others)}" if found.others else "no file"
+    there = f"only {listed([path.name for path in found.others])}" if found.others else "no file"
     advice = "give the folder that holds it as --input"
     if any(path.suffix.lower() in NOT_READ for path in found.others):
         advice = f"save recordings of other formats as TIFF, or {advice}"
@@ -674,9 +672,3 @@ def _natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
 
 def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
-
-
-def _list(things: Iterable[object]) -> str:
-    names = [str(thing) for thing in things]
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more

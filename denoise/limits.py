@@ -102,6 +102,11 @@ def free_memory(device: torch.device) -> float:
     return max(0, min(machine_memory(), memory_quota(), data_limit()))
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error says that there is not enough memory; torch has no type for it where the CPU's is meant."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
 def machine_memory() -> float:
     """Bytes that the machine has left; infinite where it does not tell."""
     found = told_bytes("MemAvailable", Path("/proc/meminfo"))

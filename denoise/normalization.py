@@ -20,9 +20,13 @@ SAMPLES = 4_000_000  # voxels, more or less, kept for the percentiles of movies 
 class PercentileNormalization:
     """x -> (x - low) / scale, and back: what normalized a movie is the only thing that can denormalize it."""
 
-    low: float
-    scale: float  # high - low; 1 where the percentiles coincide and the movie has no other spread
-    coincide: bool = False
+    low: float  # the lower percentile
+    high: float  # the upper one
+    spread: float  # high - low; where they coincide that of the extremes, 0 for a constant movie
+
+    @property
+    def scale(self) -> float:
+        return self.spread or 1.0
 
     def normalize(self, frames: np.ndarray) -> np.ndarray:
         """Frames (n, Y, X) of any real dtype -> float32, dimensionless. The difference is taken exactly."""
@@ -39,8 +43,7 @@ class PercentileNormalization:
 
 def normalization_of(low: float, high: float, smallest: float, largest: float) -> PercentileNormalization:
     """From a movie's percentiles and its extremes, all finite. Where the percentiles coincide the extremes serve."""
-    scale = high - low or largest - smallest or 1.0
-    return PercentileNormalization(low, scale, low == high)
+    return PercentileNormalization(low, high, high - low or largest - smallest)
 
 
 def lattice_step(least: int, size: int, shared: int) -> int:
@@ -110,7 +113,7 @@ class Percentiles:
         """The normalization of what was seen; a movie without a finite voxel normalizes by (x - 0) / 1."""
         values, weights = self._distribution()
         if not values.size:
-            return PercentileNormalization(0.0, 1.0)
+            return PercentileNormalization(0.0, 0.0, 0.0)
         low, high = (weighted_percentile(values, weights, p) for p in percentiles)
         extremes = (float(values[0]), float(values[-1])) if self.counts is not None else self.extremes
         return normalization_of(low, high, *extremes)

@@ -56,7 +56,8 @@ def parse_options() -> Options:
         prog="process.py", description="Denoise the calcium-imaging movies of a folder.", allow_abbrev=False
     )
     add = parser.add_argument
-    add(
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
         "--input",
         type=a_path,
         default=Path("/input"),
@@ -94,7 +95,9 @@ def parse_options() -> Options:
         help="TIFF files whose names differ by one number alone are one movie")  # fmt: skip
     add("--dataset", metavar="NAME",
         help="which dataset of HDF5, NWB and Zarr files holds the movie (default: the only one that can)")  # fmt: skip
-    add("--demo", action="store_true", help="denoise the example movie that comes along, with a report")
+    source.add_argument(
+        "--demo", action="store_true", help="denoise the example movie that comes along, with a report"
+    )
     add("--dry-run", action="store_true", help="list the movies, memory and time; denoise nothing")
     add("--version", action="version", version=f"{NAME} {__version__}")
     options = parser.parse_args(with_frames(sys.argv[1:]))

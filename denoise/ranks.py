@@ -15,14 +15,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from denoise.stopping import Alarm, Lost
+
+if TYPE_CHECKING:
+    from denoise.outputs import PartsWriter
 
 T = TypeVar("T")
 
@@ -135,22 +137,6 @@ def launched() -> Iterator[Team]:
     dist.destroy_process_group()  # not after an error: it would wait for the others
 
 
-class Writer(Protocol):
-    """What writes a movie; see denoise.outputs.PartsWriter."""
-
-    dtype: np.dtype
-    begin: int
-
-    @property
-    def under_way(self) -> Path: ...
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(self, *error: Any) -> None: ...
-
-    def completed_by_others(self) -> None: ...
-
-
 class Share:
     """One rank's frames in the file that rank 0 began: `place` says which is next, `append_to` writes."""
 
@@ -169,7 +155,7 @@ class Share:
 
 
 @contextmanager
-def shared(writer: Writer, team: Team) -> Iterator[Share]:
+def shared(writer: PartsWriter, team: Team) -> Iterator[Share]:
     """Every rank writes its own frames into the one file that rank 0's writer begins, and keeps when all are done."""
     with writer if team.rank == 0 else nullcontext():
         path, begin = team.of(0, (writer.under_way, writer.begin) if team.rank == 0 else None)

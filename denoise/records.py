@@ -15,13 +15,21 @@ from typing import Any
 
 from denoise import NAME
 from denoise.atomic import write_file
-from model import sha256
 
 METADATA = "metadata.json"
 FEW = 2  # files that each have an entry of their own
 LARGEST = 1 << 28  # bytes of a metadata.json: a hundred thousand movies
 
 Record = dict[str, Any]
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def fingerprint(path: Path) -> Record:

@@ -148,6 +148,37 @@ def test_it_stops_when_the_time_is_over() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1073741824 bytes."),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_to_learn_leaves_the_weights_as_given(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def learn(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(adaptation.Lesson, "learn", learn)
+    given = model()
+    used, found = adapt(flicker(), WHITE, given, LONG, lambda share: None)
+    assert used is given
+    assert found is not None
+    assert (found.planned, found.ended, found.kept) == (0, "too little memory", False)
+
+
+def test_no_other_error_of_learning_is_taken_for_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def learn(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(adaptation.Lesson, "learn", learn)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        adapt(flicker(), WHITE, model(), LONG, lambda share: None)
+
+
 def test_what_is_missing_is_never_scored() -> None:
     """A dropped frame, a dropped row and a voxel; the same holds where they are held out to be judged by."""
     movie = torch.randn(30, 20, 24)

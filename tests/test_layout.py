@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denoise import NAME, layout
+from denoise import NAME, console, layout
 from denoise.formats import SUFFIXES
 from denoise.layout import (
     INPUT_SOCKET,
@@ -277,6 +277,7 @@ def test_what_is_written_beside_movies_has_names_of_its_own(source: Path, output
 
 def test_doctests() -> None:
     assert doctest.testmod(layout).failed == 0
+    assert doctest.testmod(console) == (0, 1)
 
 
 # ---- the challenge's layout

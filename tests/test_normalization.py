@@ -47,12 +47,12 @@ def test_denormalize_undoes_normalize(movie: np.ndarray) -> None:
 
 def test_offset_of_large_integers_is_exact() -> None:
     movie = np.array([[[2**30 + 1, 2**30 + 3]]], np.int32)  # float32 alone would merge them
-    assert PercentileNormalization(2.0**30, 1.0).normalize(movie).tolist() == [[[1.0, 3.0]]]
+    assert PercentileNormalization(2.0**30, 2.0**30 + 1, 1.0).normalize(movie).tolist() == [[[1.0, 3.0]]]
 
 
 def test_what_a_type_cannot_hold_is_not_finite_and_no_warning() -> None:
     """Warnings are errors here; whoever writes frames refuses those, in one line."""
-    large = PercentileNormalization(1e302, 1e301)
+    large = PercentileNormalization(1e302, 1.1e302, 1e301)
     assert large.denormalize(np.ones((1, 1, 1), np.float32)).tolist() == [[[np.inf]]]
     whole = normalization.normalization_of(-1.7e308, 1.7e308, -1.7e308, 1.7e308)  # its range is no float64
     back = whole.denormalize(whole.normalize(np.array([[[-1.7e308, 1.7e308]]])))
@@ -62,14 +62,16 @@ def test_what_a_type_cannot_hold_is_not_finite_and_no_warning() -> None:
 def test_coinciding_percentiles_fall_back_to_the_extremes_and_to_one() -> None:
     sparse = np.zeros((1, 10, 10), np.float32)
     sparse[0, 0, 0] = 8
-    assert streamed(sparse) == PercentileNormalization(0.0, 8.0, coincide=True)
-    assert streamed(np.full((2, 3, 3), 7, np.uint16)) == PercentileNormalization(7.0, 1.0, coincide=True)
+    assert streamed(sparse) == PercentileNormalization(0.0, 0.0, 8.0)
+    assert streamed(sparse).scale == 8
+    assert streamed(np.full((2, 3, 3), 7, np.uint16)) == PercentileNormalization(7.0, 7.0, 0.0)
+    assert streamed(np.full((2, 3, 3), 7, np.uint16)).scale == 1
 
 
 def test_not_finite_voxels_do_not_count() -> None:
     movie = np.array([[[np.nan, 1, 2, 3, np.inf, -np.inf]]], np.float32)
-    assert streamed(movie, 0, 100) == PercentileNormalization(1.0, 2.0)
-    assert streamed(np.full((1, 2, 2), np.nan, np.float32)) == PercentileNormalization(0.0, 1.0)
+    assert streamed(movie, 0, 100) == PercentileNormalization(1.0, 3.0, 2.0)
+    assert streamed(np.full((1, 2, 2), np.nan, np.float32)) == PercentileNormalization(0.0, 0.0, 0.0)
 
 
 def test_long_float_movies_are_sampled_within_the_stated_rank(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,4 +107,4 @@ def test_a_few_columns_do_not_stand_for_a_long_movie(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(normalization, "SAMPLES", 4 * 333 * 3)
     movie = np.zeros((4, 333, 333), np.float32)
     movie[:, :, ::111] = 8
-    assert streamed(movie) == PercentileNormalization(0.0, 8.0, coincide=True)
+    assert streamed(movie) == PercentileNormalization(0.0, 0.0, 8.0)

@@ -30,6 +30,7 @@ import SimpleITK as sitk
 import tifffile
 import torch
 
+import denoise.estimate
 import denoise.inference
 import denoise.report
 from denoise import __version__
@@ -93,7 +94,8 @@ def program(
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def run_here(*arguments: object) -> Ended:
-        own = [PROCESS, *usual(tmp_path, weights), *arguments]  # argparse: the last wins
+        folders = usual(tmp_path, weights)[2 if "--demo" in arguments else 0 :]  # the demo has its own input
+        own = [PROCESS, *folders, *arguments]  # argparse: the last wins
         monkeypatch.setattr(sys, "argv", [str(argument) for argument in own])
         with pytest.raises(SystemExit) as caught:
             runpy.run_path(str(PROCESS), run_name="__main__")
@@ -307,6 +309,9 @@ def test_challenge_job_leaves_one_image_and_exit_status_0(tmp_path: Path, weight
     assert found["settings"]["time_limit"] == 45
     record = found["movies"][0]
     assert (record["output"], record["output_dtype"]) == (f"{OUTPUT_SOCKET}/0a-1b.tif", "int16")
+    told = "--dtype input: expected float32, which the challenge scores, found int16, which rounds"
+    assert any(text.startswith(told) for text in record["warnings"])
+    assert any(f"WARNING: {told}" in line for line in done.out)
     np.testing.assert_allclose(record["percentile_values"], np.percentile(frames, [5, 95]))
     output = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / record["output"])))
     assert (output.shape, output.dtype.name) == (frames.shape, "int16")
@@ -397,6 +402,7 @@ def test_help_and_wrong_options_need_no_torch(tmp_path: Path) -> None:
             "argument --time-limit: expected minutes, more than 0, such as 45, found '0'",
         ),
         (["--frames"], "argument --frames: expected one argument"),
+        (["--demo", "--input", "x"], "argument --input: not allowed with argument --demo"),
         (["--input", ""], "argument --input: expected a path, found an empty text"),
         (["--over"], "unrecognized arguments: --over"),
         (["x\ny.tif"], r"unrecognized arguments: x\ny.tif"),
@@ -520,7 +526,7 @@ def failing(errors: dict[str, Exception], noise: float) -> Callable[..., Result]
             raise errors[source.info.path.name]
         put(frames[1:])
         noise_model = {"gain": noise, "read_variance": 0.0}
-        return Result((0.0, 1.0), 1, noise_model, (0.0, 0.0), (0.0, 0.0), 0.0, 0.0, [])
+        return Result((0.0, 1.0), 1.0, 1, noise_model, (0.0, 0.0), (0.0, 0.0), 0.0, 0.0, [])
 
     return denoise_movie
 
@@ -560,6 +566,31 @@ def test_any_failure_costs_its_own_movie_only(
     assert records["good.tif"]["noise"] == {"gain": None, "read_variance": 0.0}  # NaN is no JSON
 
 
+def test_what_a_library_warns_of_is_no_error(tmp_path: Path) -> None:
+    """Here at the very end, after the last words of the program."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, warnings\natexit.register(warnings.warn, 'old,\\nbut in use')\n"
+    )
+    done = run("--input", tmp_path / "nothing", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.status == 1
+    assert len(done.err) == 1
+    assert done.err[0].startswith(f"{tmp_path}/nothing: expected")
+    assert done.out == [r"WARNING: UserWarning: old,\nbut in use"]
+
+
+def test_a_long_message_is_told_without_its_middle_and_kept_whole(
+    program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "in" / "a.tif", movie())
+    reason = f"first {'x' * 3000} last"
+    monkeypatch.setattr(denoise.inference, "denoise_movie", failing({"a.tif": ValueError(reason)}, 1.0))
+    (line,) = program().err
+    assert line.startswith("a.tif: expected to finish, found an error of the program (ValueError: first xx")
+    assert line.endswith("xx last); please report it")
+    assert len(line) <= 510
+    assert reason in metadata(tmp_path / "out")["movies"][0]["error"]["message"]
+
+
 def test_metadata_that_cannot_be_written_is_told(
     program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -580,7 +611,7 @@ def test_an_error_of_the_program_itself_ends_in_one_clear_line(
     program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "in/a.tif", movie())
-    monkeypatch.setattr("model.sha256", lambda _: 1 / 0)
+    monkeypatch.setattr("model.load_model", lambda *_: 1 / 0)
     done = program()
     assert done.status == 1
     assert done.err[0].startswith("Traceback")
@@ -762,11 +793,12 @@ def test_saved_weights_that_learned_nothing_are_told(
             (),
             "challenge",
             (100, 100, 100),
-            42,
-            3 - 1.5,
-        ),  # 45 - 42 are left, and a minute of denoising by trial
+            40,
+            5 - 4,
+        ),  # 45 - 40 are left, and a minute of denoising by trial may become four where the scene moves
         (("--time-limit", "60"), "challenge", (100, 100, 100), 42, 4.0),
-        (("--time-limit", "3"), "folder", (100, 100, 100), 0, 1.5),
+        (("--time-limit", "6"), "folder", (100, 100, 100), 0, 2.0),
+        (("--time-limit", "4"), "folder", (100, 100, 100), 0, 0.0),
         (("--time-limit", "1"), "folder", (100, 100, 100), 0, 0.0),
         (("--demo",), "folder", (100, 100, 100), 0, 1.0),
     ],
@@ -796,6 +828,16 @@ def test_too_little_time_to_learn_is_told(program: Callable[..., Ended], tmp_pat
     assert metadata(tmp_path / "out")["movies"][0]["adaptation"]["steps"] == 0
 
 
+def test_adapting_is_told_in_percent_of_what_no_frames_are(
+    program: Callable[..., Ended], tmp_path: Path
+) -> None:
+    write(tmp_path / "in/a.tif", movie((24, 16, 16)))
+    out = program("--adapt", "1").out
+    assert [line for line in out if "adapting 50%" in line]
+    assert not [line for line in out if "adapting" in line and "frames" in line]
+    assert [line for line in out if "denoising 100% (24/24 frames)" in line]
+
+
 @pytest.mark.parametrize("ending", [".btf", ".TF8", ".tf2"])
 @pytest.mark.parametrize("kind", ["tif", "same"])
 def test_other_endings_of_bigtiff_are_read(
@@ -808,11 +850,27 @@ def test_other_endings_of_bigtiff_are_read(
 
 
 def test_parts_of_a_movie_share_the_time(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten minutes for two parts of a minute each by trial: (10 - 2 * 1.5) / 2."""
+    """Ten minutes for two parts of a minute each by trial: (10 - 2 * 4) / 2."""
     monkeypatch.setattr(sys, "argv", ["process.py", "--time-limit", "10"])
     run = SimpleNamespace(options=names["parse_options"](), device=torch.device("cpu"), speed=1e6 / 60)
     limit = names["adaptation_limit"](run, (100, 100, 100), 2, time.monotonic())
-    assert limit == pytest.approx(3.5, abs=0.05)
+    assert limit == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(("limit", "told"), [("0.01", True), ("10", False)])
+def test_a_time_limit_that_denoising_alone_exceeds_is_told_before(
+    program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, told: bool
+) -> None:
+    """100 frames of 10 x 10 take ten seconds at 1,000 voxels a second."""
+    monkeypatch.setattr(denoise.estimate, "trial_speed", lambda model: 1000.0)
+    write(tmp_path / "in/a.tif", movie((100, 10, 10)))
+    result = program("--time-limit", limit)
+    assert (result.status, result.err) == (0, [])
+    found = [number for number, line in enumerate(result.out) if "WARNING: expected to denoise it in" in line]
+    assert len(found) == told
+    if told:
+        assert "the time limit of 1 s, found that it will take 10 s on this machine" in result.out[found[0]]
+        assert found[0] < next(n for n, line in enumerate(result.out) if line.endswith("a.tif: reading"))
 
 
 # ---- progress
@@ -951,9 +1009,38 @@ def test_in_bytes(names: dict[str, Any], number: float, text: str) -> None:
 def test_integers_too_coarse_for_a_movie_are_told(
     names: dict[str, Any], dtype: str, ranges: tuple[float, float], told: str | None
 ) -> None:
-    result = SimpleNamespace(percentiles=ranges)
+    result = SimpleNamespace(percentile_values=ranges, spread=ranges[1] - ranges[0])
     warnings = names["resolution_warnings"](result, np.dtype(dtype), np.dtype(dtype))
     assert [warning[: len(told)] for warning in warnings] == [told] if told else warnings == []
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_percentiles_that_coincide_are_told_as_they_are(
+    program: Callable[..., Ended], tmp_path: Path, dtype: str
+) -> None:
+    """98% of the voxels are 0, as of single photons; the largest is 4 or 4000."""
+    rng = np.random.default_rng(0)
+    frames = (4 if dtype == "uint8" else 4000) * (rng.random((20, 24, 28)) < 0.02)
+    write(tmp_path / "in" / "a.tif", frames.astype(dtype))
+    result = program("--report", "--dtype", "input")
+    assert (result.status, result.err) == (0, [])
+    (record,) = metadata(tmp_path / "out")["movies"]
+    assert record["percentile_values"] == [0, 0]
+    assert "found at 0 and 0" in (tmp_path / "out/report/a.html").read_text()
+    assert any("the percentiles coincide, at 0" in text for text in record["warnings"])
+    coarse = [text for text in record["warnings"] if "steps of 1, and the movie ranges over 4: " in text]
+    assert len(coarse) == (dtype == "uint8")
+
+
+@pytest.mark.parametrize("frames", [np.full((6, 9, 10), 300, np.uint16), np.full((6, 9, 10), 1e20)])
+def test_a_constant_movie_has_no_range_that_could_be_lost(
+    program: Callable[..., Ended], tmp_path: Path, frames: np.ndarray
+) -> None:
+    write(tmp_path / "in" / "a.tif", frames)
+    result = program("--dtype", "input")
+    assert (result.status, result.err) == (0, [])
+    assert not any("range" in text for text in metadata(tmp_path / "out")["movies"][0]["warnings"])
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "out/a.tif"), frames, rtol=1e-7)
 
 
 def test_uploaded_weights_come_before_the_shipped_ones(
@@ -1093,6 +1180,16 @@ def test_dry_run_counts_the_adaptation(program: Callable[..., Ended], tmp_path: 
     result = program("--dry-run", "--adapt", "2")
     assert (result.status, result.err) == (0, [])
     assert any("2 min 1 s (of it at most 2 min 0 s to adapt)" in line for line in result.out)
+
+
+def test_dry_run_tells_what_a_scene_that_moves_may_cost(
+    program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 frames of 10 x 10 at 1,000 voxels a second."""
+    monkeypatch.setattr(denoise.estimate, "trial_speed", lambda model: 1000.0)
+    write(tmp_path / "in/a.tif", movie((100, 10, 10)))
+    result = program("--dry-run")
+    assert any("; 10 s, up to 40 s where the scene moves, " in line for line in result.out)
 
 
 def test_dry_run_tells_of_what_cannot_be_denoised(program: Callable[..., Ended], tmp_path: Path) -> None:
@@ -1256,6 +1353,8 @@ def test_the_challenge_gets_a_tiff_whatever_is_asked_for(
     write(tmp_path / "in" / INPUT_SOCKET / "x.mha", movie())
     assert program("--format", "same").status == 0
     assert files(tmp_path / "out") == {f"{OUTPUT_SOCKET}/x.tif", "metadata.json"}
+    (record,) = metadata(tmp_path / "out")["movies"]
+    assert (record["output_dtype"], record["warnings"]) == ("float32", [])
 
 
 def test_a_zarr_folder_is_one_movie(program: Callable[..., Ended], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -132,20 +133,7 @@ def test_a_stop_loses_no_record_of_any_process(folder: Path, tmp_path: Path, alo
     ):  # the second process has a and c
         with MovieWriter(tmp_path / "in" / f"{name}.tif", (frames, 64, 64), "uint16") as writer:
             writer.append(np.random.default_rng(0).poisson(50, (frames, 64, 64)).astype(np.uint16))
-    ports = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    with contextlib.ExitStack() as stack:
-        ranks = [
-            stack.enter_context(
-                subprocess.Popen(  # noqa: S603
-                    command(tmp_path, "out", 1),
-                    env=environment() | ports | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stderr=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    text=True,
-                )
-            )
-            for rank in range(2)
-        ]
+    with two_ranks(tmp_path, (), ()) as ranks:
         deadline = time.monotonic() + 60
         while not (tmp_path / "out" / "a.tif").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -159,6 +147,37 @@ def test_a_stop_loses_no_record_of_any_process(folder: Path, tmp_path: Path, alo
     told = json.loads((tmp_path / "out" / "metadata.json").read_text())
     assert [record["status"] for record in told["movies"]][:2] == ["ok", "ok" if alone else "stopped"]
     assert told["movies"][2]["status"] != "ok"
+
+
+@pytest.mark.parametrize("minutes", [("off", "0.05"), ("0.05", "off")])
+def test_ranks_agree_whether_to_adapt(folder: Path, minutes: tuple[str, str]) -> None:
+    """What a time limit leaves for it each finds by its own clock; here each is told another time."""
+    out = "first " + minutes[0]
+    with two_ranks(folder, *(("--output", str(folder / out), "--adapt", its) for its in minutes)) as ranks:
+        said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert said == ["", ""]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    told = json.loads((folder / out / "metadata.json").read_text())["movies"][0]
+    assert (told["adaptation"] is None) == (minutes[0] == "off")
+
+
+@contextlib.contextmanager
+def two_ranks(folder: Path, *arguments: tuple[str, ...]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes as one run, without a launcher, each with arguments of its own."""
+    ports = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                subprocess.Popen(  # noqa: S603
+                    command(folder, "out", 1, *own),
+                    env=environment() | ports | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stderr=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    text=True,
+                )
+            )
+            for rank, own in enumerate(arguments)
+        ]
 
 
 def free_port() -> int:
@@ -180,6 +199,22 @@ def test_many_movies_are_shared_out_and_told_of_in_one_metadata(folder: Path, tm
     assert [record["status"] for record in told["movies"]] == ["ok", "ok", "ok", "failed"]
     assert [(tmp_path / "out" / f"{name}.tif").exists() for name in "abc"] == [True] * 3
     assert "d.tif: " in ended.stderr
+
+
+def test_a_bad_movie_that_one_process_works_on_costs_no_other(folder: Path, tmp_path: Path) -> None:
+    """Fewer movies than processes, but a report needs all frames in order: the first process has them all."""
+    (tmp_path / "tiny.pth").symlink_to(folder / "tiny.pth")
+    (tmp_path / "in").mkdir()
+    for name, value in (("a", np.nan), ("b", 5)):
+        with MovieWriter(tmp_path / "in" / f"{name}.tif", (8, 16, 16), "float32") as writer:
+            writer.append(np.random.default_rng(0).normal(value, 1, (8, 16, 16)).astype(np.float32))
+    ended = run(tmp_path, "out", 3, "--report")
+    assert ended.returncode == 1
+    told = json.loads((tmp_path / "out" / "metadata.json").read_text())["movies"]
+    assert [record["status"] for record in told] == ["failed", "ok"]
+    assert "NaN" in told[0]["error"]["message"]
+    assert "report" in told[1]
+    assert "1 of 2 movies not written: a.tif: " in ended.stderr
 
 
 def test_a_rank_that_dies_ends_the_run_and_leaves_nothing(folder: Path) -> None:
