@@ -99,7 +99,7 @@ def test_the_page_of_metadata_names_every_field(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "movie.tif", movie)
     folders = "--input", tmp_path / "movie.tif", "--output", tmp_path / "out"
     how = "--device", "cpu", "--adapt", "off", "--report"
-    command = [sys.executable, ROOT / "process.py", *folders, *how]
+    command: list[str | Path] = [sys.executable, ROOT / "process.py", *folders, *how]
     subprocess.run(command, check=True, capture_output=True, timeout=120)  # noqa: S603
     record = json.loads((tmp_path / "out" / "metadata.json").read_text(encoding="utf-8"))
     page = (ROOT / "docs" / "metadata.md").read_text(encoding="utf-8")
