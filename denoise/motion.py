@@ -75,6 +75,7 @@ class Motion:
     bends (T, 5, 2): pixels along (y, x) more, of all `polynomials` but the first; (0, 5, 2) where it does not bend.
     half: of the field that bends, around the middle of a frame: pixels along (y, x). Beyond it nothing bends further.
     pattern: what frames have that does not move with the scene, see `denoise.pattern`; None where there is none.
+    doubted: much of the scene goes the other way (`denoise.staying`), so this may be activity of cells.
     """
 
     by: Tensor
@@ -84,6 +85,7 @@ class Motion:
     bends: Tensor = NO_BENDS
     half: tuple[float, float] = (1.0, 1.0)
     pattern: Pattern | None = None
+    doubted: bool = False
 
     @property
     def still(self) -> bool:
