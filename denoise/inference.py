@@ -67,7 +67,6 @@ SHARED_FRAMES = 32  # that neighbouring slabs share: their patterns fade into ea
 SECTION = 256  # frames that are surveyed together, a multiple of LONGEST_BLOCK
 TRIED = (128, 128)  # frames, and pixels a side, in which it is tried whether holding a movie still helps
 FURTHER = 1.2  # times as far from the recording, squared, may come out what is held still
-NEARER = 5.0  # times as much nearer to it as by chance has to come out what is held by what may be activity
 DISTINCT = 0.5  # of how far apart they seemed, are planes in turn apart where they are held
 ROUNDED = 1e-4  # of a movie's scale: so far off may be the mean of what never changes
 SATURATED = 1e-3  # share of voxels from which it is told
@@ -343,7 +342,8 @@ def motion_found(
     ways. In most pixels and in all of them together: dark pixels decide the one, and bright ones the other.
 
     Activity may be told as movement, most of all where few things happen in many cells, as by a stimulus in turn. What
-    is doubted has to bring the output nearer than so many numbers a frame do by chance.
+    is doubted has to bring the output nearer by more than what it shows the wrong way, and than so many numbers a frame
+    do by chance.
     """
     with torch.inference_mode():
         phase = phase_of(survey.context.mean)
@@ -370,8 +370,8 @@ def motion_found(
     ratio = (away[1] / away[0]).log()  # (Y, X); not finite where a pixel stays as it is
     seen = ratio.isfinite()
     usual, total = ratio[seen].mean(), (away[1][seen].sum() / away[0][seen].sum()).log()
-    by_chance = (motion.by[:1].numel() + motion.bends[:1].numel()) / int(seen.sum())
-    further = -NEARER * by_chance if motion.doubted else math.log(FURTHER)
+    by_chance = int(motion.amounts.any(0).sum()) / int(seen.sum())
+    further = -(motion.against + by_chance) if motion.against else math.log(FURTHER)
     return motion if float((usual + total) / 2) < further else STILL
 
 

@@ -64,18 +64,21 @@ class Staying:
         return around(recorded, kernel), around(shown, kernel).clamp(min=0), chance
 
     @property
-    def misled(self) -> bool:
-        """Whether much goes the other way: what was found may be activity, or chance."""
+    def against(self) -> float:
+        """Of what is shown, what the recording has the other way: mean square, in variances of a pixel; 0 if little.
+
+        What was found may be activity then, or chance.
+        """
         recorded, shown, _ = self.around
-        against = shown[recorded < -AGAINST * shown]
-        return bool(against.sum() > MISLED * shown.sum())
+        against = shown.where(recorded < -AGAINST * shown, 0).mean()
+        return float(against) if against > MISLED * shown.mean() else 0.0
 
     @property
     def pixels(self) -> Tensor:
         """Pixels (Y, X) that do not go along; none where few stay, or what was found may be no movement."""
         recorded, shown, chance = self.around
         share = (recorded + chance < STAYS * shown).float().mean()
-        return (recorded + chance < GOES * shown) & (share > PART) & (not self.misled)
+        return (recorded + chance < GOES * shown) & (share > PART) & (not self.against)
 
 
 def around(image: Tensor, kernel: Tensor) -> Tensor:

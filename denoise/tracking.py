@@ -280,7 +280,7 @@ def motion_of(blocks: Callable[[], Iterable[Tensor]]) -> Motion:
     followers = [Follower(its) for its in scenes]
     whole, cells = told(pieces(blocks(), size), followers, near)
     by = displacements_told(whole, cells)
-    motion = Motion(by if len(by) else torch.zeros_like(whole), doubted=staying.misled)
+    motion = Motion(by if len(by) else torch.zeros_like(whole), against=staying.against)
     motion = with_bends(motion, cells, followers)
     if len(motion.bends):
         return bent(blocks, size, motion)
