@@ -31,6 +31,7 @@ SPREADS = 10.0  # times the median by which pixels differ from those around them
 WHITE = 0.4  # by which variance may differ from half that of its steps, over that, in white noise
 STILL = 8  # steps from frame to frame in which a pixel does not change, and
 LINE = 16  # pixels in a line that do not: they were not recorded
+OWN = 0.01  # of the variance of noise at least is each voxel's own, whatever lines share
 PHOTONS = 20.0  # that those around one pixel caught while it did not change: it was not recorded either
 
 
@@ -130,10 +131,12 @@ class ContextSums:
         if memory != NO_MEMORY or bool(hot.any()):  # hot pixels tell nothing of others
             usually = (memory.variance * memory.slow * half).where(~hot, 0)
             gain, read_variance = self._noise_model(mean, usually)
-        read_variance = read_variance - sum(shared)
         varies = seen & ~self._unrecorded(mean, half)
         usual = varies & ~hot
         light = inpainted(mean.where(usual, torch.nan))
+        whole = gain * light.mean((-2, -1)) + read_variance
+        # what lines share is as uncertain as the whole is: that may seem to be all of it
+        read_variance = read_variance - ((1 - OWN) * whole).clamp(min=0, max=sum(shared))
         noise = noise_map(light, gain, read_variance)
         root = frames.sqrt()
         activity = variance - memory.variance * half

@@ -68,6 +68,7 @@ SECTION = 256  # frames that are surveyed together, a multiple of LONGEST_BLOCK
 TRIED = (128, 128)  # frames, and pixels a side, in which it is tried whether holding a movie still helps
 FURTHER = 1.2  # times as far from the recording, squared, may come out what is held still
 DISTINCT = 0.5  # of how far apart they seemed, are planes in turn apart where they are held
+ROUNDED = 1e-4  # of a movie's scale: so far off may be the mean of what never changes
 SATURATED = 1e-3  # share of voxels from which it is told
 
 
@@ -341,6 +342,10 @@ def motion_found(
     What is held by wrong displacements is blurred. Where there is hardly any noise that may cost more than the network
     loses by a slow movement, and shows: what comes out is further from the recording, since noise is the same both
     ways. In most pixels and in all of them together: dark pixels decide the one, and bright ones the other.
+
+    Activity may be told as movement, most of all where few things happen in many cells, as by a stimulus in turn. What
+    is doubted has to bring the output nearer by more than what it shows the wrong way, and than so many numbers a frame
+    do by chance.
     """
     with torch.inference_mode():
         phase = phase_of(survey.context.mean)
@@ -367,7 +372,9 @@ def motion_found(
     ratio = (away[1] / away[0]).log()  # (Y, X); not finite where a pixel stays as it is
     seen = ratio.isfinite()
     usual, total = ratio[seen].mean(), (away[1][seen].sum() / away[0][seen].sum()).log()
-    return motion if float((usual + total) / 2) < math.log(FURTHER) else STILL
+    by_chance = int(motion.amounts.any(0).sum()) / int(seen.sum())
+    further = -(motion.against + by_chance) if motion.against else math.log(FURTHER)
+    return motion if float((usual + total) / 2) < further else STILL
 
 
 def excerpt_of(movie: Readable) -> tuple[ArrayMovie, int, tuple[slice, slice]]:
@@ -652,7 +659,7 @@ class Surveyor:
             saturated=self.found.saturated(),
             wrapped=self.found.wrapped(),
             turns=self.turns,
-            odd=odd_pixels(context, n, self.known),
+            odd=odd_pixels(context, n, self.known, self.first),
         )
 
 
@@ -667,12 +674,23 @@ def hidden(frames: Tensor, pixels: Tensor | None) -> Tensor:
     return frames if pixels is None else frames.masked_fill(pixels, torch.nan)
 
 
-def odd_pixels(context: Context, normalization: PercentileNormalization, known: Changes) -> OddPixels:
-    """Of a movie; what holds it still, or steadies its light, hides those that are known."""
+def odd_pixels(
+    context: Context, normalization: PercentileNormalization, known: Changes, first: np.ndarray
+) -> OddPixels:
+    """Of a movie that begins so (n, Y, X); what holds it still, or steadies its light, hides those that are known."""
     if known.odd:
         return replace(known.odd, hot=known.odd.hot | context.hot) if known.motion.still else known.odd
     constant = normalization.denormalize(context.mean.numpy(), np.float64)
-    return OddPixels(context.hot, torch.from_numpy(constant).where(context.noise == 0, torch.nan))
+    still = (context.noise == 0).numpy()
+    constant[still] = unrounded(constant[still], first[:, still], normalization.scale)
+    return OddPixels(context.hot, torch.from_numpy(constant).where(torch.from_numpy(still), torch.nan))
+
+
+def unrounded(means: np.ndarray, frames: np.ndarray, scale: float) -> np.ndarray:
+    """Means (P,) of pixels that never change, as one of frames (n, P) has them: it is missing in others, or in all."""
+    away = np.nan_to_num(np.abs(frames - means), nan=np.inf)
+    nearest = np.take_along_axis(frames, away.argmin(0)[None], 0)[0]
+    return np.where(away.min(0) < ROUNDED * scale, nearest, means)
 
 
 def normalized(light: Light, normalization: PercentileNormalization) -> Light:
@@ -869,7 +887,10 @@ def values_told(survey: Survey) -> Iterator[str]:
             "written as unsigned ones? Write the movie anew as signed integers"
         )
     elif survey.saturated > SATURATED:
-        yield f"{survey.saturated:.2%} of the voxels have one value, the largest of all: cut off"
+        yield (
+            f"{survey.saturated:.2%} of the voxels have one value, the largest of all: the detector was saturated, so "
+            "peaks there are too low"
+        )
     if survey.turns.period:
         yield (
             f"frames that are {survey.turns.period} apart are alike, and neighbours are not (planes or channels in "

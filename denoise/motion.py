@@ -75,6 +75,8 @@ class Motion:
     bends (T, 5, 2): pixels along (y, x) more, of all `polynomials` but the first; (0, 5, 2) where it does not bend.
     half: of the field that bends, around the middle of a frame: pixels along (y, x). Beyond it nothing bends further.
     pattern: what frames have that does not move with the scene, see `denoise.pattern`; None where there is none.
+    against: of what it shows, what the recording has the other way, in variances of a pixel: this may be activity of
+    cells, and no movement (`denoise.staying`); 0 where it is little.
     """
 
     by: Tensor
@@ -84,6 +86,7 @@ class Motion:
     bends: Tensor = NO_BENDS
     half: tuple[float, float] = (1.0, 1.0)
     pattern: Pattern | None = None
+    against: float = 0.0
 
     @property
     def still(self) -> bool:
@@ -193,6 +196,11 @@ class Motion:
         """The same all over the field: (T, places, 2)."""
         y, x = (half * torch.linspace(-1, 1, 5) for half in self.half)
         return self.displacements(y.repeat_interleave(len(x)), x.repeat(len(y)))
+
+    @property
+    def amounts(self) -> Tensor:
+        """All numbers that tell of each frame's displacements: (T, 2) or (T, 12)."""
+        return torch.cat([self.by, self.bends.flatten(1)], 1) if len(self.bends) else self.by
 
     @property
     def reach(self) -> tuple[float, float]:

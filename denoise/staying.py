@@ -11,6 +11,8 @@ recording lacks: so the variance is what two such means have in common.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,9 @@ SURE = 3.0  # deviations by chance by which it misses that
 STAYS = 0.4  # share of the movement up to which it stays
 PART = 0.06  # of the field has to stay: less does not hold the scene back, and may be what rows lack that move in turn
 AGAINST = 0.25  # by so much of it a pixel goes the other way
-MISLED = 0.08  # of what the scene shows: if more goes the other way, what was found is activity or chance
+MISLED = (
+    0.08  # of what the scene shows: if more goes the other way, what was found may be activity, or chance
+)
 
 
 class Staying:
@@ -44,9 +48,9 @@ class Staying:
         self.sums += rest.sum(1)
         self.products += (rest[:, None] * rest).sum(2)
 
-    @property
-    def pixels(self) -> Tensor:
-        """Pixels (Y, X) that do not go along; none where few stay, or what was found is activity or chance."""
+    @cached_property
+    def around(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Movement that was recorded around each pixel, that is shown, and the error of the first by chance: (Y, X)."""
         count = self.count.clamp(min=1)
         means = self.sums / count
         covariance = self.products / count - means[:, None] * means
@@ -57,12 +61,24 @@ class Staying:
         )
         kernel = gaussian(AROUND)
         chance = SURE * around(squared, kernel.square()).sqrt()
-        recorded, shown = around(recorded, kernel), around(shown, kernel)
-        shown = shown.clamp(min=0)
-        against = shown[recorded < -AGAINST * shown]
-        misled = against.sum() > MISLED * shown.sum()
+        return around(recorded, kernel), around(shown, kernel).clamp(min=0), chance
+
+    @property
+    def against(self) -> float:
+        """Of what is shown, what the recording has the other way: mean square, in variances of a pixel; 0 if little.
+
+        What was found may be activity then, or chance.
+        """
+        recorded, shown, _ = self.around
+        against = shown.where(recorded < -AGAINST * shown, 0).mean()
+        return float(against) if against > MISLED * shown.mean() else 0.0
+
+    @property
+    def pixels(self) -> Tensor:
+        """Pixels (Y, X) that do not go along; none where few stay, or what was found may be no movement."""
+        recorded, shown, chance = self.around
         share = (recorded + chance < STAYS * shown).float().mean()
-        return (recorded + chance < GOES * shown) & (share > PART) & ~misled
+        return (recorded + chance < GOES * shown) & (share > PART) & (not self.against)
 
 
 def around(image: Tensor, kernel: Tensor) -> Tensor:

@@ -272,14 +272,16 @@ def motion_of(blocks: Callable[[], Iterable[Tensor]]) -> Motion:
     if min(first.shape) < FEWEST:
         return STILL
     size = len(first) // FOLDS
-    scenes, near, stays = placed(blocks, first, size)
+    scenes, near, staying = placed(blocks, first, size)
+    stays = staying.pixels
     if bool(stays.any()):
         blocks = partial(without, stays, blocks)
-        scenes, near, _ = placed(blocks, first_of(blocks), size)
+        scenes, near, staying = placed(blocks, first_of(blocks), size)
     followers = [Follower(its) for its in scenes]
     whole, cells = told(pieces(blocks(), size), followers, near)
     by = displacements_told(whole, cells)
-    motion = with_bends(Motion(by if len(by) else torch.zeros_like(whole)), cells, followers)
+    motion = Motion(by if len(by) else torch.zeros_like(whole), against=staying.against)
+    motion = with_bends(motion, cells, followers)
     if len(motion.bends):
         return bent(blocks, size, motion)
     return motion if len(by) else STILL
@@ -292,8 +294,8 @@ def first_of(blocks: Callable[[], Iterable[Tensor]], side: int = MEASURED) -> Te
 
 def placed(
     blocks: Callable[[], Iterable[Tensor]], first: Tensor, size: int
-) -> tuple[list[Scene], Motion, Tensor]:
-    """Scenes of the folds, and where frames are held; and pixels (Y, X) that stay where they are meanwhile."""
+) -> tuple[list[Scene], Motion, Staying]:
+    """Scenes of the folds, and where frames are held; and what tells which pixels stay where they are meanwhile."""
     farthest = min(first.shape[1:]) // FARTHEST
     scenes = [Scene(*image_of(first))] * FOLDS
     for _ in range(STEPS):
@@ -303,7 +305,7 @@ def placed(
     staying = Staying(image_of(first)[0])
     seen = compared(pieces(blocks(), size), scenes, near, staying)
     scenes, near = held_scenes(seen, following(scenes, near), scenes[0])
-    return scenes, near, staying.pixels
+    return scenes, near, staying
 
 
 def compared(

@@ -123,6 +123,19 @@ def test_activity_and_covariance_of_a_known_signal() -> None:
     torch.testing.assert_close(activity.float(), torch.full((6, 6), 0.5), rtol=0, atol=0.04)
 
 
+def test_what_lines_share_never_seems_to_be_all_of_the_noise() -> None:
+    """Both are estimates: without noise of its own, a pixel would be taken for one that never changes."""
+    movie = poisson_movie(5.0, 10.0, (100, 24, 32))
+    sums = ContextSums(movie.mean(0))
+    sums.update(movie)
+    alone, shared = sums.context(), sums.context(shared=(1e5, 0.0))
+    expected = (alone.gain * alone.mean.mean() + alone.read_variance) / 100
+    assert float(shared.gain * shared.mean.mean() + shared.read_variance) == pytest.approx(
+        float(expected), rel=1e-3
+    )
+    assert bool((shared.noise > 0).all())
+
+
 def test_missing_voxels_are_left_out() -> None:
     movie = torch.full((4, 2, 3), 10.0)
     movie[1, 0, 0] = torch.nan

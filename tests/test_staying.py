@@ -34,16 +34,18 @@ def by() -> np.ndarray:
     return wander(np.random.default_rng(3), 200, 0.8, 0.0)
 
 
-def pixels(frames: torch.Tensor, by: np.ndarray) -> torch.Tensor:
+def staying(frames: torch.Tensor, by: np.ndarray) -> Staying:
     found = Staying(frames.mean(0))
     for part, first, second in zip(*(its.split(64) for its in (frames, shown(1, by), shown(2, by)))):
         found.update(part, first, second)
-    return found.pixels
+    return found
 
 
 @pytest.mark.parametrize("noise", [0.3, 3.0])
 def test_what_moves_goes_along_whatever_the_noise_of_its_means(noise: float, by: np.ndarray) -> None:
-    assert not pixels(seen(smooth_noise(168, 168), by, noise), by).any()
+    found = staying(seen(smooth_noise(168, 168), by, noise), by)
+    assert not found.pixels.any()
+    assert found.against == 0
 
 
 def test_what_stands_still_in_a_part_of_the_field_stays(by: np.ndarray) -> None:
@@ -51,7 +53,7 @@ def test_what_stands_still_in_a_part_of_the_field_stays(by: np.ndarray) -> None:
     frames[:, :, :30] = torch.from_numpy(smooth_noise(SIZE, 30, seed=1))
     frames[:, :, :30] += torch.randn(200, SIZE, 30, generator=torch.Generator().manual_seed(0))
     frames[:50, 60:70] = torch.nan  # what is missing tells nothing
-    stays = pixels(frames, by)
+    stays = staying(frames, by).pixels
     assert stays[:, :26].all()
     assert not stays[:, 42:].any()
 
@@ -60,7 +62,9 @@ def test_frames_that_do_not_move_as_is_said_tell_nothing(by: np.ndarray) -> None
     """Half of them move the other way: what was found is no movement of the scene."""
     frames = seen(smooth_noise(168, 168), by, 1.0)
     frames[:, :, 64:] = seen(smooth_noise(168, 168), -by, 1.0)[:, :, 64:]
-    assert not pixels(frames, by).any()
+    found = staying(frames, by)
+    assert found.against > 0.01
+    assert not found.pixels.any()
 
 
 @pytest.mark.parametrize(("noise", "error"), [(0.3, 0.02), (2.0, 0.06)])
