@@ -2,7 +2,7 @@
 
 import threading
 import tracemalloc
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from denoise.inference import (
     excerpt_of,
     slabs_of,
 )
+from denoise.motion import Motion
 from denoise.movies import MovieError
 from denoise.network import Chunks, Geometry, Network, fitting
 from denoise.precision import precision
@@ -685,8 +686,13 @@ def test_cells_that_answer_in_turn_are_not_held_still(shipped: UNet3D) -> None:
     """All of them wax and wane in one rhythm, each in its own time: halves of the field agree on displacements."""
     clean = waxing_and_waning(100, 128, seed=0)
     movie = np.random.default_rng(0).poisson(clean).astype(np.float32)
-    found = []
-    with patch.object(inference, "motion_of", lambda blocks: [found.append(motion_of(blocks)), found[0]][1]):
+    found: list[Motion] = []
+
+    def noted(blocks: Callable[[], Iterable[torch.Tensor]]) -> Motion:
+        found.append(motion_of(blocks))
+        return found[0]
+
+    with patch.object(inference, "motion_of", noted):
         _, result = run(movie, shipped)
     assert (min(found[0].reach) > 0.3, found[0].against > 0) == (True, True)
     assert result.motion == (0, 0)  # held by that, it would score 1.5 dB less
