@@ -2,6 +2,7 @@
 
     peers    the same weights in a plain loop as the seed's, and in MONAI's sliding window (requirements-bench.txt)
     limit    the whole program against the bare network, and the network against the processor's matrix product
+    moving   a movie that moves against one at rest
     memory   peak memory and time for movies of 1,000, 4,000 and 16,000 frames
     large    a movie larger than the memory that the process may use
     start    from the start of the process to the first frames denoised, and to --help
@@ -35,7 +36,7 @@ from unittest.mock import patch
 import numpy as np
 import tifffile
 import torch
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, shift
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -48,6 +49,7 @@ from denoise.precision import precision
 from denoise.reading import open_movie
 from denoise.readout import Readout
 from model import UNet3D, load_model
+from simulation.activity import wander
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "best_model_n2v.pth"
@@ -93,35 +95,36 @@ def main() -> int:
 # ---- what is measured with
 
 
-def movie_file(folder: Path, shape: tuple[int, int, int], dtype: str = "uint16") -> Path:
-    """A movie (T, Y, X) of noise on a static picture, no frame like another, in a folder of its own."""
-    path = folder / f"{'x'.join(map(str, shape))} {dtype}" / "movie.tif"
+def movie_file(folder: Path, shape: tuple[int, int, int], dtype: str = "uint16", jitter: float = 0.0) -> Path:
+    """A movie (T, Y, X) of cells, no frame like another, in a folder of its own; pixels by which it jitters."""
+    path = folder / f"{'x'.join(map(str, shape))} {dtype} {jitter:g}" / "movie.tif"
     if not path.exists():
         path.parent.mkdir()
-        frames = (noise(shape[1:], t).astype(dtype) for t in range(shape[0]))
+        places = wander(np.random.default_rng(SEED), shape[0], jitter, 0.0)
+        frames = (exposure(shape[1:], t, by).astype(dtype) for t, by in enumerate(places))
         with tifffile.TiffWriter(path, bigtiff=True) as tif:
             tif.write(frames, shape=shape, dtype=dtype, photometric="minisblack")
     return path
 
 
-def noise(size: tuple[int, int], frame: int) -> np.ndarray:
-    """One frame: cells of 3 pixels that wax and wane over 100 frames, each in its own time, and their shot noise."""
-    still, cosine, sine = cells(size)
-    phase = 2 * math.pi * frame / 100
-    mean = still + np.float32(math.cos(phase)) * cosine + np.float32(math.sin(phase)) * sine
+def exposure(size: tuple[int, int], frame: int, by: Sequence[float] = (0.0, 0.0)) -> np.ndarray:
+    """One frame: cells of 3 pixels, some of which light up for moments, displaced by pixels, and their shot noise."""
+    spots, active, periods, phases = cells(size)
+    lit = active * np.cos(2 * math.pi * frame / periods + phases).clip(0) ** 4
+    mean = 30 + gaussian_filter((spots * (1 + lit)).astype(np.float32), 3, mode="wrap")
+    if any(by):
+        mean = shift(mean, by, order=3, mode="grid-wrap").clip(0)
     random = np.random.default_rng((SEED, frame)).standard_normal(size, np.float32)
     return np.rint(mean + np.sqrt(mean) * random).clip(0)
 
 
 @lru_cache
-def cells(size: tuple[int, int]) -> list[np.ndarray]:
-    """Photons a pixel (Y, X): the mean image, and amplitudes of cosine and sine; one cell in 400 pixels."""
+def cells(size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """One cell in 400 pixels: its photons, if it is active (one of five is), period in frames, phase; (Y, X) each."""
     random = np.random.default_rng(SEED)
     spots = (random.random(size) < 1 / 400) * 2 * math.pi * 9 * random.uniform(20, 60, size)
-    phases = random.uniform(0, 2 * math.pi, size)
-    images = [spots, spots * np.cos(phases) / 2, spots * np.sin(phases) / 2]
-    still, cosine, sine = (gaussian_filter(image, 3, mode="wrap").astype(np.float32) for image in images)
-    return [still + 30, cosine, sine]
+    active = random.random(size) < 1 / 5
+    return spots, active, random.uniform(10, 30, size), random.uniform(0, 2 * math.pi, size)
 
 
 def frames_of(count: int, share: float) -> int:
@@ -349,6 +352,25 @@ def matrix_product() -> float:
     return 2 * MATRIX**3 / min(timed(lambda: one @ one) for _ in range(10))
 
 
+def moving(folder: Path, share: float) -> list[Row]:
+    """Movies at rest, and the same that jitter by a pixel: read more often, and an excerpt is denoised both ways."""
+    rows = [["movie", "at rest", "jitters", "times as long", "peak memory: at rest, jitters"]]
+    for side in (128, 256):
+        shape = (frames_of(500, share), side, side)
+        rest, jitters = (movie_file(folder, shape, jitter=by) for by in (0.0, 1.0))
+        peaks = ", ".join(f"{program(path)['peak'] / 1e9:.2f} GB" for path in (rest, jitters))
+        found = medians({"at rest": partial(seconds_of, rest), "jitters": partial(seconds_of, jitters)})
+        seconds = [f"{t:.1f} s" for t in found.values()]
+        longer = f"{found['jitters'] / found['at rest']:.1f}"
+        rows.append([" x ".join(map(str, shape)), *seconds, longer, peaks])
+    return rows
+
+
+def seconds_of(path: Path) -> float:
+    """What process.py takes for a movie, without its own start."""
+    return float(program(path)["seconds"])
+
+
 def memory(folder: Path, share: float) -> list[Row]:
     """Movies of uint16, 256 x 256; the output is float32."""
     rows = [["frames", "peak memory", "seconds for the movie", "microseconds a frame"]]
@@ -432,7 +454,7 @@ def gpu(folder: Path, share: float) -> list[Row]:
     rows = [["movie", "seconds", "million voxels/s"]]
     for shape in ((500, 128, 128), (1500, 490, 490), (6000, 512, 512)):
         size = (frames_of(shape[0], share), *shape[1:])
-        movie = ArrayMovie(np.stack([noise(size[1:], t).astype(np.uint16) for t in range(size[0])]))
+        movie = ArrayMovie(np.stack([exposure(size[1:], t).astype(np.uint16) for t in range(size[0])]))
         times = [
             timed(partial(denoise_movie, movie, model, Settings(), nowhere, nowhere)) for _ in range(ROUNDS)
         ]
@@ -444,6 +466,7 @@ def gpu(folder: Path, share: float) -> list[Row]:
 GROUPS: dict[str, Callable[[Path, float], list[Row]]] = {
     "peers": peers,
     "limit": limit,
+    "moving": moving,
     "memory": memory,
     "large": large,
     "start": start,
