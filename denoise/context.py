@@ -142,7 +142,7 @@ class ContextSums:
         activity = variance - memory.variance * half
         along_x = covariance(self.along_x / frames, shift, -1) - shared[0]
         along_y = covariance(self.along_y / frames, shift, -2) - shared[1]
-        per_noise = inverse(noise)
+        per_noise = reciprocal(noise)
         squares = [
             compress(inpainted(image.where(usual, torch.nan)) * per_noise.square() * root)
             for image in (activity, along_x, along_y)
@@ -232,10 +232,10 @@ def signal_image(mean: Tensor, noise: Tensor, root: Tensor | float) -> Tensor:
     """A mean image over its darkest pixels, in units of its standard error, which is noise / root; (..., Y, X) all."""
     pixels = mean.shape[-2] * mean.shape[-1]
     black = mean.flatten(-2).kthvalue(1 + int(DARKEST * (pixels - 1)), -1).values
-    return (mean - black[..., None, None]) * inverse(noise) * root
+    return (mean - black[..., None, None]) * reciprocal(noise) * root
 
 
-def inverse(noise: Tensor) -> Tensor:
+def reciprocal(noise: Tensor) -> Tensor:
     """1 / noise, and 0 where there is none."""
     return torch.where(noise > 0, 1 / torch.where(noise > 0, noise, 1), 0)
 
@@ -268,7 +268,7 @@ def photon_transfer(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     mean, variance = (
         torch.where(known, around(torch.where(known, its, 0)) / share, its) for its in (mean, variance)
     )
-    mean, variance = varying(mean.flatten(-2), variance.flatten(-2))
+    mean, variance = without_still(mean.flatten(-2), variance.flatten(-2))
     order = mean.argsort(-1)
     pixels = order.shape[-1]
     bins = min(BINS, pixels)
@@ -290,7 +290,7 @@ def median(values: Tensor) -> Tensor:
     return values[..., (count - 1) // 2 : count // 2 + 1].mean(-1)
 
 
-def varying(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+def without_still(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Means and variances (..., N) of pixels, those of variance 0 replaced by others, evenly; all zeros stay."""
     still = variance == 0
     if not bool(still.any()):

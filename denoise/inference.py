@@ -283,14 +283,14 @@ def denoise_movie(
         survey = survey_movie(movie, settings.percentiles, progress, team, known or NONE)
     if known is None:
         found = team.of(0, None if team.rank else changes_found(movie, model, settings, survey, progress))
-        moves = survey.moves
+        detailed = survey.moves
         if not found.none:
             with torch.inference_mode():
                 again = survey_movie(movie, settings.percentiles, progress, team, found)
             # what moves repeats itself, too; but planes take turns wherever they are held
             planes = survey.turns.period and again.turns.apart > DISTINCT * survey.turns.apart
-            survey, moves = (survey, False) if planes else (replace(again, turns=NO_TURNS), moves)
-        survey.detailed = moves  # by what is missed of its movement, held still or not
+            survey, detailed = (survey, False) if planes else (replace(again, turns=NO_TURNS), detailed)
+        survey.detailed = detailed  # by what is missed of its movement, held still or not
     model, adaptation = adapted(movie, model, survey, settings.adapt_minutes, progress, team)
     frames = movie.info.shape[0]
     with torch.inference_mode():

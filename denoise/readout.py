@@ -42,7 +42,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from denoise.context import Context, inpainted, inverse
+from denoise.context import Context, inpainted, reciprocal
 from denoise.smoothing import NO_MEMORY, Memory, neighbour_correlations
 from denoise.tiling import tile_axis, tile_grid
 from denoise.waves import cosines
@@ -87,7 +87,7 @@ class Readout:
     def __init__(self, context: Context, static: Tensor, cleaner: Cleaner) -> None:
         self.cleaner, self.memory = cleaner, context.memory
         self.error = context.standard_error[0]  # (Y, X), of the mean
-        per_noise = inverse(context.noise)
+        per_noise = reciprocal(context.noise)
         image = (context.mean - context.mean.mean()) * per_noise
         image = inpainted(image.where(context.noise > 0, torch.nan))
         self.static = clean_image(image, image + static[0], self.error) - image

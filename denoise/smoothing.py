@@ -201,9 +201,9 @@ def undo(frames: Tensor, weights: Tensor) -> Tensor:
     if bool(missing.any()):
         places = missing.nonzero()
         frames = frames.index_put(places.unbind(1), mean_around(frames, places))
-    centre = 1 - 2 * weights
+    own = 1 - 2 * weights
     # the inverse filter: powers of its pole, -1 < pole <= 0, to both sides
-    pole = -2 * weights / (centre + (centre.square() - 4 * weights.square()).sqrt())
+    pole = -2 * weights / (own + (own.square() - 4 * weights.square()).sqrt())
     powers = pole[..., None] ** torch.arange(-REACH, REACH + 1, device=pole.device).abs()
     kernels = powers * ((1 - pole) / (1 + pole))[..., None]
     return filtered(frames, kernels).masked_fill_(missing, torch.nan)

@@ -49,7 +49,7 @@ class Staying:
         self.products += (rest[:, None] * rest).sum(2)
 
     @cached_property
-    def around(self) -> tuple[Tensor, Tensor, Tensor]:
+    def evidence(self) -> tuple[Tensor, Tensor, Tensor]:
         """Movement that was recorded around each pixel, that is shown, and the error of the first by chance: (Y, X)."""
         count = self.count.clamp(min=1)
         means = self.sums / count
@@ -69,14 +69,14 @@ class Staying:
 
         What was found may be activity then, or chance.
         """
-        recorded, shown, _ = self.around
+        recorded, shown, _ = self.evidence
         against = shown.where(recorded < -AGAINST * shown, 0).mean()
         return float(against) if against > MISLED * shown.mean() else 0.0
 
     @property
     def pixels(self) -> Tensor:
         """Pixels (Y, X) that do not go along; none where few stay, or what was found may be no movement."""
-        recorded, shown, chance = self.around
+        recorded, shown, chance = self.evidence
         share = (recorded + chance < STAYS * shown).float().mean()
         return (recorded + chance < GOES * shown) & (share > PART) & (not self.against)
 

@@ -146,8 +146,8 @@ class Watch:
 
     def displacements(self, frames: Tensor) -> Tensor:
         """Pixels along (y, x) for each cell of each of them: (n, cells, 2)."""
-        told = [its.displacements(seen) for its, seen in zip(self.trackers, views(frames))]
-        return torch.cat(told, 1)
+        cells = [its.displacements(seen) for its, seen in zip(self.trackers, views(frames))]
+        return torch.cat(cells, 1)
 
     def moves(self, told: Tensor) -> bool:
         """Whether displacements (T, cells, 2) are those of a scene that moves."""
@@ -246,10 +246,10 @@ class Follower:
         held = near.hold(frames, 0)
         rest = in_cells(held - self.scene.mean)  # (cells, n, P)
         shared = (rest.isfinite().float() @ self.shared.mT).transpose(0, 1).unflatten(-1, (4, 4))
-        told = (rest.nan_to_num() @ self.seen.mT).transpose(0, 1)[..., None]  # (n, cells, 4, 1)
+        amounts = (rest.nan_to_num() @ self.seen.mT).transpose(0, 1)[..., None]  # (n, cells, 4, 1)
         whole, cells = (
             (inverse(its) @ more)[..., :2, 0].clamp(-1, 1)
-            for its, more in ((shared.sum(1), told.sum(1)), (shared, told))
+            for its, more in ((shared.sum(1), amounts.sum(1)), (shared, amounts))
         )
         return near.by - whole, near.displacements(*self.middles) - cells
 

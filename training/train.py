@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from denoise.atomic import write_file
 from denoise.blindspot import Samples
-from denoise.context import inverse, noise_map, signal_image, spatial_noise_variance
+from denoise.context import noise_map, reciprocal, signal_image, spatial_noise_variance
 from denoise.learning import Learner, Net, Recordings, Sampler, cut
 from denoise.movies import MovieError
 from denoise.precision import autocast
@@ -241,7 +241,7 @@ def shown_and_hidden(recording: Means, draw: Callable[[int], int]) -> tuple[Tens
     else:
         noise = noise_map(seen, torch.tensor(gain), torch.tensor(read_variance))
     signal = signal_image(seen, noise, root)
-    return signal, torch.zeros_like(signal), signal + (hidden - seen) * inverse(noise) * root
+    return signal, torch.zeros_like(signal), signal + (hidden - seen) * reciprocal(noise) * root
 
 
 def out_of_phase(images: Tensor, pixels: int) -> Tensor:
