@@ -9,13 +9,19 @@ import numpy as np
 import torch
 
 from denoise.diagnostics import STATISTICS_VOXELS, TRACE_VOXELS
-from denoise.inference import SLAB_BYTES, Settings, denoise_movie, slabs_of
+from denoise.inference import SLAB_BYTES, Settings, block_length, denoise_movie, slabs_of
 from denoise.movies import ArrayMovie
 from denoise.network import CHUNK_VOXELS, STATE_BYTES, VOXEL_BYTES
 from denoise.precision import precision
 from model import UNet3D
 
 TRIAL = (64, 128, 128)  # frames, height, width of what is denoised to learn the speed
+BLOCK_BYTES = (
+    60  # of a voxel of a block that is read: recorded, normalized, held still, on its way between threads
+)
+KEPT = (
+    1.5  # times as much: what is freed is kept for what comes next (16,000 frames of 256 x 256 took the most)
+)
 REPORT_BYTES = 200 << 20  # at most
 REPORT_SECONDS = (
     3.0,
@@ -40,7 +46,9 @@ def working_bytes(shape: tuple[int, int, int], device: torch.device, report: boo
     slab = max(slab.stop - slab.start for slab in slabs_of(shape, math.inf))
     computed = max(CHUNK_VOXELS["cpu"], 16 * pixels) * VOXEL_BYTES + STATE_BYTES * pixels
     computed = computed * precision(device).itemsize // 2  # those are for half precision
-    return SLAB_BYTES * slab * pixels + computed + (REPORT_BYTES if report else 0)
+    block = min(shape[0], block_length(pixels))
+    working = (SLAB_BYTES * slab + BLOCK_BYTES * block) * pixels + computed
+    return int(KEPT * working) + (REPORT_BYTES if report else 0)
 
 
 def report_seconds(shape: tuple[int, int, int]) -> float:

@@ -701,12 +701,21 @@ def normalized(light: Light, normalization: PercentileNormalization) -> Light:
 def blocks(movie: Readable, start: int = 0, stop: int | None = None) -> Generator[np.ndarray, None, None]:
     """Frames [start, stop) of a movie in order, to its end at most, some (n, Y, X) at a time: a power of two."""
     frames, height, width = movie.info.shape
-    frames = frames if stop is None else min(stop, frames)
-    step = LONGEST_BLOCK
-    while step > SHORTEST_BLOCK and step * height * width > BLOCK_VOXELS:
-        step //= 2
+    frames, step = frames if stop is None else min(stop, frames), block_length(height * width)
     for first in range(start, frames, step):
         yield movie.read(first, min(frames, first + step))
+
+
+def block_length(pixels: int) -> int:
+    """Frames of so many pixels that are read at once.
+
+    >>> [block_length(side**2) for side in (64, 512, 2048)]
+    [64, 32, 16]
+    """
+    step = LONGEST_BLOCK
+    while step > SHORTEST_BLOCK and step * pixels > BLOCK_VOXELS:
+        step //= 2
+    return step
 
 
 def cache_sized(frames: Tensor) -> tuple[Tensor, ...]:
