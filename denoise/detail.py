@@ -25,7 +25,7 @@ from denoise.context import DARKEST
 TOLD_BY = 1 << 16  # voxels at most
 ROUNDS = 15  # of least squares, each by the variances found before
 HIGHEST = 256.0  # times its variance: what was taken away, squared, and is more, is one odd voxel
-MOST = 0.02  # of the squared curvature may be lost: where more seems to be, it is no detail
+MOST = 0.004  # of the squared curvature may be lost, unless all that is more than the noise: else it is no detail
 AROUND = 3  # pixels a side, over which curvature is averaged: what is interpolated rings
 TOLERANCE = 1.0  # of the noise's variance: what is lost is left so far
 NEARLY_NONE = 1e-12  # of the mean variance: none is expected to be less
@@ -70,8 +70,9 @@ def detail_of(frames: Tensor, recording: Tensor) -> Detail:
     for _ in range(ROUNDS):
         expected = (amounts @ terms).clamp(min=float(mean) * NEARLY_NONE)
         amounts = nonnegative(terms / expected, (taken / expected).clamp(max=HIGHEST))
+    *noise, detail = (amounts * terms.mean(1)).tolist()
     read_variance, gain, lost = amounts.tolist()
-    return Detail(float(dark), read_variance, gain, min(lost, MOST))
+    return Detail(float(dark), read_variance, gain, lost if detail > sum(noise) else min(lost, MOST))
 
 
 def squared_curvature(frames: Tensor) -> Tensor:

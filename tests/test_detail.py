@@ -72,9 +72,13 @@ def test_noise_and_lost_detail_are_told_apart(lost: float) -> None:
     assert told.lost == pytest.approx(lost, rel=0.1, abs=2e-5)
 
 
-def test_more_than_can_be_lost_is_no_detail() -> None:
-    frames = scene()
-    assert detail_of(frames, frames + taken_away(frames, replace(NOISE, lost=1.0))).lost == MOST
+@pytest.mark.parametrize("noisy", [True, False])
+def test_more_than_can_be_lost_is_no_detail_unless_it_is_more_than_the_noise(noisy: bool) -> None:
+    frames, lost = scene(), 5 * MOST
+    whole = lost * float(squared_curvature(frames).mean())
+    its = Detail(dark=10.0, read_variance=whole * (2 if noisy else 0.5), lost=lost)
+    found = detail_of(frames, frames + taken_away(frames, its)).lost
+    assert found == (MOST if noisy else pytest.approx(lost, rel=0.1))
 
 
 @pytest.mark.parametrize("missing", [False, True])
