@@ -423,8 +423,9 @@ def summarize(seen: Diagnostics, noise: dict[str, float], span: float) -> Findin
     space = seen.residual_spectrum.autocorrelation()
     raw_space = seen.raw_spectrum.autocorrelation()
     transfer = transfer_curve(maps)
-    voxels = max(1, seen.pixels.frames * maps["active"].size)  # none of a movie that is dark throughout
-    numbers = figures(seen, maps, space, raw_space) | {
+    numbers = figures(seen, maps, space, raw_space)
+    voxels = max(1, numbers["voxels_examined"])  # none of a movie that is dark throughout
+    numbers |= {
         "variance_ratio": variance_ratio(transfer, noise),
         "offset": float(maps["residual"].mean()) / span if span > 0 else 0.0,
         "offset_error": math.sqrt(maps["residual_variance"].mean() / voxels) / span if span > 0 else 0.0,

@@ -16,12 +16,8 @@ from denoise.precision import precision
 from model import UNet3D
 
 TRIAL = (64, 128, 128)  # frames, height, width of what is denoised to learn the speed
-BLOCK_BYTES = (
-    60  # of a voxel of a block that is read: recorded, normalized, held still, on its way between threads
-)
-KEPT = (
-    1.5  # times as much: what is freed is kept for what comes next (16,000 frames of 256 x 256 took the most)
-)
+BLOCK_BYTES = 60  # of a voxel of a block that is read: all that is made of it, on its way between threads
+KEPT = 1.5  # times as much: what is freed is kept for what comes next, most of all in long movies
 REPORT_BYTES = 200 << 20  # at most
 REPORT_SECONDS = (
     3.0,

@@ -25,9 +25,7 @@ SURE = 3.0  # deviations by chance by which it misses that
 STAYS = 0.4  # share of the movement up to which it stays
 PART = 0.06  # of the field has to stay: less does not hold the scene back, and may be what rows lack that move in turn
 AGAINST = 0.25  # by so much of it a pixel goes the other way
-MISLED = (
-    0.08  # of what the scene shows: if more goes the other way, what was found may be activity, or chance
-)
+MISLED = 0.08  # of what the scene shows: if more goes the other way, what was found may be activity
 
 
 class Staying:
