@@ -1,8 +1,8 @@
-"""What parts of the field agree on: displacements, or brightness, that they have in common.
+"""Displacements, or changes of brightness, that the regions of a field have in common.
 
-Noise and activity change each cell of the field in its own way, movement and light change all alike: what a cell has in
-common with the others tells whether there is any, and how much of what was measured is chance. Two halves of the cells,
-the black and the white squares of a chess board, know nothing of each other.
+Noise and activity change each region of the field in its own way; movement and light change all of them alike. So the
+covariance of one region with all others tells whether there is any, and how much of a measurement is chance. Regions
+are the squares of a chess board: the black and the white ones are two halves of the field, measured independently.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ from denoise.context import inpainted
 from denoise.smoothing import filtered
 from denoise.waves import cosines, members
 
-FEWEST = 32  # frames, and pixels a side, to tell movement from chance
-NARROWEST = 16  # pixels a side, to tell light
-LEAST = 0.035  # pixels, root mean square: activity looks like up to 0.025
-AGREE = 0.25  # of what a half sees has the other one to see too
-SURE = 3.0  # deviations by chance by which a cell agrees with all others
-CELLS = 4  # of the field along each side; so many with structure in them have to agree
-SOFT = 0.7  # pixels: the slopes are those of the mean smoothed by so much
-AROUND = 3  # pixels a side in which variance is averaged
-STEPS = 2  # of least squares
-SINGULAR = 1e-3  # of slopes and light: what else could not be told apart
-SECTION = 1024  # frames at most, whose displacements are looked at together
+MIN_SIZE = 32  # frames, and pixels a side, that it takes to tell movement from chance
+MIN_SIDE = 16  # pixels: a smaller field is not divided into regions
+MIN_MOTION = 0.035  # pixels, root mean square: activity looks like up to 0.025
+MIN_SHARED = 0.25  # of the variance of one half of the field, that it has to share with the other half
+SIGNIFICANT = 3.0  # standard errors by which a covariance has to exceed 0
+GRID = 4  # regions of the field along each side; at least as many with structure in them have to agree
+GRADIENT_SIGMA = 0.7  # pixels, of the Gaussian that an image is smoothed by before its gradients are taken
+VARIANCE_WINDOW = 3  # pixels a side in which variance is averaged
+ITERATIONS = 2  # of least squares
+RCOND = 1e-3  # part of the largest singular value, below which others count as 0
+SECTION = 1024  # frames at most that are Wiener filtered together
 TINY = torch.finfo().tiny
 
 
-def image_of(frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (Y, X) of frames (n, Y, X), and their variance. Pixels that do not vary have the mean of those around."""
+def mean_and_variance(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean (Y, X) of frames (n, Y, X) and their variance (Y, X), ignoring NaN.
+
+    Pixels of the same value in all frames have a variance of 0, and a mean interpolated from the pixels around.
+    """
     mean = frames.nanmean(0).nan_to_num()
     varies = varying(frames)
     variance = (frames - mean).square().nanmean(0).nan_to_num()
@@ -42,231 +45,248 @@ def image_of(frames: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def varying(frames: Tensor) -> Tensor:
-    """Pixels (Y, X) that are not of one value in all frames (n, Y, X)."""
+    """Return the mask (Y, X) of the pixels that do not have the same value in all frames (n, Y, X)."""
     return (frames.diff(dim=0).nan_to_num() != 0).any(0)
 
 
 def per_variance(variance: Tensor) -> Tensor:
-    """Weights (Y, X): 1 / variance of the pixels around each that vary; 0 for those that do not."""
+    """Return weights (Y, X): 1 / variance, averaged over the varying pixels around each; 0 where it is 0."""
     varies = variance > 0
-    both = F.pad(torch.stack([variance, varies.float()]), [AROUND // 2] * 4)
-    usual, share = F.avg_pool2d(both, AROUND, 1)
-    return torch.where(varies, share / usual.clamp(min=TINY), 0)
+    stacked = F.pad(torch.stack([variance, varies.float()]), [VARIANCE_WINDOW // 2] * 4)
+    total, share = F.avg_pool2d(stacked, VARIANCE_WINDOW, 1)
+    return torch.where(varies, share / total.clamp(min=TINY), 0)
 
 
-def cells_of(shape: Sequence[int], edge: int) -> Tensor:
-    """Which pixels (Y, X) are in which of CELLS x CELLS parts of a field without its edges: bool (cells, Y, X).
+def region_masks(shape: Sequence[int], edge: int) -> Tensor:
+    """Return masks (regions, Y, X) of GRID x GRID regions of a field (Y, X), leaving out `edge` pixels at each side.
 
-    First those on black squares of a chess board, then those on white ones.
+    The black squares of the chess board come first, then the white ones. A field below MIN_SIDE has one empty mask.
     """
-    if min(shape) < NARROWEST:
+    if min(shape) < MIN_SIDE:
         return torch.zeros(1, *shape, dtype=torch.bool)
     rows, columns = (
-        (torch.arange(size) - edge).div((size - 2 * edge) / CELLS, rounding_mode="floor") for size in shape
+        (torch.arange(size) - edge).div((size - 2 * edge) / GRID, rounding_mode="floor") for size in shape
     )
-    cells = torch.stack([(rows == i)[:, None] & (columns == j) for i in range(CELLS) for j in range(CELLS)])
+    masks = torch.stack([(rows == i)[:, None] & (columns == j) for i in range(GRID) for j in range(GRID)])
     black = black_squares()
-    return torch.cat([cells[black], cells[~black]])
+    return torch.cat([masks[black], masks[~black]])
 
 
 def black_squares() -> Tensor:
-    """Which of CELLS x CELLS cells, row after row, are black squares of a chess board: bool (cells,)."""
-    even = torch.arange(CELLS) % 2 == 0
+    """Return which of GRID x GRID regions, row after row, are black squares of a chess board: bool (regions,)."""
+    even = torch.arange(GRID) % 2 == 0
     return (even[:, None] == even).flatten()
 
 
-def in_cells(images: Tensor) -> Tensor:
-    """Images (n, H, W) in CELLS x CELLS cells of P pixels, 0 beyond their edges: (cells, n, P)."""
-    height, width = (math.ceil(size / CELLS) for size in images.shape[1:])
-    padded = F.pad(images, (0, CELLS * width - images.shape[2], 0, CELLS * height - images.shape[1]))
-    cells = padded.view(-1, CELLS, height, CELLS, width).permute(1, 3, 0, 2, 4)
-    return cells.reshape(CELLS**2, -1, height * width)
+def split_into_regions(images: Tensor) -> Tensor:
+    """Split images (n, H, W) into GRID x GRID regions of P pixels, row after row, padded with 0: (regions, n, P)."""
+    height, width = (math.ceil(size / GRID) for size in images.shape[1:])
+    padded = F.pad(images, (0, GRID * width - images.shape[2], 0, GRID * height - images.shape[1]))
+    regions = padded.view(-1, GRID, height, GRID, width).permute(1, 3, 0, 2, 4)
+    return regions.reshape(GRID**2, -1, height * width)
 
 
-def middles_of(strength: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Where structure of such strength (cells, P) at rows and columns (P,) is in the mean: rows, columns (cells,)."""
-    whole = strength.sum(1).clamp(min=TINY)
-    return (strength * y).sum(1) / whole, (strength * x).sum(1) / whole
+def centroids(strength: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows and columns (regions,) of the centres of mass of `strength` (regions, P) at rows and columns (P,)."""
+    total = strength.sum(1).clamp(min=TINY)
+    return (strength * y).sum(1) / total, (strength * x).sum(1) / total
 
 
-def slopes(image: Tensor) -> Tensor:
-    """Of an image (Y, X) along y and x: (2, Y, X), exact for waves that fit."""
+def gradients(image: Tensor) -> Tensor:
+    """Return the gradients of an image (Y, X) along y and x: (2, Y, X).
+
+    They are exact for the cosines of the image, which is continued by its mirror images.
+    """
     spectrum = torch.fft.rfft2(mirrored(image))
-    height, width = (2 * n for n in image.shape)
-    waves = (torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
-    full = [torch.fft.irfft2(2j * math.pi * wave * spectrum, s=(height, width)) for wave in waves]
-    return torch.stack([its[: image.shape[0], : image.shape[1]] for its in full])
+    height, width = (2 * size for size in image.shape)
+    frequencies = (torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
+    derivatives = [torch.fft.irfft2(2j * math.pi * f * spectrum, s=(height, width)) for f in frequencies]
+    return torch.stack([derivative[: image.shape[0], : image.shape[1]] for derivative in derivatives])
 
 
 def mirrored(image: Tensor) -> Tensor:
-    """An image (Y, X) and its mirror images, which go on without an edge: (2 Y, 2 X)."""
+    """Return an image (Y, X) with its mirror images, which is periodic without an edge: (2 Y, 2 X)."""
     image = torch.cat([image, image.flip(0)], 0)
     return torch.cat([image, image.flip(1)], 1)
 
 
-def smoothed(image: Tensor, sigma: float) -> Tensor:
-    """An image (Y, X) smoothed by a Gaussian."""
-    return filtered(image[None], gaussian(sigma).expand(1, 2, -1))[0]
+def filter_image(image: Tensor, kernel: Tensor) -> Tensor:
+    """Filter an image (Y, X) along both axes by a kernel (taps,), borders mirrored."""
+    return filtered(image[None], kernel.expand(1, 2, -1))[0]
 
 
 def gaussian(sigma: float) -> Tensor:
-    """Weights of pixels in a row, of sum 1."""
+    """Return the taps of a Gaussian kernel of sum 1; sigma is in pixels."""
     reach = math.ceil(4 * sigma)
     taps = torch.exp(-torch.arange(-reach, reach + 1).square() / (2 * sigma**2))
     return taps / taps.sum()
 
 
-def changes(image: Tensor, soft: float = 0.0) -> Tensor:
-    """How an image (Y, X) changes by displacements and light: slopes along y and x, itself, a constant (4, Y, X).
+def basis_images(image: Tensor, sigma: float = 0.0) -> Tensor:
+    """Return images (4, Y, X) that small displacements and changes of brightness add to an image (Y, X).
 
-    soft: pixels that slopes are smoothed by.
+    The gradients along y and x of the image, smoothed by a Gaussian of `sigma` pixels; the image; and a constant.
     """
-    steep = slopes(smoothed(image, soft) if soft else image)
-    return torch.cat([steep, torch.stack([image, torch.ones_like(image)])])
+    gradient = gradients(filter_image(image, gaussian(sigma)) if sigma else image)
+    return torch.cat([gradient, torch.stack([image, torch.ones_like(image)])])
 
 
-def solver(seen: Tensor, true: Tensor) -> Tensor | None:
-    """What tells from an image (N,) the amounts of `true` images (K, N) in it, by weighted `seen` ones: (K, N).
+def solver(weighted: Tensor, basis: Tensor) -> Tensor | None:
+    """Return the matrix (K, N) that takes an image (N,) to the coefficients of `basis` images (K, N) in it.
 
-    None where there is not enough in them.
+    weighted (K, N): basis images times the weights of pixels. None where the basis is close to linear dependence.
     """
-    told = inverse(seen @ true.T)
-    return None if told.isnan().any() else told @ seen
+    inverse = invert(weighted @ basis.T)
+    return None if inverse.isnan().any() else inverse @ weighted
 
 
-def inverse(shared: Tensor) -> Tensor:
-    """Of what images share (..., K, K); NaN where some of them cannot be told apart."""
-    power = shared.diagonal(dim1=-2, dim2=-1).clamp(min=0)
+def invert(matrix: Tensor) -> Tensor:
+    """Invert matrices (..., K, K) of scalar products, scaled to a diagonal of 1; those near singular become NaN."""
+    power = matrix.diagonal(dim1=-2, dim2=-1).clamp(min=0)
     scale = torch.where(power > 0, power.rsqrt(), 0)
-    scaled = (scale[..., None] * shared * scale[..., None, :]).double().nan_to_num(0, 0, 0)
-    apart = torch.linalg.svdvals(scaled)[..., -1:, None] >= SINGULAR
-    whole = torch.linalg.inv(torch.where(apart, scaled, torch.eye(scaled.shape[-1]).double()))
-    return torch.where(apart, scale[..., None] * whole.float() * scale[..., None, :], torch.nan)
+    scaled = (scale[..., None] * matrix * scale[..., None, :]).double().nan_to_num(0, 0, 0)
+    regular = torch.linalg.svdvals(scaled)[..., -1:, None] >= RCOND
+    inverse = torch.linalg.inv(torch.where(regular, scaled, torch.eye(scaled.shape[-1]).double()))
+    return torch.where(regular, scale[..., None] * inverse.float() * scale[..., None, :], torch.nan)
 
 
-def agreement(told: Tensor) -> tuple[Tensor, Tensor]:
-    """What cells of the field tell (T, cells, K), as displacements: the weight of each (cells, K), and what others tell.
+def leave_one_out_means(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weights of regions (regions, K), and for each the weighted mean of all others (T, regions, K).
 
-    Its weight is the inverse of the variance by which it differs from the others: by noise, by activity, or for want of
-    structure. What others tell (T, cells, K) has no part of its own.
+    values (T, regions, K): time courses, such as displacements, whose means over time are subtracted. A weight is the
+    inverse variance by which a region differs from the others: by noise, by activity, or for want of structure.
     """
-    away = told - told.mean(0)
-    whole = away.median(1, keepdim=True).values
-    for _ in range(STEPS):
-        weights = 1 / (away - whole).square().mean(0).clamp(min=TINY)
+    centred = values - values.mean(0)
+    common = centred.median(1, keepdim=True).values
+    for _ in range(ITERATIONS):
+        weights = 1 / (centred - common).square().mean(0).clamp(min=TINY)
         weights = weights / weights.sum(0)
-        whole = (away * weights).sum(1, keepdim=True)
-    return weights, (whole - away * weights) / (1 - weights)
+        common = (centred * weights).sum(1, keepdim=True)
+    return weights, (common - centred * weights) / (1 - weights)
 
 
-def alike(told: Tensor, least: float, part: float = 0.0) -> bool:
-    """Whether what cells tell (T, cells, K) changes alike: most agree with all others, by more than chance.
+def alike(values: Tensor, min_rms: float, min_share: float = 0.0) -> bool:
+    """Return whether most regions change like all others, by more than chance, in one of K quantities at least.
 
-    least: root mean square of what they have in common, in one of the K at least. part: of what others tell.
+    values (T, regions, K): time courses. min_rms: of the common change. min_share: of the others' variance in common.
     """
-    usual, surely, agreed = in_common(told)
-    return bool(((usual > least**2) & (surely > SURE) & (agreed > part)).any())
+    covariance, errors, share = common_variation(values)
+    return bool(((covariance > min_rms**2) & (errors > SIGNIFICANT) & (share > min_share)).any())
 
 
-def in_common(told: Tensor) -> Tensor:
-    """What most cells have in common of what they tell (T, cells, K): covariance with all others, (3, K).
+def common_variation(values: Tensor) -> Tensor:
+    """Return the covariance (3, K) of time courses (T, regions, K) with the mean of all other regions.
 
-    As it is, in its deviations by chance, and as part of the others' variance. All 0 where too few tell.
+    It is the weighted median over regions: as it is, in standard errors, and as a part of the variance of the others'
+    mean. All 0 where there are too few regions or frames.
     """
-    if len(told) < FEWEST or told.shape[1] < CELLS:
-        return told.new_zeros(3, told.shape[2])
-    weights, others = agreement(told)
-    away = told - told.mean(0)
-    shared, power = (away * others).mean(0), others.square().mean(0)  # (cells, K)
-    chance = (away.square().mean(0) * power).sqrt() / len(told) ** 0.5
-    parts = torch.stack([shared, shared / chance, shared / power])
-    medians = [weighted_median(its, weight) for part in parts for its, weight in zip(part.T, weights.T)]
+    if len(values) < MIN_SIZE or values.shape[1] < GRID:
+        return values.new_zeros(3, values.shape[2])
+    weights, others = leave_one_out_means(values)
+    centred = values - values.mean(0)
+    covariance, power = (centred * others).mean(0), others.square().mean(0)  # (regions, K)
+    error = (centred.square().mean(0) * power).sqrt() / len(values) ** 0.5
+    measures = torch.stack([covariance, covariance / error, covariance / power])
+    medians = [weighted_median(x, weight) for measure in measures for x, weight in zip(measure.T, weights.T)]
     return torch.stack(medians).view(3, -1)
 
 
 def weighted_median(values: Tensor, weights: Tensor) -> Tensor:
-    """Of values (N,) the one that half of the weights are below."""
+    """Return the smallest of values (N,) up to which the weights (N,) add up to at least half of their sum."""
     order = values.argsort()
     return values[order[int((weights[order].cumsum(0) < 0.5 * weights.sum()).sum())]]
 
 
-def agreeing(halves: Tensor) -> Tensor:
-    """Which of K amounts two halves of the field that know nothing of each other (T, 2 halves, K) tell alike: (K,)."""
-    if len(halves) < FEWEST:
+def weighted_mean(displacements: Tensor) -> Tensor:
+    """Return the mean of displacements (T, regions, 2), weighted as by `leave_one_out_means`: (T, 2), NaN if any is."""
+    weights, _ = leave_one_out_means(displacements[displacements.isfinite().all(2).all(1)])
+    return (displacements * weights).sum(1)
+
+
+def halves_agree(halves: Tensor) -> Tensor:
+    """Return in which of K quantities two halves of the field change alike, by time courses (T, 2, K): bool (K,)."""
+    if len(halves) < MIN_SIZE:
         return torch.zeros(halves.shape[2], dtype=torch.bool)
-    away = halves - halves.mean(0)
-    shared, own = away.prod(1).mean(0), away.square().mean(0)  # (K,) and (2 halves, K)
-    chance = own.prod(0).sqrt() / len(away) ** 0.5
-    return (shared > LEAST**2) & (shared > SURE * chance) & (shared > AGREE * own.amin(0))
+    centred = halves - halves.mean(0)
+    covariance, variance = centred.prod(1).mean(0), centred.square().mean(0)  # (K,) and (2 halves, K)
+    error = variance.prod(0).sqrt() / len(centred) ** 0.5
+    significant = covariance > SIGNIFICANT * error
+    return (covariance > MIN_MOTION**2) & significant & (covariance > MIN_SHARED * variance.amin(0))
 
 
-def telling(told: Tensor, shapes: Tensor, black: Tensor) -> Tensor:
-    """Which of shapes (K, cells) are in what cells tell (T, cells, 2), as black ones and others tell: bool (K, 2)."""
-    if min(int(black.sum()), int((~black).sum())) < len(shapes):
-        return torch.zeros(len(shapes), 2, dtype=torch.bool)
-    whole, halves = fits(told, shapes, black)
-    strong = steadied(whole, halves).std(0) > LEAST  # activity may agree, but not at one pace
-    return (agreeing(halves) & strong).unflatten(0, (-1, 2))
+def wiener_filter(series: Tensor, halves: Tensor) -> Tensor:
+    """Wiener filter time courses (T, K) of the field, given those of two halves of it (T, 2, K): (T, K).
+
+    Frames without a value, NaN, are interpolated from those around them.
+    """
+    stacked = torch.cat([series[:, None], halves], 1)  # (T, 3, K)
+    valid = stacked.isfinite().all((1, 2)).numpy()
+    times = np.arange(len(valid))
+    complete = [np.interp(times, times[valid], column[valid]) for column in stacked.flatten(1).T.numpy()]
+    stacked = torch.from_numpy(np.stack(complete, 1)).float().unflatten(1, (3, -1))
+    sections = stacked.tensor_split(math.ceil(len(valid) / SECTION))
+    return torch.cat([wiener_filter_section(section) for section in sections])
 
 
-def fits(told: Tensor, shapes: Tensor, black: Tensor) -> tuple[Tensor, Tensor]:
-    """How much of shapes (K, cells) cells tell (T, cells, 2): all (T, 2 K), and black ones and others (T, 2, 2 K)."""
-    weights = fit_weights(told, shapes)
-    parts = (torch.ones_like(black), black, ~black)
-    whole, *halves = (fitted(told, solvers(shapes, weights * its[:, None])).flatten(1) for its in parts)
+def wiener_filter_section(stacked: Tensor) -> Tensor:
+    """Wiener filter one section of time courses of the whole field and its halves (T, 3, K): (T, K).
+
+    The gain of each octave of frequency is the covariance of the halves over the power of the whole.
+    """
+    transform = cosines(len(stacked))
+    whole, first, second = (transform @ series for series in stacked.unbind(1))
+    octaves = members(len(stacked))  # (T, octaves)
+    covariance, power = (octaves.T @ product for product in (first * second, whole.square()))
+    gain = torch.where(power > 0, covariance / power, 0).clamp(0, 1)
+    gain[0] = 1  # keeps the mean over time
+    return transform.T @ (whole * (octaves @ gain))
+
+
+def significant_terms(displacements: Tensor, basis: Tensor, black: Tensor) -> Tensor:
+    """Return which basis functions (K, regions) are in displacements (T, regions, 2) of both halves: bool (K, 2).
+
+    The basis functions are smooth over the field (`denoise.motion.polynomials`); black (regions,): the first half.
+    """
+    if min(int(black.sum()), int((~black).sum())) < len(basis):
+        return torch.zeros(len(basis), 2, dtype=torch.bool)
+    whole, halves = fit_halves(displacements, basis, black)
+    # activity may agree too, but not in each octave of frequency
+    strong = wiener_filter(whole, halves).std(0) > MIN_MOTION
+    return (halves_agree(halves) & strong).unflatten(0, (-1, 2))
+
+
+def fit_halves(displacements: Tensor, basis: Tensor, black: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit basis functions (K, regions) to displacements (T, regions, 2) of all regions, and of those of each half.
+
+    Returns coefficients (T, 2 K) of the whole, and (T, 2, 2 K) of the halves.
+    """
+    weights = fit_weights(displacements, basis)
+    masks = (torch.ones_like(black), black, ~black)
+    solvers = [basis_solvers(basis, weights * mask[:, None]) for mask in masks]
+    whole, *halves = (fit(displacements, matrices).flatten(1) for matrices in solvers)
     return whole, torch.stack(halves, 1)
 
 
-def fitted(told: Tensor, tells: Tensor) -> Tensor:
-    """How much of K shapes is in what cells tell (T, cells, 2), by `solvers` (2, K, cells): (T, K, 2)."""
-    return torch.einsum("akc,tca->tka", tells, told)
+def fit(displacements: Tensor, solvers: Tensor) -> Tensor:
+    """Return coefficients (T, K, 2) of K basis functions in displacements (T, regions, 2), by `basis_solvers`."""
+    return torch.einsum("akc,tca->tka", solvers, displacements)
 
 
-def solvers(shapes: Tensor, weights: Tensor) -> Tensor:
-    """What tells shapes (K, cells) along both axes by least squares, cells weighted (cells, 2): (2, K, cells)."""
-    weighted = shapes * weights.T[:, None]  # (2, K, cells)
-    power = (weighted @ shapes.T).double()
-    return torch.linalg.pinv(power, rtol=SINGULAR, hermitian=True).float() @ weighted
+def basis_solvers(basis: Tensor, weights: Tensor) -> Tensor:
+    """Return matrices (2, K, regions) that fit basis functions (K, regions) with weights of regions (regions, 2)."""
+    weighted = basis * weights.T[:, None]  # (2, K, regions)
+    products = (weighted @ basis.T).double()
+    return torch.linalg.pinv(products, rtol=RCOND, hermitian=True).float() @ weighted
 
 
-def fit_weights(told: Tensor, shapes: Tensor) -> Tensor:
-    """Inverse variance by which each of the cells (T, cells, 2) misses what the others tell: (cells, 2)."""
-    away = told - told.mean(0)
-    weights = torch.ones_like(away[0])
-    for _ in range(STEPS):
-        tells = solvers(shapes, weights)
-        left = away - torch.einsum("tka,kc->tca", fitted(away, tells), shapes)
-        own = torch.einsum("akc,kc->ca", tells, shapes)  # part of a cell in its own fit
-        weights = (1 - own).clamp(min=SINGULAR) / left.square().mean(0).clamp(min=TINY)
+def fit_weights(displacements: Tensor, basis: Tensor) -> Tensor:
+    """Return weights (regions, 2): inverse variances of the residuals of displacements (T, regions, 2) in a fit."""
+    centred = displacements - displacements.mean(0)
+    weights = torch.ones_like(centred[0])
+    for _ in range(ITERATIONS):
+        solvers = basis_solvers(basis, weights)
+        residuals = centred - torch.einsum("tka,kc->tca", fit(centred, solvers), basis)
+        leverage = torch.einsum("akc,kc->ca", solvers, basis)  # of a region on its own fit
+        weights = (1 - leverage).clamp(min=RCOND) / residuals.square().mean(0).clamp(min=TINY)
         weights = weights / weights.sum(0)
     return weights
-
-
-def together(told: Tensor) -> Tensor:
-    """What cells tell of displacements (T, cells, 2) in the mean: (T, 2), NaN where a frame shows nothing."""
-    weights, _ = agreement(told[told.isfinite().all(2).all(1)])
-    return (told * weights).sum(1)
-
-
-def steadied(whole: Tensor, halves: Tensor) -> Tensor:
-    """What a field tells (T, K), as displacements, and halves of it (T, 2, K), without what is chance in it: (T, K).
-
-    Frames that show nothing, NaN, are between those around them.
-    """
-    told = torch.cat([whole[:, None], halves], 1)
-    seen = told.isfinite().all((1, 2)).numpy()
-    times = np.arange(len(seen))
-    known = [np.interp(times, times[seen], its[seen]) for its in told.flatten(1).T.numpy()]
-    parts = torch.from_numpy(np.stack(known, 1)).float().unflatten(1, (3, -1))
-    return torch.cat([without_chance(its) for its in parts.tensor_split(math.ceil(len(seen) / SECTION))])
-
-
-def without_chance(told: Tensor) -> Tensor:
-    """The same of one section (T, 3, K): each octave of waves in time is as strong as both halves tell it alike."""
-    waves = cosines(len(told))
-    whole, first, second = (waves @ its for its in told.unbind(1))
-    member = members(len(told))
-    shared, power = (member.T @ its for its in (first * second, whole.square()))
-    gain = torch.where(power > 0, shared / power, 0).clamp(0, 1)
-    gain[0] = 1
-    return waves.T @ (whole * (member @ gain))

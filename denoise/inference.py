@@ -503,7 +503,7 @@ class Surveyor:
         self.mean = inpainted(sharp.nanmean(0))
         seen = middle(sharp)
         self.watch = Watch(seen)
-        self.displaced = torch.zeros(movie.info.shape[0], self.watch.cells, 2)
+        self.displaced = torch.zeros(movie.info.shape[0], self.watch.regions, 2)
         self.photometer = Photometer(*self.watch.field)
         self.brightness = torch.zeros(movie.info.shape[0], len(self.photometer.solver))
         self.lines = rows_and_columns(sharp)

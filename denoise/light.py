@@ -23,7 +23,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from denoise.agreement import alike, cells_of, image_of, per_variance, solver, steadied
+from denoise.agreement import alike, mean_and_variance, per_variance, region_masks, solver, wiener_filter
 from denoise.context import DARKEST
 from denoise.tracking import PIECE, Moments
 
@@ -94,7 +94,7 @@ class Photometer:
         self.image = image
         black = image.flatten().kthvalue(1 + int(DARKEST * (image.numel() - 1))).values
         signal = image - black  # that more light makes more of
-        weighted = cells_of(image.shape, 0) * (signal * weights)
+        weighted = region_masks(image.shape, 0) * (signal * weights)
         power = (weighted * signal).sum((1, 2), keepdim=True)
         self.solver = (weighted / power)[power[:, 0, 0] > 0].flatten(1)  # (cells, Y X)
 
@@ -124,7 +124,7 @@ def light_of(blocks: Callable[[], Iterable[Tensor]]) -> Light:
         return STEADY
     spread = power.sqrt()
     patterns = torch.stack([(mean - centre) / spread, torch.ones_like(mean)]).flatten(1)  # contrast, level
-    cells = cells_of(mean.shape, 0)
+    cells = region_masks(mean.shape, 0)
     halves = [(its.any(0) * weights).flatten() for its in cells.split(len(cells) // 2)]
     solvers = [its for its in (solver(patterns * half, patterns) for half in halves) if its is not None]
     if len(solvers) < len(halves):
@@ -158,7 +158,7 @@ def moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean (Y, X) of frames (n, Y, X), variance, number, and the share of them that have the largest value of all."""
     whole = iter(blocks)
     first = next(whole)
-    sums = Moments(image_of(first)[0])
+    sums = Moments(mean_and_variance(first)[0])
     peak, often = torch.full_like(first[0], -torch.inf), torch.zeros_like(first[0])
     for frames in chain([first], whole):
         sums.update(frames)
@@ -183,5 +183,5 @@ def flicker_of(told: Tensor) -> tuple[Tensor, Tensor]:
     shared = steps[:, 0].T @ steps[:, 1]
     mixture = torch.linalg.eigh(shared + shared.T).eigenvectors[:, -1]
     halves = (told @ mixture)[..., None]
-    course = steadied(halves.mean(1), halves)[:, 0]
+    course = wiener_filter(halves.mean(1), halves)[:, 0]
     return course - course.mean(), mixture

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from denoise.agreement import CELLS, FEWEST, STEPS, TINY, black_squares
+from denoise.agreement import GRID, ITERATIONS, MIN_SIZE, TINY, black_squares
 from denoise.motion import STILL, Motion
 
 OUT_OF_PHASE = 0.3  # pixels: less than that costs hardly anything
@@ -28,7 +28,7 @@ def phase_of(image: Tensor) -> float:
     As the rows beside them tell: half of the field like the other one, and far likelier than that all are in phase.
     Where structure slants, rows fit further on to the left nearly as they do to the right.
     """
-    if min(image.shape) < FEWEST:
+    if min(image.shape) < MIN_SIZE:
         return 0.0
     shifts, halves = row_fits(image)
     fits = halves.sum(0)
@@ -40,7 +40,7 @@ def phase_of(image: Tensor) -> float:
     )
     if in_place < LIKELIER or mirrored < in_place / 2:  # worse by so much
         return 0.0
-    for _ in range(STEPS):
+    for _ in range(ITERATIONS):
         shifts, halves = row_fits(in_phase(phase).hold(image[None], 0)[0])
         phase += float(shifts[halves.sum(0).argmax()])
     return phase
@@ -59,19 +59,19 @@ def row_fits(image: Tensor) -> tuple[Tensor, Tensor]:
     each kind of wave by its coherence (Knapp and Carter, IEEE ASSP 1976). The halves are the black and white squares
     of a chess board.
     """
-    side = image.shape[1] // CELLS
+    side = image.shape[1] // GRID
     odd, above, below = (image[start : image.shape[0] - 2 + start : 2] for start in (1, 0, 2))
-    parts = torch.stack([odd, (above + below) / 2])[..., : side * CELLS].unflatten(-1, (CELLS, side))
+    parts = torch.stack([odd, (above + below) / 2])[..., : side * GRID].unflatten(-1, (GRID, side))
     parts = (parts - parts.mean(-1, keepdim=True)) * torch.hann_window(side, periodic=False)
-    odds, others = torch.fft.rfft(parts)  # (rows, CELLS, waves)
+    odds, others = torch.fft.rfft(parts)  # (rows, GRID, waves)
     shared, power = odds * others.conj(), odds.abs().square().sum((0, 1)) * others.abs().square().sum((0, 1))
     strength = shared.sum((0, 1)).abs().clamp(min=TINY)
     count = odds[..., 0].numel()
     coherence = (strength.square() / power.clamp(min=TINY) - 1 / count).clamp(0, COHERENT)
     coherence[0] = 0  # the mean tells nothing
     shared = shared * (count * coherence / (1 - coherence) / strength)
-    cells = torch.stack([its.sum(0) for its in shared.tensor_split(CELLS)])  # (CELLS, CELLS, waves)
-    black = black_squares().view(CELLS, CELLS)
+    cells = torch.stack([its.sum(0) for its in shared.tensor_split(GRID)])  # (GRID, GRID, waves)
+    black = black_squares().view(GRID, GRID)
     steps = round(side / FURTHEST / FINE)
     shifts = torch.arange(-steps, steps + 1) * FINE
     turns = torch.exp(2j * math.pi * torch.fft.rfftfreq(side) * shifts[:, None])

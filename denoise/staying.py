@@ -1,12 +1,12 @@
-"""What stays where it is while the scene moves: the edge of a lens, dark columns beside what is scanned.
+"""Pixels that stay where they are while the scene moves: the edge of a lens, dark columns beside the scanned field.
 
-It would hold the scene back, since it is as sharp and as bright. Where a pixel goes along, its changes are those that
-the scene shows there as it moves; where it stays, there is nothing of them:
+They would hold the estimated displacements back, since they are as sharp and as bright as the scene. Where a pixel
+moves with the scene, its changes over time are those that the moving scene predicts; where it stays, there are none:
 
-    share of the movement = covariance(shown, recorded) / variance(shown)      over the frames, around a pixel
+    share of the movement = covariance(predicted, recorded) / variance(predicted)      over the frames, around a pixel
 
-What is shown is that of means of other frames. Their noise moves with them, and would look like movement that the
-recording lacks: so the variance is what two such means have in common.
+The prediction is a mean of other frames, displaced as the scene is. Noise of the mean is displaced with it, and would
+look like movement that the recording lacks: so the variance is the covariance of two such predictions.
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from denoise.agreement import gaussian, per_variance
-from denoise.smoothing import filtered
+from denoise.agreement import filter_image, gaussian, per_variance
 
-AROUND = 4.0  # pixels, of a Gaussian: over which movement is looked for
-GOES = 0.7  # share of the movement from which a pixel goes along
-SURE = 3.0  # deviations by chance by which it misses that
-STAYS = 0.4  # share of the movement up to which it stays
-PART = 0.06  # of the field has to stay: less does not hold the scene back, and may be what rows lack that move in turn
-AGAINST = 0.25  # by so much of it a pixel goes the other way
-MISLED = 0.08  # of what the scene shows: if more goes the other way, what was found may be activity
+SIGMA = 4.0  # pixels, of the Gaussian over which covariances are summed around a pixel
+MOVING_SHARE = 0.7  # of the movement, from which a pixel moves with the scene
+SIGNIFICANT = 3.0  # standard errors by which it has to be below that to stay
+STATIC_SHARE = 0.4  # of the movement, up to which a pixel counts as static for MIN_AREA
+MIN_AREA = (
+    0.06  # of the field has to be static: less does not matter, and may be rows that move one after the other
+)
+OPPOSED_SHARE = 0.25  # of the movement, by which a pixel has to move the other way to be opposed
+MAX_OPPOSED = 0.08  # of the predicted variance: if more is opposed, the displacements may be activity
 
 
-class Staying:
-    """Sums over frames (n, Y, X), relative to an image near them (Y, X), and what two means of the scene would show."""
+class StaticPixels:
+    """Finds pixels that do not move, from frames and two predictions of each by independent means of the scene.
+
+    reference (Y, X): an image near the frames, which sums are taken relative to.
+    """
 
     def __init__(self, reference: Tensor) -> None:
         self.reference, shape = reference, reference.shape
@@ -38,47 +42,44 @@ class Staying:
         self.products = torch.zeros(3, 3, *shape, dtype=torch.float64)
 
     def update(self, frames: Tensor, first: Tensor, second: Tensor) -> None:
-        """Take frames (n, Y, X), NaN where missing, and two means as they would show in them (n, Y, X)."""
-        rest = torch.stack([frames, first, second]) - self.reference
-        known = rest[0].isfinite()
-        rest = torch.where(known, rest, 0)
-        self.count += known.sum(0)
-        self.sums += rest.sum(1)
-        self.products += (rest[:, None] * rest).sum(2)
+        """Add frames (n, Y, X), NaN where missing, and the two predictions of them (n, Y, X)."""
+        values = torch.stack([frames, first, second]) - self.reference
+        valid = values[0].isfinite()
+        values = torch.where(valid, values, 0)
+        self.count += valid.sum(0)
+        self.sums += values.sum(1)
+        self.products += (values[:, None] * values).sum(2)
 
     @cached_property
-    def evidence(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Movement that was recorded around each pixel, that is shown, and the error of the first by chance: (Y, X)."""
+    def covariances(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (Y, X): covariance of recorded and predicted, variance of predicted, and margin of error of the first.
+
+        They are in variances of a pixel, summed over its surroundings; the margin is SIGNIFICANT standard errors.
+        """
         count = self.count.clamp(min=1)
         means = self.sums / count
         covariance = self.products / count - means[:, None] * means
         weights = per_variance(covariance[0, 0].float())
-        recorded, shown, squared = (
-            weights * its.float()
-            for its in (covariance[0, 1:].mean(0), covariance[1, 2], covariance[1:, 1:].mean((0, 1)) / count)
-        )
-        kernel = gaussian(AROUND)
-        chance = SURE * around(squared, kernel.square()).sqrt()
-        return around(recorded, kernel), around(shown, kernel).clamp(min=0), chance
+        recorded = weights * covariance[0, 1:].mean(0).float()
+        predicted = weights * covariance[1, 2].float()
+        squared_error = weights * (covariance[1:, 1:].mean((0, 1)) / count).float()
+        kernel = gaussian(SIGMA)
+        margin = SIGNIFICANT * filter_image(squared_error, kernel.square()).sqrt()
+        return filter_image(recorded, kernel), filter_image(predicted, kernel).clamp(min=0), margin
 
     @property
     def against(self) -> float:
-        """Of what is shown, what the recording has the other way: mean square, in variances of a pixel; 0 if little.
+        """Predicted variance that is opposed: the mean over the field, in variances of a pixel; 0 up to MAX_OPPOSED.
 
-        What was found may be activity then, or chance.
+        Above that the displacements may be activity, or chance.
         """
-        recorded, shown, _ = self.evidence
-        against = shown.where(recorded < -AGAINST * shown, 0).mean()
-        return float(against) if against > MISLED * shown.mean() else 0.0
+        recorded, predicted, _ = self.covariances
+        opposed = predicted.where(recorded < -OPPOSED_SHARE * predicted, 0).mean()
+        return float(opposed) if opposed > MAX_OPPOSED * predicted.mean() else 0.0
 
     @property
-    def pixels(self) -> Tensor:
-        """Pixels (Y, X) that do not go along; none where few stay, or what was found may be no movement."""
-        recorded, shown, chance = self.evidence
-        share = (recorded + chance < STAYS * shown).float().mean()
-        return (recorded + chance < GOES * shown) & (share > PART) & (not self.against)
-
-
-def around(image: Tensor, kernel: Tensor) -> Tensor:
-    """An image (Y, X), summed around each pixel."""
-    return filtered(image[None], kernel.expand(1, 2, -1))[0]
+    def mask(self) -> Tensor:
+        """The mask (Y, X) of static pixels; empty where they are few, or the displacements may be no movement."""
+        recorded, predicted, margin = self.covariances
+        area = (recorded + margin < STATIC_SHARE * predicted).float().mean()
+        return (recorded + margin < MOVING_SHARE * predicted) & (area > MIN_AREA) & (not self.against)

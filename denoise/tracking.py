@@ -1,12 +1,13 @@
-"""How a movie moves.
+"""Estimation of a movie's motion.
 
-    survey: do cells of the field move alike, or as it turns? -> no, as in most movies: nothing else happens
-        -> yes: each frame held against the mean of the first ones: what stays where it is is left out
-        -> then twice against that of all others, held still
-        -> what two halves of the cells tell alike: Wiener filter over time
-        -> the same of how the field turns, is stretched, and bends -> held once more so -> Motion
+    survey: are regions of the field displaced alike, or as it turns? -> no, as in most movies: nothing else happens
+        -> yes: each frame is registered to the mean of the first ones; pixels that stay where they are get masked
+        -> then twice to the mean of all other frames, held still
+        -> displacements that two halves of the regions agree on: Wiener filter over time
+        -> the same for how the field turns, stretches and bends -> one more registration of held frames -> Motion
 
-Sources: displacements are found by least squares on the slopes of the mean (Lucas and Kanade, IJCAI 1981; inverse
+`shifts` (n, 2) are those of whole frames, `displacements` (n, regions, 2) those of regions of the field, all in pixels
+along (y, x). They are found by least squares on the gradients of the mean (Lucas and Kanade, IJCAI 1981; inverse
 compositional as in Baker and Matthews, IJCV 2004), starting from the best fit in whole pixels.
 """
 
@@ -22,466 +23,490 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from denoise.agreement import (
-    FEWEST,
-    LEAST,
-    SOFT,
-    STEPS,
+    GRADIENT_SIGMA,
+    ITERATIONS,
+    MIN_MOTION,
+    MIN_SIZE,
     TINY,
-    agreeing,
     alike,
+    basis_images,
     black_squares,
-    cells_of,
-    changes,
-    fits,
+    centroids,
+    common_variation,
+    fit_halves,
     gaussian,
-    image_of,
-    in_cells,
-    in_common,
-    inverse,
-    middles_of,
+    halves_agree,
+    invert,
+    mean_and_variance,
     per_variance,
+    region_masks,
+    significant_terms,
     solver,
-    steadied,
-    telling,
-    together,
+    split_into_regions,
+    weighted_mean,
+    wiener_filter,
 )
 from denoise.motion import NO_MARGINS, STILL, Margins, Motion, polynomials
 from denoise.smoothing import MEASURED, centre, filtered, middle
-from denoise.staying import Staying
+from denoise.staying import StaticPixels
 
-FARTHEST = 8  # movement is looked for up to this part of a side
-USUAL = 1.0  # pixels, root mean square, that a frame is displaced by as long as it does not tell otherwise
-ROUGH = 1.5  # pixels: frames are smoothed by so much before they are placed in whole pixels
-FOLDS = 4  # of the frames; those of one are compared to the mean of the others
-PIECE = 16  # frames in a row that are of the same one, at most
-KNOWN = 0.5  # of all frames at least a pixel or a cell has to be seen in
-LINEAR = 3  # polynomials, the first ones: as a field turns, is stretched or sheared
-WIDE = 512  # pixels a side in which a field is seen to bend
+SEARCH_PART = 8  # shifts are searched up to the shorter side of the field divided by this
+TYPICAL_SHIFT = 1.0  # pixels, root mean square: the standard deviation of their prior
+COARSE_SIGMA = 1.5  # pixels, of the Gaussian that frames are smoothed by before the search in whole pixels
+FOLDS = 4  # of the frames; those of one fold are registered to the mean of the others
+PIECE = 16  # consecutive frames in the same fold, at most
+MIN_VALID = 0.5  # share of the frames in which a pixel or a region has to be visible
+LINEAR = 3  # polynomials, the first ones: as a field moves, turns, stretches or shears
+BEND_SIDE = 512  # pixels a side of the centre of the field in which bends are measured
 
+NO_FOLD_MEANS = torch.zeros(0, 1, 1)
 
-NO_PARTS = torch.zeros(0, 1, 1)
+Piece = tuple[int, int, Tensor]  # fold, number of the first frame, frames (n, Y, X)
+Estimator = Callable[[int, int, Tensor], Motion]  # arguments as in a Piece -> displacements of its frames
 
 
 class Tracker:
-    """Tells how far frames (n, Y, X) are displaced from an image (Y, X) of the scene, as cells of the field see it.
+    """Registers frames (n, Y, X) to a template (Y, X), the mean of a scene, by Lucas-Kanade in regions of the field.
 
-    variance (Y, X): of the frames held still; where there is activity in it, a pixel tells less. edge: pixels at each
-    side that are left out, since the scene may have moved beyond them.
+    variance (Y, X): of frames held still; it is high where there is activity, so such pixels get a low weight. edge:
+    pixels at each side that are left out, since the scene may have moved beyond them.
     """
 
-    def __init__(self, image: Tensor, variance: Tensor, edge: int) -> None:
-        self.image = image
-        cells = cells_of(image.shape, edge)  # (cells, Y, X)
-        self.weights = per_variance(variance) * cells.any(0)
-        seen, true = (changes(image, soft).flatten(1) for soft in (SOFT, 0.0))  # (4, N)
-        weighted = self.weights.flatten() * cells.flatten(1)  # (cells, N)
-        solved = [solver(seen * its, true) for its in weighted]
-        known = torch.tensor([its is not None for its in solved])
-        along = [its[:2] for its in solved if its is not None]
-        self.solvers = torch.stack(along) if along else seen.new_zeros(0, 2, image.numel())
-        self.black = (torch.arange(len(cells)) < len(cells) // 2)[known]
-        scene = Scene(image, variance)
-        y, x = (its.expand(image.shape).flatten() for its in scene.places())
-        middles = middles_of(seen[:2].square().sum(0) * weighted[known], y, x)
-        self.shapes = polynomials(*middles, scene.half)
+    def __init__(self, template: Tensor, variance: Tensor, edge: int) -> None:
+        self.template = template
+        masks = region_masks(template.shape, edge)  # (regions, Y, X)
+        self.weights = per_variance(variance) * masks.any(0)
+        smooth, sharp = (basis_images(template, sigma).flatten(1) for sigma in (GRADIENT_SIGMA, 0))  # (4, N)
+        weights = self.weights.flatten() * masks.flatten(1)  # (regions, N)
+        matrices = [solver(smooth * weight, sharp) for weight in weights]
+        solvable = torch.tensor([matrix is not None for matrix in matrices])
+        solvers = [matrix[:2] for matrix in matrices if matrix is not None]  # of shifts along y and x
+        self.solvers = torch.stack(solvers) if solvers else smooth.new_zeros(0, 2, template.numel())
+        self.black = (torch.arange(len(masks)) < len(masks) // 2)[solvable]
+        scene = Scene(template, variance)
+        y, x = (coordinates.expand(template.shape).flatten() for coordinates in scene.coordinates())
+        centres = centroids(smooth[:2].square().sum(0) * weights[solvable], y, x)
+        self.basis = polynomials(*centres, scene.half)
 
-    def moves(self, told: Tensor) -> bool:
-        """Whether displacements (T, cells, 2) are those of a field that moves as a whole, or turns, or is stretched."""
-        if alike(told, LEAST):
+    def moves(self, displacements: Tensor) -> bool:
+        """Return whether displacements (T, regions, 2) are of a field that moves as a whole, turns or stretches."""
+        if alike(displacements, MIN_MOTION):
             return True
-        return bool(telling(told, self.shapes[:LINEAR], self.black)[1:].any())
+        return bool(significant_terms(displacements, self.basis[:LINEAR], self.black)[1:].any())
 
     def displacements(self, frames: Tensor) -> Tensor:
-        """Pixels along (y, x) for each cell with structure in it: (n, cells, 2). True for a pixel or less."""
-        rest = torch.nan_to_num(frames - self.image).flatten(1)
-        return -(rest @ self.solvers.flatten(0, 1).T).unflatten(1, self.solvers.shape[:2])
+        """Return displacements along (y, x) of regions with structure: (n, regions, 2); valid up to about a pixel."""
+        residuals = torch.nan_to_num(frames - self.template).flatten(1)
+        return -(residuals @ self.solvers.flatten(0, 1).T).unflatten(1, self.solvers.shape[:2])
 
-    def places(self, frames: Tensor, farthest: int) -> Tensor:
-        """Displacements of frames (n, Y, X) along (y, x): (n, 2), in whole pixels where no cell tells of them."""
-        by = fit = self.best_fit(frames, farthest)
-        for _ in range(STEPS if len(self.solvers) else 0):
-            cells = by[:, None] + self.displacements(Motion(by).hold(frames, 0))
-            by = fit + (cells.median(1).values - fit).clamp(-1, 1)
-        return by
+    def shifts(self, frames: Tensor, max_shift: int) -> Tensor:
+        """Return shifts of frames (n, Y, X) along (y, x): (n, 2), in whole pixels where no region has structure."""
+        shifts = coarse = self.whole_pixel_shifts(frames, max_shift)
+        for _ in range(ITERATIONS if len(self.solvers) else 0):
+            regions = shifts[:, None] + self.displacements(Motion(shifts).hold(frames, 0))
+            shifts = coarse + (regions.median(1).values - coarse).clamp(-1, 1)
+        return shifts
 
-    def best_fit(self, frames: Tensor, farthest: int) -> Tensor:
-        """Whole pixels that are the most probable displacements of frames (n, Y, X), some USUAL ones: (n, 2)."""
-        level = self.image.mean()
-        rest, image = torch.nan_to_num(frames - level), self.image - level
-        rest = filtered(rest, gaussian(ROUGH).expand(len(rest), 2, -1))
-        weighted = self.weights * image
-        own, shared = (torch.fft.rfft2(its).conj() for its in (self.weights, weighted))
-        seen, power = (torch.fft.rfft2(its) for its in (rest, rest.square()))
-        squares, light = (
-            torch.fft.irfft2(its, s=image.shape) for its in (2 * seen * shared - power * own, seen * own)
-        )
-        fit = squares + (light - weighted.sum()).square() / self.weights.sum().clamp(min=TINY)
-        side = 2 * farthest + 1
-        pixels = torch.arange(side) - farthest
-        unusual = (pixels[:, None].square() + pixels.square()) / USUAL**2
-        best = (fit.roll((farthest, farthest), (1, 2))[:, :side, :side] - unusual).flatten(1).argmax(1)
-        return torch.stack([best // side, best % side], 1).float() - farthest
+    def whole_pixel_shifts(self, frames: Tensor, max_shift: int) -> Tensor:
+        """Return the most probable shifts (n, 2) of frames (n, Y, X) in whole pixels, up to `max_shift`.
+
+        The likelihood is by weighted least squares of smoothed frames that may differ from the template by a constant;
+        the prior is a Gaussian of standard deviation TYPICAL_SHIFT.
+        """
+        level = self.template.mean()
+        frames, template = torch.nan_to_num(frames - level), self.template - level
+        frames = filtered(frames, gaussian(COARSE_SIGMA).expand(len(frames), 2, -1))
+        weighted = self.weights * template
+        weights_fft, weighted_fft = (torch.fft.rfft2(image).conj() for image in (self.weights, weighted))
+        frames_fft, squares_fft = (torch.fft.rfft2(images) for images in (frames, frames.square()))
+        # minus the squared error at each shift, up to a constant; a difference of brightness explains part of it
+        fit = torch.fft.irfft2(2 * frames_fft * weighted_fft - squares_fft * weights_fft, s=template.shape)
+        brightness = torch.fft.irfft2(frames_fft * weights_fft, s=template.shape)
+        fit = fit + (brightness - weighted.sum()).square() / self.weights.sum().clamp(min=TINY)
+        side = 2 * max_shift + 1
+        pixels = torch.arange(side) - max_shift
+        penalty = (pixels[:, None].square() + pixels.square()) / TYPICAL_SHIFT**2
+        best = (fit.roll((max_shift, max_shift), (1, 2))[:, :side, :side] - penalty).flatten(1).argmax(1)
+        return torch.stack([best // side, best % side], 1).float() - max_shift
 
 
 class Watch:
-    """Tells whether a movie moves, by its first frames (n, Y, X): by the field, or by the inner half of it alone.
+    """Detects whether a movie moves relative to its first frames (n, Y, X), in the whole field or in its inner half.
 
-    What is around a scene, as the edge of a lens, may stay where it is. Few active cells in the inner half may look like
-    movement along one axis: there both axes have to tell.
+    What surrounds a scene, such as the edge of a lens, may stay where it is. Few active neurons in the inner half may
+    look like movement along one axis: there both axes have to move.
     """
 
     def __init__(self, frames: Tensor) -> None:
-        image, variance = image_of(frames)
-        self.trackers = [Tracker(*its, edge=0) for its in zip(views(image), views(variance))]
+        mean, variance = mean_and_variance(frames)
+        views = zip(field_and_inner_half(mean), field_and_inner_half(variance))
+        self.trackers = [Tracker(*images, edge=0) for images in views]
 
     @property
     def field(self) -> tuple[Tensor, Tensor]:
-        """Its image (Y, X), and weights of its pixels."""
-        return self.trackers[0].image, self.trackers[0].weights
+        """The mean image (Y, X) of the field, and the weights of its pixels."""
+        return self.trackers[0].template, self.trackers[0].weights
 
     @property
-    def cells(self) -> int:
-        """How many there are."""
-        return sum(len(its.solvers) for its in self.trackers)
+    def regions(self) -> int:
+        """The number of regions with structure, in the field and its inner half together."""
+        return sum(len(tracker.solvers) for tracker in self.trackers)
 
     def displacements(self, frames: Tensor) -> Tensor:
-        """Pixels along (y, x) for each cell of each of them: (n, cells, 2)."""
-        cells = [its.displacements(seen) for its, seen in zip(self.trackers, views(frames))]
-        return torch.cat(cells, 1)
+        """Return displacements of frames (n, Y, X) along (y, x) in pixels: (n, regions, 2)."""
+        views = zip(self.trackers, field_and_inner_half(frames))
+        return torch.cat([tracker.displacements(view) for tracker, view in views], 1)
 
-    def moves(self, told: Tensor) -> bool:
-        """Whether displacements (T, cells, 2) are those of a scene that moves."""
-        whole, *inner = told.split([len(its.solvers) for its in self.trackers], 1)
-        field, *within = self.trackers
-        return field.moves(whole) or any(
-            its.moves(seen) and bool((in_common(seen)[0] > LEAST**2).all())
-            for its, seen in zip(within, inner)
+    def moves(self, displacements: Tensor) -> bool:
+        """Return whether displacements (T, regions, 2) are those of a scene that moves."""
+        parts = displacements.split([len(tracker.solvers) for tracker in self.trackers], 1)
+        if self.trackers[0].moves(parts[0]):
+            return True
+        return any(
+            tracker.moves(part) and bool((common_variation(part)[0] > MIN_MOTION**2).all())
+            for tracker, part in zip(self.trackers[1:], parts[1:])
         )
 
 
-def views(images: Tensor) -> list[Tensor]:
-    """Images (..., Y, X), and the inner half of them where it is large enough to tell."""
+def field_and_inner_half(images: Tensor) -> list[Tensor]:
+    """Return images (..., Y, X), and the inner half of each side of them where it has MIN_SIZE pixels."""
     rows, columns = (slice(size // 4, size - size // 4) for size in images.shape[-2:])
     inner = images[..., rows, columns]
-    return [images, inner] if min(inner.shape[-2:]) >= FEWEST else [images]
+    return [images, inner] if min(inner.shape[-2:]) >= MIN_SIZE else [images]
 
 
 @dataclass(frozen=True)
 class Scene:
     """The mean (H, W) of frames that are held still, and their variance: 0 where a pixel does not count.
 
-    margins: of the canvas, as in Motion. parts (n, H, W): means of some of the frames each.
+    margins: of the canvas, as in Motion. fold_means (n, H, W): means of the frames of one fold each.
     """
 
     mean: Tensor
     variance: Tensor
     margins: Margins = NO_MARGINS
-    parts: Tensor = NO_PARTS
+    fold_means: Tensor = NO_FOLD_MEANS
 
     @property
     def half(self) -> tuple[float, float]:
-        """Of the sides of a frame."""
+        """Half of the height and width of a frame."""
         y, x = ((size - sum(margins)) / 2 for size, margins in zip(self.mean.shape, self.margins))
         return y, x
 
-    def places(self) -> tuple[Tensor, Tensor]:
-        """Of its pixels, rows (H, 1) and columns (1, W) from the middle of a frame."""
+    def coordinates(self) -> tuple[Tensor, Tensor]:
+        """Return rows (H, 1) and columns (1, W) of the pixels, relative to the middle of a frame."""
         y, x = (
             torch.arange(size) - before - half + 0.5
             for size, (before, _), half in zip(self.mean.shape, self.margins, self.half)
         )
         return y[:, None], x[None]
 
-    def wider(self, margin: int) -> Scene:
-        """With so many pixels more at each side; what is seen there is not known."""
+    def padded(self, margin: int) -> Scene:
+        """Return the scene with `margin` more pixels at each side, which repeat those of its edge."""
         mean, variance = (
-            F.pad(its[None], [margin] * 4, "replicate")[0] for its in (self.mean, self.variance)
+            F.pad(image[None], [margin] * 4, "replicate")[0] for image in (self.mean, self.variance)
         )
         return Scene(mean, variance, ((margin, margin), (margin, margin)))
 
     def cropped(self, rows: slice, columns: slice) -> Scene:
-        """Without the rows and columns beyond."""
-        margins = tuple(
-            (before - its.start, after - size + its.stop)
-            for (before, after), size, its in zip(self.margins, self.mean.shape, (rows, columns))
+        """Return the part of the scene in these rows and columns."""
+        vertical, horizontal = (
+            (before - part.start, after - size + part.stop)
+            for (before, after), size, part in zip(self.margins, self.mean.shape, (rows, columns))
         )
-        mean, variance, parts = (its[..., rows, columns] for its in (self.mean, self.variance, self.parts))
-        return Scene(mean, variance, (margins[0], margins[1]), parts)
+        images = (image[..., rows, columns] for image in (self.mean, self.variance, self.fold_means))
+        mean, variance, fold_means = images
+        return Scene(mean, variance, (vertical, horizontal), fold_means)
 
 
-# of which fold, from which on, and frames (n, Y, X) -> where they are
-Place = Callable[[int, int, Tensor], Motion]
+class Refiner:
+    """Corrects displacements of frames by up to a pixel, by Lucas-Kanade of held frames against a scene.
 
+    Unlike a Tracker it uses the edges of frames, since the scene goes on beyond them.
 
-class Follower:
-    """Tells how far frames are displaced from where they are held, against a scene, as cells of its canvas see it.
-
-    Other than a Tracker it loses no edges, since it knows what comes in there; it finds no more than a pixel.
-
-    A displacement shows as much as the scene is steep. Noise makes a mean look steeper, and frames would stay in part
-    where chance has put them before: so it is told by what means of different frames have in common.
+    The residual of a displaced frame is proportional to the scene's gradients. Noise makes those of a mean steeper,
+    which would bias displacements towards those that frames have been held at. So products of gradients are taken
+    between the means of different folds, whose noise is independent.
     """
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
         weights = per_variance(scene.variance)
-        seen = torch.stack([weights * changes(its, SOFT) for its in scene.parts])  # (n, 4, H, W)
-        true = torch.stack([changes(its) for its in scene.parts])
-        self.seen = in_cells(seen.mean(0))  # (cells, 4, P)
-        strength = (seen * true)[:, :2].sum((0, 1))
-        y, x = (its.expand(strength.shape) for its in scene.places())
-        self.middles = middles_of(*in_cells(torch.stack([strength, y, x])).unbind(1))
-        pairs = [(seen.sum(0), true.sum(0)), *zip(-seen, true)]  # all, less those of a mean with itself
-        shared = sum(in_cells(one)[:, :, None] * in_cells(other)[:, None] for one, other in pairs)
-        self.shared = torch.as_tensor(shared).flatten(1, 2) / (
-            len(seen) * (len(seen) - 1)
-        )  # (cells, 4 x 4, P)
+        means = scene.fold_means
+        smooth = torch.stack([weights * basis_images(mean, GRADIENT_SIGMA) for mean in means])  # (n, 4, H, W)
+        sharp = torch.stack([basis_images(mean) for mean in means])
+        self.smooth = split_into_regions(smooth.mean(0))  # (regions, 4, P)
+        strength = (smooth * sharp)[:, :2].sum((0, 1))
+        y, x = (coordinates.expand(strength.shape) for coordinates in scene.coordinates())
+        self.centres = centroids(*split_into_regions(torch.stack([strength, y, x])).unbind(1))
+        # products of all pairs of means, less those of each mean with itself
+        pairs = [(smooth.sum(0), sharp.sum(0)), *zip(-smooth, sharp)]
+        products = sum(split_into_regions(a)[:, :, None] * split_into_regions(b)[:, None] for a, b in pairs)
+        count = len(means) * (len(means) - 1)
+        self.products = torch.as_tensor(products).flatten(1, 2) / count  # (regions, 4 x 4, P)
 
-    def places(self, frames: Tensor, near: Motion) -> tuple[Tensor, Tensor]:
-        """Displacements of frames (n, Y, X) that are held so: of each (n, 2), and in the middles of cells (n, cells, 2).
+    def refine(self, frames: Tensor, motion: Motion) -> tuple[Tensor, Tensor]:
+        """Return refined displacements of frames (n, Y, X), of the field (n, 2) and of its regions (n, regions, 2).
 
-        NaN where they do not tell.
+        motion: the displacements so far. Those of regions are at their `centres`. NaN where there is no structure.
         """
-        near = replace(near, margins=self.scene.margins, scene=self.scene.mean)
-        held = near.hold(frames, 0)
-        rest = in_cells(held - self.scene.mean)  # (cells, n, P)
-        shared = (rest.isfinite().float() @ self.shared.mT).transpose(0, 1).unflatten(-1, (4, 4))
-        amounts = (rest.nan_to_num() @ self.seen.mT).transpose(0, 1)[..., None]  # (n, cells, 4, 1)
-        whole, cells = (
-            (inverse(its) @ more)[..., :2, 0].clamp(-1, 1)
-            for its, more in ((shared.sum(1), amounts.sum(1)), (shared, amounts))
-        )
-        return near.by - whole, near.displacements(*self.middles) - cells
+        motion = replace(motion, margins=self.scene.margins, scene=self.scene.mean)
+        residuals = split_into_regions(motion.hold(frames, 0) - self.scene.mean)  # (regions, n, P)
+        # the normal equations: (n, regions, 4, 4) and (n, regions, 4, 1)
+        products = (residuals.isfinite().float() @ self.products.mT).transpose(0, 1).unflatten(-1, (4, 4))
+        projections = (residuals.nan_to_num() @ self.smooth.mT).transpose(0, 1).unsqueeze(-1)
+        shifts = remaining_shifts(products.sum(1), projections.sum(1))
+        displacements = remaining_shifts(products, projections)
+        return motion.by - shifts, motion.displacements(*self.centres) - displacements
+
+
+def remaining_shifts(products: Tensor, projections: Tensor) -> Tensor:
+    """Solve normal equations (..., 4, 4) and (..., 4, 1) for shifts along (y, x), of a pixel at most: (..., 2)."""
+    return (invert(products) @ projections)[..., :2, 0].clamp(-1, 1)
 
 
 def moves(blocks: Iterable[Tensor]) -> bool:
-    """Whether a movie moves by what its frames (n, Y, X) show, in order and in phase, NaN where missing."""
-    seen = (middle(frames) for frames in blocks)
-    first = next(seen)
+    """Return whether a movie moves; blocks: its frames (n, Y, X), in order, rows in phase, NaN where missing."""
+    central = (middle(frames) for frames in blocks)
+    first = next(central)
     watch = Watch(first)
-    return watch.moves(torch.cat([watch.displacements(its) for its in chain([first], seen)]))
+    return watch.moves(torch.cat([watch.displacements(frames) for frames in chain([first], central)]))
 
 
 def motion_of(blocks: Callable[[], Iterable[Tensor]]) -> Motion:
-    """How a movie's frames are displaced; STILL where there is no telling.
+    """Estimate the displacements of a movie's frames; STILL where they cannot be told from chance.
 
-    `blocks` are its frames (n, Y, X), in order and in phase, NaN where missing. They are read three times, the first
-    ones once more; where part of the field stays where it is, twice more, and where it bends, too.
+    `blocks` returns its frames (n, Y, X), in order, rows in phase, NaN where missing. They are read three times, and
+    the first ones once more; twice more where part of the field stays where it is, and twice more where it bends.
     """
-    first = first_of(blocks)
-    if min(first.shape) < FEWEST:
+    first = first_frames(blocks)
+    if min(first.shape) < MIN_SIZE:
         return STILL
     size = len(first) // FOLDS
-    scenes, near, staying = placed(blocks, first, size)
-    stays = staying.pixels
-    if bool(stays.any()):
-        blocks = partial(without, stays, blocks)
-        scenes, near, staying = placed(blocks, first_of(blocks), size)
-    followers = [Follower(its) for its in scenes]
-    whole, cells = told(pieces(blocks(), size), followers, near)
-    by = displacements_told(whole, cells)
-    motion = Motion(by if len(by) else torch.zeros_like(whole), against=staying.against)
-    motion = with_bends(motion, cells, followers)
+    scenes, motion, static = register(blocks, first, size)
+    mask = static.mask
+    if bool(mask.any()):
+        blocks = partial(mask_pixels, mask, blocks)
+        scenes, motion, static = register(blocks, first_frames(blocks), size)
+    refiners = [Refiner(scene) for scene in scenes]
+    shifts, displacements = refine(numbered_pieces(blocks(), size), refiners, motion)
+    agreed = agreed_shifts(shifts, displacements)
+    motion = Motion(agreed if len(agreed) else torch.zeros_like(shifts), against=static.against)
+    motion = fit_bends(motion, displacements, refiners)
     if len(motion.bends):
-        return bent(blocks, size, motion)
-    return motion if len(by) else STILL
+        return refit_bends(blocks, size, motion)
+    return motion if len(agreed) else STILL
 
 
-def first_of(blocks: Callable[[], Iterable[Tensor]], side: int = MEASURED) -> Tensor:
-    """The first frames of a movie (n, Y, X), in their middle."""
-    return torch.cat([frames for _, _, frames in islice(pieces(blocks(), PIECE, side), FOLDS)])
+def first_frames(blocks: Callable[[], Iterable[Tensor]], side: int = MEASURED) -> Tensor:
+    """Return the middle of the first frames of a movie (n, Y, X): one piece for each fold."""
+    return torch.cat([frames for _, _, frames in islice(numbered_pieces(blocks(), PIECE, side), FOLDS)])
 
 
-def placed(
+def numbered_pieces(blocks: Iterable[Tensor], size: int, side: int = MEASURED) -> Iterator[Piece]:
+    """Yield the middle of a movie's frames (n, Y, X), `size` frames at a time, in folds that take turns."""
+    start = 0
+    pieces = (piece for block in blocks for piece in middle(block, side).split(size))
+    for number, frames in enumerate(pieces):
+        yield number % FOLDS, start, frames
+        start += len(frames)
+
+
+def register(
     blocks: Callable[[], Iterable[Tensor]], first: Tensor, size: int
-) -> tuple[list[Scene], Motion, Staying]:
-    """Scenes of the folds, and where frames are held; and what tells which pixels stay where they are meanwhile."""
-    farthest = min(first.shape[1:]) // FARTHEST
-    scenes = [Scene(*image_of(first))] * FOLDS
-    for _ in range(STEPS):
-        scenes, _ = held_scenes(pieces([first], size), tracking(scenes, farthest), scenes[0])
-    scenes, near = held_scenes(pieces(blocks(), size), tracking(scenes, farthest), scenes[0].wider(farthest))
-    scenes = in_sight(scenes)
-    staying = Staying(image_of(first)[0])
-    seen = compared(pieces(blocks(), size), scenes, near, staying)
-    scenes, near = held_scenes(seen, following(scenes, near), scenes[0])
-    return scenes, near, staying
+) -> tuple[list[Scene], Motion, StaticPixels]:
+    """Register frames to scenes: return the scene for each fold, the displacements, and the static pixels.
+
+    first (n, Y, X): the first frames, which the others are registered to initially.
+    """
+    max_shift = min(first.shape[1:]) // SEARCH_PART
+    scenes = [Scene(*mean_and_variance(first))] * FOLDS
+    for _ in range(ITERATIONS):
+        scenes, _ = held_scenes(
+            numbered_pieces([first], size), tracking_estimator(scenes, max_shift), scenes[0]
+        )
+    padded = scenes[0].padded(max_shift)
+    scenes, motion = held_scenes(
+        numbered_pieces(blocks(), size), tracking_estimator(scenes, max_shift), padded
+    )
+    scenes = crop_to_valid(scenes)
+    static = StaticPixels(mean_and_variance(first)[0])
+    compared = compare_with_scenes(numbered_pieces(blocks(), size), scenes, motion, static)
+    scenes, motion = held_scenes(compared, refining_estimator(scenes, motion), scenes[0])
+    return scenes, motion, static
 
 
-def compared(
-    frames: Iterable[tuple[int, int, Tensor]], scenes: Sequence[Scene], motion: Motion, staying: Staying
-) -> Iterator[tuple[int, int, Tensor]]:
-    """The same frames (n, Y, X); what stays is told by them and their scenes, which move so."""
-    for fold, start, piece in frames:
+def compare_with_scenes(
+    pieces: Iterable[Piece], scenes: Sequence[Scene], motion: Motion, static: StaticPixels
+) -> Iterator[Piece]:
+    """Yield the same frames, updating `static` with them and with two means of their scene, displaced by `motion`."""
+    for fold, start, frames in pieces:
         scene = scenes[fold]
-        its = replace(motion.during(start, len(piece)), margins=scene.margins)
-        means = scene.parts[0], scene.parts[1:].mean(0)
-        staying.update(piece, *(its.release(mean.expand(len(piece), -1, -1), 0) for mean in means))
-        yield fold, start, piece
+        displaced = replace(motion.during(start, len(frames)), margins=scene.margins)
+        means = scene.fold_means[0], scene.fold_means[1:].mean(0)
+        static.update(frames, *(displaced.release(mean.expand(len(frames), -1, -1), 0) for mean in means))
+        yield fold, start, frames
 
 
-def without(stays: Tensor, blocks: Callable[[], Iterable[Tensor]]) -> Iterator[Tensor]:
-    """Frames (n, Y, X) in which pixels of their middle (y, x) are missing, NaN."""
+def mask_pixels(mask: Tensor, blocks: Callable[[], Iterable[Tensor]]) -> Iterator[Tensor]:
+    """Yield frames (n, Y, X) in which pixels of a mask (y, x) of their middle are missing, NaN."""
     for frames in blocks():
-        rows, columns = (centre(*its) for its in zip(frames.shape[1:], stays.shape))
+        rows, columns = (centre(size, most) for size, most in zip(frames.shape[1:], mask.shape))
         hidden = torch.zeros(frames.shape[1:], dtype=torch.bool)
-        hidden[rows, columns] = stays
+        hidden[rows, columns] = mask
         yield frames.masked_fill(hidden, torch.nan)
 
 
-def bent(blocks: Callable[[], Iterable[Tensor]], size: int, motion: Motion) -> Motion:
-    """How frames bend, in more of the field, as found by frames that are held by what is known of that so far."""
-    first = first_of(blocks, WIDE)
-    margin = max(max(its) for its in motion.whole().margins)
-    about = Scene(*image_of(first)).wider(margin)
-    scenes, _ = held_scenes(pieces(blocks(), size, WIDE), as_known(motion), about)
-    followers = [Follower(its) for its in in_sight(scenes)]
-    _, cells = told(pieces(blocks(), size, WIDE), followers, motion)
-    return with_bends(motion, cells, followers)
+def refine(pieces: Iterable[Piece], refiners: Sequence[Refiner], motion: Motion) -> tuple[Tensor, Tensor]:
+    """Refine the displacements of all frames: of the field (T, 2), and of its regions (T, regions, 2)."""
+    refined = [
+        refiners[fold].refine(frames, motion.during(start, len(frames))) for fold, start, frames in pieces
+    ]
+    shifts, displacements = (torch.cat(tensors) for tensors in zip(*refined))
+    return shifts, displacements
 
 
-def told(
-    frames: Iterable[tuple[int, int, Tensor]], followers: Sequence[Follower], near: Motion
-) -> tuple[Tensor, Tensor]:
-    """Displacements of frames that are held so, each as a whole (T, 2), and of their cells (T, cells, 2)."""
-    found = [followers[k].places(its, near.during(n, len(its))) for k, n, its in frames]
-    whole, cells = (torch.cat(its) for its in zip(*found))
-    return whole, cells
+def agreed_shifts(shifts: Tensor, displacements: Tensor) -> Tensor:
+    """Return Wiener filtered displacements of the field (T, 2), or (0, 2) where its two halves do not agree.
 
-
-def with_bends(motion: Motion, cells: Tensor, followers: Sequence[Follower]) -> Motion:
-    """The same with the bends that cells tell (T, cells, 2): those that black and white ones tell alike."""
-    half = followers[0].scene.half
-    y, x = (torch.stack(its).mean(0) for its in zip(*(its.middles for its in followers)))
-    known = cells.isfinite().all(2).float().mean(0) > KNOWN
-    cells = torch.where(cells.isfinite(), cells, motion.displacements(y, x))
-    shapes, cells, black = polynomials(y, x, half)[:, known], cells[:, known], black_squares()[known]
-    sure = telling(cells, shapes, black)
-    # of the linear ones alone: the fewer are fitted, the surer is what is told of them
-    sure[:LINEAR] |= telling(cells, shapes[:LINEAR], black)
-    if not bool(sure[1:].any()):
-        return motion
-    sure[0] = sure[0].any() | motion.by.any()
-    kept = sure.any(1)
-    kept[0] = True
-    amounts = cells.new_zeros(len(cells), *sure.shape)  # (T, 6, 2)
-    amounts[:, kept] = steadied(*fits(cells, shapes[kept], black)).unflatten(1, (-1, 2)) * sure[kept]
-    by, bends = amounts[:, 0], amounts[:, 1:]
-    return replace(motion, by=by, bends=bends - bends.mean(0), half=half)
-
-
-def displacements_told(whole: Tensor, cells: Tensor) -> Tensor:
-    """What frames as a whole (T, 2) and their cells (T, cells, 2) tell of displacements, NaN where nothing: (T, 2).
-
-    Or (0, 2) where one half of the cells, the black squares of a chess board, does not tell the same as the others.
+    shifts (T, 2) and displacements (T, regions, 2): of the field and of its regions, NaN where there is no structure.
     """
-    seen = whole.isfinite().all(1)
-    known = cells[seen].isfinite().all(2).float().mean(0) > KNOWN
-    cells = torch.where(cells.isfinite(), cells, whole[:, None])
+    valid_frames = shifts.isfinite().all(1)
+    valid = displacements[valid_frames].isfinite().all(2).float().mean(0) > MIN_VALID
+    displacements = torch.where(displacements.isfinite(), displacements, shifts[:, None])
     black = black_squares()
-    parts = [known & black, known & ~black]
-    if not all(bool(its.any()) for its in parts):
+    masks = [valid & black, valid & ~black]
+    if not all(bool(mask.any()) for mask in masks):
         return STILL.by
-    halves = torch.stack([together(cells[:, its]) for its in parts], 1)
-    return steadied(together(cells[:, known]), halves) if bool(agreeing(halves[seen]).any()) else STILL.by
+    halves = torch.stack([weighted_mean(displacements[:, mask]) for mask in masks], 1)
+    if not bool(halves_agree(halves[valid_frames]).any()):
+        return STILL.by
+    return wiener_filter(weighted_mean(displacements[:, valid]), halves)
 
 
-def pieces(blocks: Iterable[Tensor], size: int, side: int = MEASURED) -> Iterator[tuple[int, int, Tensor]]:
-    """The middle of a movie's frames (n, Y, X), `size` at a time: of which fold they are, and where they start."""
-    start = 0
-    for number, piece in enumerate(piece for block in blocks for piece in middle(block, side).split(size)):
-        yield number % FOLDS, start, piece
-        start += len(piece)
+def fit_bends(motion: Motion, displacements: Tensor, refiners: Sequence[Refiner]) -> Motion:
+    """Fit polynomials over the field to displacements (T, regions, 2); return the motion with the significant ones.
+
+    These are the polynomials that both halves of the field agree on.
+    """
+    half = refiners[0].scene.half
+    y, x = (torch.stack(centres).mean(0) for centres in zip(*(refiner.centres for refiner in refiners)))
+    valid = displacements.isfinite().all(2).float().mean(0) > MIN_VALID
+    displacements = torch.where(displacements.isfinite(), displacements, motion.displacements(y, x))[:, valid]
+    basis, black = polynomials(y, x, half)[:, valid], black_squares()[valid]
+    significant = significant_terms(displacements, basis, black)
+    # the linear ones by themselves, too: the fewer are fitted, the smaller is their error
+    significant[:LINEAR] |= significant_terms(displacements, basis[:LINEAR], black)
+    if not bool(significant[1:].any()):
+        return motion
+    significant[0] = significant[0].any() | motion.by.any()
+    kept = significant.any(1)
+    kept[0] = True
+    fitted = wiener_filter(*fit_halves(displacements, basis[kept], black)).unflatten(1, (-1, 2))
+    coefficients = displacements.new_zeros(len(displacements), *significant.shape)  # (T, 6, 2)
+    coefficients[:, kept] = fitted * significant[kept]
+    shifts, bends = coefficients[:, 0], coefficients[:, 1:]
+    return replace(motion, by=shifts, bends=bends - bends.mean(0), half=half)
 
 
-def tracking(scenes: Sequence[Scene], farthest: int) -> Place:
-    """Frames are placed against the scene of their fold, wherever they are."""
-    trackers = [Tracker(its.mean, its.variance, farthest) for its in scenes]
-    return lambda fold, _, frames: Motion(trackers[fold].places(frames, farthest))
+def refit_bends(blocks: Callable[[], Iterable[Tensor]], size: int, motion: Motion) -> Motion:
+    """Fit bends again, to frames that are held by the motion found so far, and in more of the field."""
+    first = first_frames(blocks, BEND_SIDE)
+    margin = max(max(margins) for margins in motion.whole().margins)
+    padded = Scene(*mean_and_variance(first)).padded(margin)
+    scenes, _ = held_scenes(numbered_pieces(blocks(), size, BEND_SIDE), known_estimator(motion), padded)
+    refiners = [Refiner(scene) for scene in crop_to_valid(scenes)]
+    _, displacements = refine(numbered_pieces(blocks(), size, BEND_SIDE), refiners, motion)
+    return fit_bends(motion, displacements, refiners)
 
 
-def following(scenes: Sequence[Scene], motion: Motion) -> Place:
-    """The same, near where they are displaced so, and there where they tell nothing."""
-    followers = [Follower(its) for its in scenes]
-
-    def place(fold: int, start: int, frames: Tensor) -> Motion:
-        near = motion.during(start, len(frames))
-        by, _ = followers[fold].places(frames, near)
-        return replace(near, by=torch.where(by.isfinite(), by, near.by))
-
-    return place
+def tracking_estimator(scenes: Sequence[Scene], max_shift: int) -> Estimator:
+    """Return an estimator that registers frames to the scene of their fold, shifted by up to `max_shift` pixels."""
+    trackers = [Tracker(scene.mean, scene.variance, max_shift) for scene in scenes]
+    return lambda fold, _, frames: Motion(trackers[fold].shifts(frames, max_shift))
 
 
-def as_known(motion: Motion) -> Place:
-    """The same where their displacements are known."""
+def refining_estimator(scenes: Sequence[Scene], motion: Motion) -> Estimator:
+    """Return an estimator that refines the motion by up to a pixel, and keeps it where a frame shows no structure."""
+    refiners = [Refiner(scene) for scene in scenes]
+
+    def estimate(fold: int, start: int, frames: Tensor) -> Motion:
+        previous = motion.during(start, len(frames))
+        shifts, _ = refiners[fold].refine(frames, previous)
+        return replace(previous, by=torch.where(shifts.isfinite(), shifts, previous.by))
+
+    return estimate
+
+
+def known_estimator(motion: Motion) -> Estimator:
+    """Return an estimator that takes the displacements of a known motion as they are."""
     return lambda _, start, frames: motion.during(start, len(frames))
 
 
-def held_scenes(
-    frames: Iterable[tuple[int, int, Tensor]], place: Place, about: Scene
-) -> tuple[list[Scene], Motion]:
-    """What frames have in the mean where they are placed, without each of the folds, and where that is.
+def held_scenes(pieces: Iterable[Piece], estimate: Estimator, like: Scene) -> tuple[list[Scene], Motion]:
+    """Hold frames still and return for each fold the scene of all other folds; and the frames' displacements.
 
-    In a mean that has a frame in it, the frame's noise would be found where it was put before, by both halves. about:
-    what the scene is like.
+    A mean that includes a frame has that frame's noise where the frame was put before, and both halves of the field
+    would find it there. like: a scene with the margins of the canvas and a mean near those of the scenes.
     """
-    folds, others = ([Moments(about.mean) for _ in range(FOLDS)] for _ in range(2))
-    places = []
-    for fold, start, piece in frames:
-        motion = replace(place(fold, start, piece), margins=about.margins)
-        folds[fold].update(motion.hold(piece, 0))
-        places.append(motion.by)
-    for number, own in enumerate(folds):
-        for its in others[:number] + others[number + 1 :]:
-            its.add(own)
-    means = torch.stack([its.mean for its in folds])
+    folds = [Moments(like.mean) for _ in range(FOLDS)]
+    shifts = []
+    for fold, start, frames in pieces:
+        motion = replace(estimate(fold, start, frames), margins=like.margins)
+        folds[fold].update(motion.hold(frames, 0))
+        shifts.append(motion.by)
+    means = torch.stack([moments.mean for moments in folds])
     scenes = []
-    for number, its in enumerate(others):
-        seen = its.count >= KNOWN * its.count.max()
-        parts = torch.cat([means[:number], means[number + 1 :]])
-        scenes.append(Scene(its.mean, its.variance * seen, about.margins, parts))
-    return scenes, Motion(torch.cat(places))
+    for fold in range(FOLDS):
+        others = Moments(like.mean)
+        for other in folds[:fold] + folds[fold + 1 :]:
+            others.add(other)
+        valid = others.count >= MIN_VALID * others.count.max()
+        fold_means = torch.cat([means[:fold], means[fold + 1 :]])
+        scenes.append(Scene(others.mean, others.variance * valid, like.margins, fold_means))
+    return scenes, Motion(torch.cat(shifts))
 
 
-def in_sight(scenes: Sequence[Scene]) -> list[Scene]:
-    """The same without rows and columns in which no pixel counts, in none of them."""
-    counts = torch.stack([its.variance > 0 for its in scenes]).any(0)
+def crop_to_valid(scenes: Sequence[Scene]) -> list[Scene]:
+    """Crop scenes to the rows and columns in which a pixel counts in any of them."""
+    counts = torch.stack([scene.variance > 0 for scene in scenes]).any(0)
     rows, columns = (
-        slice(int(its.argmax()), len(its) - int(its.flip(0).argmax()))
-        for its in (counts.any(1).int(), counts.any(0).int())
+        slice(int(line.argmax()), len(line) - int(line.flip(0).argmax()))
+        for line in (counts.any(1).int(), counts.any(0).int())
     )
-    return [its.cropped(rows, columns) for its in scenes]
+    return [scene.cropped(rows, columns) for scene in scenes]
 
 
 class Moments:
-    """Sums over frames (n, Y, X), relative to an image (Y, X) near their mean; what is missing, NaN, is left out."""
+    """Sums over frames (n, Y, X), relative to an image (Y, X) near their mean; missing pixels, NaN, are left out."""
 
     def __init__(self, reference: Tensor) -> None:
         self.reference = reference
         self.count, self.total, self.squares = torch.zeros(3, *reference.shape, dtype=torch.float64)
 
     def update(self, frames: Tensor) -> None:
-        rest = frames - self.reference
-        self.count += rest.isfinite().sum(0)
-        self.total += rest.nansum(0)
-        self.squares += rest.square().nansum(0)
+        """Add frames (n, Y, X)."""
+        differences = frames - self.reference
+        self.count += differences.isfinite().sum(0)
+        self.total += differences.nansum(0)
+        self.squares += differences.square().nansum(0)
 
     def add(self, other: Moments) -> None:
-        """Take the sums of other frames, relative to the same image."""
+        """Add the sums over other frames, relative to the same image."""
         self.count += other.count
         self.total += other.total
         self.squares += other.squares
 
     @property
     def mean(self) -> Tensor:
-        """Of the frames (Y, X); the reference where all are missing."""
-        return (self.reference + self._shift).float()
+        """The mean (Y, X) of the frames; the reference where all are missing."""
+        return (self.reference + self._mean_difference).float()
 
     @property
     def variance(self) -> Tensor:
-        """Of the frames (Y, X)."""
-        return (self.squares / self.count.clamp(min=1) - self._shift.square()).float()
+        """The variance (Y, X) of the frames."""
+        return (self.squares / self.count.clamp(min=1) - self._mean_difference.square()).float()
 
     @property
-    def _shift(self) -> Tensor:
+    def _mean_difference(self) -> Tensor:
         return self.total / self.count.clamp(min=1)

@@ -1,4 +1,4 @@
-"""Movement is found where there is some, and only there."""
+"""Movement is detected and estimated where there is some, and only there."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from moving import bent_movie, displaced, field_of, in_blocks, oddly, seen, smooth_noise
+from moving import bent_movie, displaced, displacement_field, in_blocks, moving_movie, oddly, smooth_noise
 from scipy.ndimage import gaussian_filter
 
 from denoise.motion import Motion
 from denoise.phase import in_phase, phase_of
 from denoise.tracking import (
-    Follower,
+    Refiner,
     Scene,
     Tracker,
-    as_known,
+    crop_to_valid,
     held_scenes,
-    in_sight,
+    known_estimator,
     motion_of,
     moves,
-    pieces,
-    tracking,
+    numbered_pieces,
+    tracking_estimator,
 )
 from simulation.activity import wander
 
 
-def test_cells_that_one_of_the_means_cannot_tell_of_are_not_asked() -> None:
-    """One cell has its structure in a quarter of the frames alone, which one of the means lacks."""
+def test_regions_without_structure_in_one_of_the_means_are_left_out() -> None:
+    """One region has structure in only a quarter of the frames, which one of the means lacks."""
     scene = smooth_noise(168, 168)
-    frames = seen(scene, wander(np.random.default_rng(0), 64, 1.0, 0.0), 0.0)
+    frames = moving_movie(scene, wander(np.random.default_rng(0), 64, 1.0, 0.0), 0.0)
     frames[:, 64:96, 32:64] = 0
     frames[16:32, 64:96, 32:64] = torch.from_numpy(scene[:32, :32])
     by = motion_of(lambda: in_blocks(frames)).by
@@ -39,88 +39,88 @@ def test_cells_that_one_of_the_means_cannot_tell_of_are_not_asked() -> None:
 
 def test_displacements_are_found_where_rows_are_out_of_phase() -> None:
     by = wander(np.random.default_rng(3), 300, 0.8, 0.0)
-    frames = oddly(seen(smooth_noise(168, 168), by, 1.0), 1.3)
+    frames = oddly(moving_movie(smooth_noise(168, 168), by, 1.0), 1.3)
     phase = phase_of(frames.mean(0))
     assert phase == pytest.approx(1.3, abs=0.15)
-    found = motion_of(lambda: (in_phase(phase).hold(block, 0) for block in in_blocks(frames))).by.numpy()
-    away = (found - found.mean(0)) - (by - by.mean(0))
-    assert away.std(0).max() < 0.05
+    estimated = motion_of(lambda: (in_phase(phase).hold(block, 0) for block in in_blocks(frames))).by.numpy()
+    errors = (estimated - estimated.mean(0)) - (by - by.mean(0))
+    assert errors.std(0).max() < 0.05
 
 
-def test_a_frame_is_not_compared_to_a_mean_that_has_it_in() -> None:
-    """Each of the scenes lacks a quarter of the frames: those that are held against it."""
+def test_a_frame_is_not_registered_to_a_mean_that_includes_it() -> None:
+    """Each of the scenes lacks a quarter of the frames: those that are registered to it."""
     frames = torch.randn(64, 40, 40, generator=torch.Generator().manual_seed(0))
-    numbered = list(pieces(in_blocks(frames), 16))
-    assert [(fold, start) for fold, start, _ in numbered] == [(0, 0), (1, 16), (2, 32), (3, 48)]
-    about = [Scene(frames.mean(0), torch.zeros(40, 40))] * 4  # without weights nothing is displaced
-    scenes, motion = held_scenes(numbered, tracking(about, 4), about[0])
+    pieces = list(numbered_pieces(in_blocks(frames), 16))
+    assert [(fold, start) for fold, start, _ in pieces] == [(0, 0), (1, 16), (2, 32), (3, 48)]
+    first = [Scene(frames.mean(0), torch.zeros(40, 40))] * 4  # without weights nothing is displaced
+    scenes, motion = held_scenes(pieces, tracking_estimator(first, 4), first[0])
     assert not motion.by.any()
     for fold, scene in enumerate(scenes):
         others = torch.cat([frames[: 16 * fold], frames[16 * fold + 16 :]])
         torch.testing.assert_close(scene.mean, others.mean(0), atol=1e-5, rtol=0)
         torch.testing.assert_close(scene.variance, others.var(0, correction=0), atol=1e-4, rtol=0)
-        torch.testing.assert_close(scene.parts, others.unflatten(0, (3, 16)).mean(1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(scene.fold_means, others.unflatten(0, (3, 16)).mean(1), atol=1e-5, rtol=0)
 
 
-def test_pixels_count_that_are_seen_in_half_of_the_frames() -> None:
+def test_pixels_count_that_are_visible_in_half_of_the_frames() -> None:
     """Half of them two pixels down, and one far to the right: by hand."""
     frames = torch.randn(64, 8, 8, generator=torch.Generator().manual_seed(0))
     by = torch.zeros(64, 2)
     by[::2, 0] = 2
     by[0, 1] = 3
-    about = Scene(frames.mean(0), frames.var(0)).wider(4)
-    scenes, _ = held_scenes(pieces([frames], 16), as_known(Motion(by)), about)
-    scenes = in_sight(scenes)
-    assert all(its.mean.shape == (10, 8) for its in scenes)
+    padded = Scene(frames.mean(0), frames.var(0)).padded(4)
+    scenes, _ = held_scenes(numbered_pieces([frames], 16), known_estimator(Motion(by)), padded)
+    scenes = crop_to_valid(scenes)
+    assert all(scene.mean.shape == (10, 8) for scene in scenes)
     assert scenes[0].margins == ((2, 0), (0, 0))
     held = Motion(by, margins=scenes[0].margins).hold(frames, 0)[16:]
     torch.testing.assert_close(scenes[0].mean, held.nanmean(0), atol=1e-4, rtol=0)
 
 
-def test_what_is_off_its_place_is_found_at_any_noise_of_the_scene() -> None:
-    """The scene that a follower knows has noise, three times as strong as its slopes are steep: that leaves no trace."""
+def test_noise_of_the_scene_does_not_bias_refined_displacements() -> None:
+    """The means have noise, three times as strong as their gradients."""
     rng = torch.Generator().manual_seed(0)
     scene = smooth_noise(168, 168)
     by = 0.3 * torch.randn(200, 2, generator=rng)
-    frames = seen(scene, by.numpy(), 0.5)
+    frames = moving_movie(scene, by.numpy(), 0.5)
     still = torch.from_numpy(scene[20:-20, 20:-20])
-    parts = still + 1.0 * torch.randn(3, 128, 128, generator=rng)
-    follower = Follower(Scene(parts.mean(0), torch.ones(128, 128), parts=parts))
-    whole, cells = follower.places(frames, Motion(torch.zeros(200, 2)))
-    assert cells.shape == (200, 16, 2)
-    for told in (whole, cells.mean(1)):
-        slope = (told * by).sum(0) / by.square().sum(0)
+    means = still + 1.0 * torch.randn(3, 128, 128, generator=rng)
+    refiner = Refiner(Scene(means.mean(0), torch.ones(128, 128), fold_means=means))
+    shifts, displacements = refiner.refine(frames, Motion(torch.zeros(200, 2)))
+    assert displacements.shape == (200, 16, 2)
+    for estimated in (shifts, displacements.mean(1)):
+        slope = (estimated * by).sum(0) / by.square().sum(0)
         np.testing.assert_allclose(slope, 1, atol=0.1)
 
 
 @pytest.mark.parametrize("light", [1.0, 0.9, 1.2])
 def test_light_that_changes_and_a_flash_are_no_displacement(light: float) -> None:
-    """Uneven light, under noise, and a cell that shines as bright as the brightest place of the field."""
+    """Uneven light, under noise, and a neuron that shines as bright as the brightest place of the field."""
     y, x = np.mgrid[:128, :128]
     scene = smooth_noise(128, 128, sigma=2.5) + 12 * np.exp(-((y - 30) ** 2 + (x - 90) ** 2) / 60**2)
     frame = light * scene + 14 * np.exp(-((y - 90) ** 2 + (x - 40) ** 2) / 8)
     noisy = frame + 2 * np.random.default_rng(0).standard_normal((20, 128, 128))
     tracker = Tracker(torch.from_numpy(scene.astype(np.float32)), torch.full((128, 128), 4.0), edge=16)
-    assert not tracker.best_fit(torch.from_numpy(noisy.astype(np.float32)), 16).any()
+    assert not tracker.whole_pixel_shifts(torch.from_numpy(noisy.astype(np.float32)), 16).any()
 
 
 @pytest.mark.parametrize(("noise", "error"), [(0.3, 0.01), (3.0, 0.08)])
 @pytest.mark.parametrize("drift", [0.0, 2.0])
 def test_displacements_are_found(noise: float, error: float, drift: float) -> None:
     by = wander(np.random.default_rng(3), 300, 0.8, drift)
-    frames = seen(smooth_noise(168, 168), by, noise)
+    frames = moving_movie(smooth_noise(168, 168), by, noise)
     assert moves(in_blocks(frames))
-    found = motion_of(partial(in_blocks, frames)).by.numpy()
-    away = (found - found.mean(0)) - (by - by.mean(0))
-    assert away.std(0).max() < error
-    assert float(np.abs(away).max()) < 6 * error
+    estimated = motion_of(partial(in_blocks, frames)).by.numpy()
+    errors = (estimated - estimated.mean(0)) - (by - by.mean(0))
+    assert errors.std(0).max() < error
+    assert float(np.abs(errors).max()) < 6 * error
 
 
 @pytest.mark.parametrize("noise", [0.1, 1.0, 5.0])
 def test_activity_and_noise_are_no_movement(noise: float) -> None:
-    """Some cells get brighter and darker by as much as the scene is bright; one of them fills a ninth of the field."""
+    """Neurons get brighter and darker by as much as the scene is bright; one of them fills a ninth of the field."""
     rng = np.random.default_rng(0)
-    frames = seen(smooth_noise(168, 168), np.zeros((300, 2)), noise).numpy()
+    frames = moving_movie(smooth_noise(168, 168), np.zeros((300, 2)), noise).numpy()
     y, x = np.mgrid[:128, :128]
     for radius in (20, 8, 8, 8, 5, 5):
         cell = np.exp(-(((y - rng.uniform(20, 108)) ** 2 + (x - rng.uniform(20, 108)) ** 2) / radius**2))
@@ -139,50 +139,51 @@ def test_activity_and_noise_are_no_movement(noise: float) -> None:
     ],
     ids=["nothing", "narrow", "short", "missing"],
 )
-def test_what_tells_nothing_stands_still(frames: torch.Tensor) -> None:
+def test_movies_without_structure_or_too_small_ones_stand_still(frames: torch.Tensor) -> None:
     assert not moves(in_blocks(frames))
     assert motion_of(partial(in_blocks, frames)).still
     assert phase_of(frames[0].nan_to_num()) == 0
 
 
-def test_frames_that_show_nothing_are_between_those_around_them() -> None:
+def test_displacements_of_missing_frames_are_interpolated() -> None:
     by = np.stack([np.linspace(0, 3, 200), np.zeros(200)], 1)
-    frames = seen(smooth_noise(168, 168), by, 0.3)
+    frames = moving_movie(smooth_noise(168, 168), by, 0.3)
     frames[100:104] = torch.nan
-    found = motion_of(partial(in_blocks, frames)).by.numpy()
-    away = (found - found.mean(0)) - (by - by.mean(0))
-    assert float(np.abs(away).max()) < 0.05
+    estimated = motion_of(partial(in_blocks, frames)).by.numpy()
+    errors = (estimated - estimated.mean(0)) - (by - by.mean(0))
+    assert float(np.abs(errors).max()) < 0.05
 
 
-def test_slopes_tell_displacements_below_a_pixel_exactly() -> None:
-    """Of a scene without noise, by least squares alone: a twentieth of the displacement at most is left of it."""
+def test_displacements_below_a_pixel_are_exact() -> None:
+    """Of a scene without noise, by least squares alone: errors of a twentieth of the displacement at most."""
     scene = smooth_noise(128, 128, sigma=2.5)
     by = np.array([[0.2, 0.0], [0.0, -0.2], [0.1, 0.15]], np.float32)
     tracker = Tracker(torch.from_numpy(scene), torch.ones(128, 128), edge=4)
-    told = tracker.displacements(torch.from_numpy(displaced(scene, by)))
-    assert told.shape == (3, 16, 2)
-    np.testing.assert_allclose(told.mean(1), by, atol=0.01)
+    displacements = tracker.displacements(torch.from_numpy(displaced(scene, by)))
+    assert displacements.shape == (3, 16, 2)
+    np.testing.assert_allclose(displacements.mean(1), by, atol=0.01)
 
 
-def test_whole_pixels_are_found_by_the_best_fit() -> None:
+def test_shifts_of_whole_pixels_are_found() -> None:
     scene = smooth_noise(128, 128, sigma=2.5)
     by = np.array([[7, -3], [-8, 8], [0, 0]], np.float32)
     tracker = Tracker(torch.from_numpy(scene), torch.ones(128, 128), edge=8)
     brighter = 1.5 * torch.from_numpy(displaced(scene, by)) + 3  # light changes, and is no movement
-    assert tracker.best_fit(brighter - 3, 8).tolist() == by.tolist()
-    assert tracker.best_fit(torch.from_numpy(displaced(scene, by)), 8).tolist() == by.tolist()
+    assert tracker.whole_pixel_shifts(brighter - 3, 8).tolist() == by.tolist()
+    assert tracker.whole_pixel_shifts(torch.from_numpy(displaced(scene, by)), 8).tolist() == by.tolist()
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.5])
-def test_how_a_field_bends_is_found(jitter: float) -> None:
+def test_bends_of_the_field_are_found(jitter: float) -> None:
     frames, motion = bent_movie(200, 96, jitter, 0.15)
     assert moves(in_blocks(frames))
-    found, true = (field_of(its, 96) for its in (motion_of(partial(in_blocks, frames)), motion))
-    rigid = true - true.mean((1, 2), keepdim=True)
-    assert float((found - true).std()) < 0.2 * float(rigid.std())
+    estimated = displacement_field(motion_of(partial(in_blocks, frames)), 96)
+    true = displacement_field(motion, 96)
+    bends = true - true.mean((1, 2), keepdim=True)
+    assert float((estimated - true).std()) < 0.2 * float(bends.std())
 
 
-def test_what_moves_as_a_whole_does_not_bend() -> None:
+def test_rigid_movement_has_no_bends() -> None:
     frames, _ = bent_movie(200, 96, 0.5, 0.0)
     motion = motion_of(partial(in_blocks, frames))
     assert len(motion.by)
