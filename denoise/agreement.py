@@ -1,7 +1,7 @@
 """Displacements, or changes of brightness, that the regions of a field have in common.
 
-Noise and activity change each region of the field in its own way; movement and light change all of them alike. So the
-covariance of one region with all others tells whether there is any, and how much of a measurement is chance. Regions
+Noise and activity change each region of the field in its own way; movement and light change all regions alike. So the
+covariance of one region with all others is that of movement or light, and the rest of its variance is chance. Regions
 are the squares of a chess board: the black and the white ones are two halves of the field, measured independently.
 """
 
@@ -22,7 +22,7 @@ from denoise.waves import cosines, members
 MIN_SIZE = 32  # frames, and pixels a side, that it takes to tell movement from chance
 MIN_SIDE = 16  # pixels: a smaller field is not divided into regions
 MIN_MOTION = 0.035  # pixels, root mean square: activity looks like up to 0.025
-MIN_SHARED = 0.25  # of the variance of one half of the field, that it has to share with the other half
+MIN_SHARED = 0.25  # covariance of two halves of the field, as a part of the smaller variance of them
 SIGNIFICANT = 3.0  # standard errors by which a covariance has to exceed 0
 GRID = 4  # regions of the field along each side; at least as many with structure in them have to agree
 GRADIENT_SIGMA = 0.7  # pixels, of the Gaussian that an image is smoothed by before its gradients are taken
@@ -50,11 +50,11 @@ def varying(frames: Tensor) -> Tensor:
 
 
 def per_variance(variance: Tensor) -> Tensor:
-    """Return weights (Y, X): 1 / variance, averaged over the varying pixels around each; 0 where it is 0."""
+    """Return weights (Y, X): 1 / mean variance of the varying pixels around each; 0 for pixels of variance 0."""
     varies = variance > 0
     stacked = F.pad(torch.stack([variance, varies.float()]), [VARIANCE_WINDOW // 2] * 4)
-    total, share = F.avg_pool2d(stacked, VARIANCE_WINDOW, 1)
-    return torch.where(varies, share / total.clamp(min=TINY), 0)
+    total, count = F.avg_pool2d(stacked, VARIANCE_WINDOW, 1)  # over the same window, both divided by its size
+    return torch.where(varies, count / total.clamp(min=TINY), 0)
 
 
 def region_masks(shape: Sequence[int], edge: int) -> Tensor:
@@ -123,9 +123,9 @@ def gaussian(sigma: float) -> Tensor:
 
 
 def basis_images(image: Tensor, sigma: float = 0.0) -> Tensor:
-    """Return images (4, Y, X) that small displacements and changes of brightness add to an image (Y, X).
+    """Return images (4, Y, X) of which small displacements and changes of brightness of an image (Y, X) are made.
 
-    The gradients along y and x of the image, smoothed by a Gaussian of `sigma` pixels; the image; and a constant.
+    These are the gradients along y and x, smoothed by a Gaussian of `sigma` pixels; the image; and a constant.
     """
     gradient = gradients(filter_image(image, gaussian(sigma)) if sigma else image)
     return torch.cat([gradient, torch.stack([image, torch.ones_like(image)])])
@@ -168,7 +168,7 @@ def leave_one_out_means(values: Tensor) -> tuple[Tensor, Tensor]:
 def alike(values: Tensor, min_rms: float, min_share: float = 0.0) -> bool:
     """Return whether most regions change like all others, by more than chance, in one of K quantities at least.
 
-    values (T, regions, K): time courses. min_rms: of the common change. min_share: of the others' variance in common.
+    values (T, regions, K): time courses. min_rms: of what they share. min_share: covariance over the others' variance.
     """
     covariance, errors, share = common_variation(values)
     return bool(((covariance > min_rms**2) & (errors > SIGNIFICANT) & (share > min_share)).any())
@@ -177,8 +177,8 @@ def alike(values: Tensor, min_rms: float, min_share: float = 0.0) -> bool:
 def common_variation(values: Tensor) -> Tensor:
     """Return the covariance (3, K) of time courses (T, regions, K) with the mean of all other regions.
 
-    It is the weighted median over regions: as it is, in standard errors, and as a part of the variance of the others'
-    mean. All 0 where there are too few regions or frames.
+    Each of K is the weighted median over regions, of three measures: the covariance itself, in standard errors, and as
+    a part of the variance of the others' mean. All are 0 where there are too few regions or frames.
     """
     if len(values) < MIN_SIZE or values.shape[1] < GRID:
         return values.new_zeros(3, values.shape[2])
