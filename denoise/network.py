@@ -108,11 +108,11 @@ class Network:
         ].cpu()  # (1, Y, X), in units of the noise
         self.geometry = fitting(model, self.size)
 
-    def courses(self, seen: Tensor) -> Tensor:
+    def clean_courses(self, seen: Tensor) -> Tensor:
         """What the network makes of time courses (K, T) in noise of variance 1; in float32, strong as they are."""
         return seen + self.model.course(seen.to(self.device)).to(seen)
 
-    def footprints(self, seen: Sequence[Tensor], places: Sequence[Sequence[slice]]) -> list[Tensor]:
+    def clean_footprints(self, seen: Sequence[Tensor], places: Sequence[Sequence[slice]]) -> list[Tensor]:
         """What the network makes of footprints (K, y, x) in noise of variance 1, of blocks at (Y, X) slices."""
         if not any(len(its) for its in seen):
             return list(seen)

@@ -528,10 +528,12 @@ def test_footprints_of_blocks_are_cleaned_together_as_each_alone() -> None:
     net = Network(model_of(), context_of(torch.randn(20, 32, 60)))
     places = [(slice(0, 32), slice(start, start + width)) for start, width in ((0, 32), (20, 32), (32, 28))]
     footprints = [torch.randn(n, 32, column.stop - column.start) for n, (_, column) in zip((2, 0, 1), places)]
-    together = net.footprints(footprints, places)
+    together = net.clean_footprints(footprints, places)
     assert [its.shape for its in together] == [its.shape for its in footprints]
     for its, one, place in zip(together, footprints, places):
-        torch.testing.assert_close(its, net.footprints([one], [place])[0], rtol=0.02, atol=0.02)  # bfloat16
+        torch.testing.assert_close(
+            its, net.clean_footprints([one], [place])[0], rtol=0.02, atol=0.02
+        )  # bfloat16
     assert float((together[0] - footprints[0]).abs().max()) > 0.1
 
 
