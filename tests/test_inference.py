@@ -33,7 +33,7 @@ from denoise.inference import (
 )
 from denoise.motion import Motion
 from denoise.movies import MovieError
-from denoise.network import Chunks, Geometry, Network, fitting
+from denoise.network import Chunks, Geometry, Network, choose_geometry
 from denoise.readout import Cleaner, Readout
 from denoise.tracking import motion_of
 from evaluation import harm
@@ -49,7 +49,7 @@ from evaluation.smoothed import (
     repeated,
     unaware,
 )
-from model import MovieNet, Past, UNet3D, UNetConfig, load_model
+from model import MovieNet, StreamState, UNet3D, UNetConfig, load_model
 from simulation import LEVELS, challenge_scene, different_scene, digitize, noisy
 from simulation.activity import wander
 
@@ -119,7 +119,7 @@ def example(shape: tuple[int, int, int], dtype: str = "uint16", seed: int = 0) -
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "fitting", lambda *_: Geometry(16, 32, torch.float32))
+    monkeypatch.setattr(network, "choose_geometry", lambda *_: Geometry(16, 32, torch.float32))
     monkeypatch.setattr(inference, "SLAB", 50)
 
 
@@ -180,7 +180,7 @@ def test_identity_network_returns_the_movie(t: int, y: int, x: int, registered: 
 
 
 def in_float32(monkeypatch: pytest.MonkeyPatch, chunk: int = 64, tile: int = 1 << 20) -> None:
-    monkeypatch.setattr(network, "fitting", lambda *_: Geometry(chunk, tile, torch.float32))
+    monkeypatch.setattr(network, "choose_geometry", lambda *_: Geometry(chunk, tile, torch.float32))
 
 
 def test_tiles_as_far_apart_as_the_network_reaches_equal_one_tile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,7 +440,7 @@ def test_a_gpu_that_is_too_small_gets_smaller_parts_and_the_same_result_comes_ou
     stream = MovieNet.stream
 
     def too_much(
-        self: MovieNet, residual: torch.Tensor, features: list[torch.Tensor], past: Past, ended: bool
+        self: MovieNet, residual: torch.Tensor, features: list[torch.Tensor], past: StreamState, ended: bool
     ) -> torch.Tensor:
         """As a GPU that has no room for what it got, so many times, at frame 128 and later."""
         sizes.append(tuple(residual.shape[2:]))
@@ -475,7 +475,7 @@ def test_float16_holds_thousands_of_noise_units_and_what_it_cannot_hold_is_compu
     residual[150, 5, 6] = brightest
     outputs = []
     for dtype in (torch.float32, torch.float16):
-        monkeypatch.setattr(network, "fitting", lambda *_, dtype=dtype: Geometry(16, 1 << 20, dtype))
+        monkeypatch.setattr(network, "choose_geometry", lambda *_, dtype=dtype: Geometry(16, 1 << 20, dtype))
         net = Network(model_of(), context_of(torch.randn(32, 16, 16)))
         with torch.inference_mode():
             outputs.append(predicted(net, residual))
@@ -558,14 +558,14 @@ def test_what_is_computed_at_once_fits_the_memory(
 ) -> None:
     monkeypatch.setattr(network, "free_memory", lambda device: free)
     monkeypatch.setattr(network, "precision", lambda device: torch.bfloat16)
-    geometry = fitting(UNet3D(UNetConfig()), size)
+    geometry = choose_geometry(UNet3D(UNetConfig()), size)
     assert (geometry.chunk, geometry.tile) == (chunk, tile)
 
 
 def test_too_little_memory_is_told_before_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "free_memory", lambda device: GIB)
     with pytest.raises(MemoryError, match=r"2048 x 2048 pixels take .* GB more"):
-        fitting(model_of(), (2048, 2048))
+        choose_geometry(model_of(), (2048, 2048))
 
 
 def test_frames_are_read_twice_and_no_more() -> None:
