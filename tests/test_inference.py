@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from denoise import inference, network
-from denoise.adaptation import SURE, WORTH
+from denoise.adaptation import MIN_GAIN, MIN_STANDARD_ERRORS
 from denoise.blindspot import context_of
 from denoise.context import Context
 from denoise.inference import (
@@ -425,7 +425,7 @@ def test_adaptation_is_told_and_read_from_the_movie() -> None:
     before, after, chance = (
         float(str(result.adaptation[name])) for name in ("error_before", "error_after", "chance")
     )
-    assert result.adaptation["kept"] == (before - after > max(WORTH, SURE * chance))
+    assert result.adaptation["kept"] == (before - after > max(MIN_GAIN, MIN_STANDARD_ERRORS * chance))
 
 
 @pytest.mark.parametrize(("failures", "chunk", "tiles"), [(1, 32, 1), (2, 16, 1), (3, 16, 4)])
