@@ -22,25 +22,17 @@ from torch import Tensor
 
 from denoise.smoothing import NO_MEMORY, Memory
 
-NOISE_SMOOTHING = (
-    5  # pixels: side of the neighbourhood over which mean and variance are averaged for the noise model
-)
+NOISE_SMOOTHING = 5  # pixels: side of the neighbourhood over which the noise model averages
 BINS = 32  # of equal pixel counts, for the photon transfer fit
 DARKEST = 0.03  # quantile of the mean image taken as black
 MIN_STEPS_HOT = 64  # differences between frames from which a pixel can be called hot
 MIN_HOT_RATIO = 2.0  # times the noise variance of its neighbours: excess of a hot pixel, at least
-MIN_HOT_SPREADS = (
-    10.0  # median absolute deviations of that ratio over all pixels: excess of a hot pixel, at least
-)
+MIN_HOT_SPREADS = 10.0  # median absolute deviations of that ratio over all pixels, likewise
 WHITE_TOLERANCE = 0.4  # relative difference of a pixel's variance from half that of its steps, in white noise
 MIN_STEPS_STILL = 8  # differences between frames, all of them zero, from which a pixel is still
 STILL_LINE = 16  # pixels: still ones in a line this long were not recorded
-MIN_VOXEL_NOISE = (
-    0.01  # of the noise's variance is independent from voxel to voxel, whatever line noise seems to be
-)
-MIN_PHOTONS = (
-    20.0  # caught by the neighbours of a still pixel while it did not change: it was not recorded either
-)
+MIN_VOXEL_NOISE = 0.01  # share of the noise's variance, at least, that voxels of a line do not have in common
+MIN_PHOTONS = 20.0  # counted by the neighbours of a still pixel, from which it was not recorded either
 
 
 @dataclass
@@ -48,10 +40,10 @@ class Context:
     """Statistics of a whole movie; leading axes (...) are a batch or nothing.
 
     mean (..., Y, X): temporal mean, in the movie's units.
-    noise (..., Y, X): standard deviation of the noise of one voxel, in the movie's units. It is 0 in pixels that never
-        change, which are passed through unchanged.
+    noise (..., Y, X): standard deviation of the noise of one voxel, in the movie's units; 0 in pixels that never
+        change, which are returned unchanged.
     hot (..., Y, X): mask of pixels far noisier than others, which are treated as missing.
-    images (..., K, Y, X): mean, activity, covariance along x, covariance along y, standard error; in units of their
+    images (..., K, Y, X): mean, activity, covariance along x, covariance along y, standard error, each in units of its
         own noise.
     standard_error (..., 1, Y, X): of the mean, in units of the noise.
     gain, read_variance (...): the noise model.
@@ -68,7 +60,7 @@ class Context:
     memory: Memory = NO_MEMORY
 
     def whiten(self, frames: Tensor) -> Tensor:
-        """Frames (..., T, Y, X) -> (frames - mean) / noise; 0 where there is no noise or a voxel is missing."""
+        """Return (frames - mean) / noise of frames (..., T, Y, X); 0 where the noise is 0 or a voxel is missing."""
         noise = torch.where((self.noise > 0) & ~self.hot, self.noise, torch.inf)
         residual = (frames - self.mean.unsqueeze(-3)) / noise.unsqueeze(-3)
         return torch.nan_to_num(residual, nan=0.0, posinf=0.0, neginf=0.0)
@@ -140,9 +132,7 @@ class ContextSums:
         shift = self.sum / frames  # (..., Y, X), the mean relative to the reference
         mean = (self.reference + shift).float()
         variance = self.square / frames - shift.square()
-        step_variance = self.difference / (
-            2 * self.steps.clamp(min=1)
-        )  # in white noise equal to the variance
+        step_variance = self.difference / (2 * self.steps.clamp(min=1))  # equals the variance of white noise
         gain, read_variance = self._noise_model(mean, step_variance)
         expected = gain[..., None, None] * mean + read_variance[..., None, None]
         hot = self._hot_pixels(variance, step_variance, expected)
@@ -196,9 +186,8 @@ class ContextSums:
         """Return gain and read variance (...): from variances in time, or in space where there is one frame only."""
         gain, read_variance = photon_transfer(mean, variance.float())
         in_time = self.steps.amax((-2, -1)) > 0
-        return torch.where(in_time, gain, 0), torch.where(
-            in_time, read_variance, spatial_noise_variance(mean)
-        )
+        read_variance = torch.where(in_time, read_variance, spatial_noise_variance(mean))
+        return torch.where(in_time, gain, 0), read_variance
 
 
 def still_lines(still: Tensor) -> Tensor:
@@ -233,9 +222,8 @@ def inpainted(image: Tensor) -> Tensor:
     """
     missing = image.isnan()
     while bool(missing.any()):
-        values = torch.stack([torch.where(missing, 0, image), (~missing).to(image)]).reshape(
-            -1, 1, *image.shape[-2:]
-        )
+        values = torch.stack([torch.where(missing, 0, image), (~missing).to(image)])
+        values = values.reshape(-1, 1, *image.shape[-2:])
         sums, weights = F.avg_pool2d(values, 3, 1, 1).reshape(2, *image.shape)
         reached = missing & (weights > 0)
         if not bool(reached.any()):

@@ -30,12 +30,8 @@ VOXEL_BYTES = 64  # of memory for each voxel that is computed at once, in half p
 STATE_BYTES = 1300  # of memory for each pixel, in half precision: earlier frames that the layers keep
 LONGEST_BLOCK = 64  # frames read at once; streams start on its multiples
 OVERLAP = 16  # pixels that neighbouring tiles share: costs less than 0.001 dB
-FOOTPRINT_VIEWS = (
-    2  # mirrored views averaged for footprints; four gain half as much again, for twice the time
-)
-HALF_SCALE = (
-    1 / 32
-)  # factor of the network's input in float16, so that thousands of noise units do not overflow
+FOOTPRINT_VIEWS = 2  # views averaged for footprints; four gain half as much again, for twice the time
+HALF_SCALE = 1 / 32  # factor of the input in float16, so that thousands of noise units do not overflow
 
 Pair = tuple[Tensor, Tensor]  # residual and prediction of the same frames, (n, Y, X) each
 # (first frame, frames at a time) -> the movie's residual from that frame to its end, in chunks (n, Y, X)
@@ -83,7 +79,7 @@ def smaller_tile(tile: int, grid: int) -> int:
 
 @dataclass
 class Stream:
-    """One tile of the frame, with its network and that one's state."""
+    """One tile of the frame, with its network and the state of that network."""
 
     where: tuple[slice, ...]  # (Y, X) of the frame
     weights: Tensor  # (y, x) for blending with other tiles
@@ -128,11 +124,9 @@ class Network:
             for blocks in (footprints, guides)
         )
         with autocast(self.device):
-            error = self.model.error_of_means(means, guide, FOOTPRINT_VIEWS)[:, 0]
-        errors = error.to(footprints[0]).split([len(block) for block in footprints])
-        return [
-            block + error[:, : block.shape[1], : block.shape[2]] for block, error in zip(footprints, errors)
-        ]
+            corrections = self.model.error_of_means(means, guide, FOOTPRINT_VIEWS)[:, 0]
+        parts = corrections.to(footprints[0]).split([len(block) for block in footprints])
+        return [block + part[:, : block.shape[1], : block.shape[2]] for block, part in zip(footprints, parts)]
 
     def streams(self) -> list[Stream]:
         """Return a new stream for each tile."""

@@ -50,18 +50,14 @@ from denoise.waves import cosines
 # DCT coefficients (K, N, n) of the noisy and of the pilot windows -> cleaned ones, and weights (K, 1, n) of the windows
 Shrinkage = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Block = tuple[tuple[slice, ...], np.ndarray]  # (Y, X) slices and blending weights (y, x), as from `tile_grid`
-Patterns = tuple[
-    Tensor, Tensor
-]  # K patterns of a block: time courses (T, K) and orthonormal footprints (P, K)
+Patterns = tuple[Tensor, Tensor]  # K of a block: time courses (T, K) and orthonormal footprints (P, K)
 
 BLOCK = 32  # pixels: side of a block, which holds a few neurons
 BLOCK_OVERLAP = 12  # pixels that neighbouring blocks share
 SMOOTH_FRAMES, SMOOTH_PIXELS = 16.0, 20.0  # over which noise is smooth after it has passed the network
 INITIAL_PATTERNS = 16  # computed at first in a block; four times as many while the weakest still stand out
 ROTATIONS = 6  # iterations of `quartimax`: more change nothing
-PREDICTION_SHARE = (
-    0.1  # of the network of movies in the pilot of a footprint; the rest is of the network of means
-)
+PREDICTION_SHARE = 0.1  # of the movie network's footprint in a pilot; the rest is the mean network's
 SAME_MEAN = 1e-3  # share of the variance of a slab's mean, below which it is the mean of the whole movie
 
 
@@ -157,6 +153,7 @@ def add_block_row(
 ) -> None:
     """Read out one row of blocks of a movie, and add them, weighted for blending, to its sum `total` (T, y, X)."""
     places, shapes = [place for place, _ in blocks], [weights.shape for _, weights in blocks]
+    # each step takes all blocks of the row at once, so that the networks run on large batches
     recordings = [centre_pixels(recording[:, y, x]) for y, x in places]
     patterns = [
         significant_patterns(
@@ -275,17 +272,13 @@ IMAGE_WINDOW = Window((8, 8), (1, 1))
 FOOTPRINT_WINDOW = Window((8, 8), (2, 2))
 COURSE_WINDOW = Window((32, 1), (4, 1))  # frames, as pixels along Y
 MIN_WINDOW_VARIANCE = 1e-3  # noise variances left in a window, at least, when it is weighted
-HALF_PILOT = (
-    40.0  # noise deviations: a coefficient of a trusted pilot this large is half replaced by the measured one
-)
+HALF_PILOT = 40.0  # noise deviations: a trusted coefficient of this size is averaged with the measured one
 FAINT_PILOT = 0.2  # noise deviations: a window of a trusted pilot this faint is half taken for noise
 MISFIT_SIDE = 17  # pixels: side of the square over which the misfit of a pilot is averaged
 TRUSTED_MISFIT, REJECTED_MISFIT = 1.2, 1.5  # noise variances: hardly more by chance, and never by chance
 BAND_PIXELS = 1 << 17  # of an image cleaned at once, at one or two kilobytes for each
 HALF_COURSE = 10.0  # noise variances: a time course of this power is half what its network makes of it
-MAX_COURSE_STEP = (
-    4.0  # noise deviations by which a network may move a time course, however unusual that is to it
-)
+MAX_COURSE_STEP = 4.0  # noise deviations: a network moves a time course, however unusual, by no more
 
 
 def shrink_by_power(noisy: Tensor, pilot: Tensor) -> tuple[Tensor, Tensor]:
@@ -307,9 +300,8 @@ def correct_pilot(noisy: Tensor, pilot: Tensor) -> tuple[Tensor, Tensor]:
     power, size = pilot.square().mean(1, keepdim=True), pilot.abs()
     trust = power / (power + FAINT_PILOT**2)
     shrunk = trust * pilot
-    return shrunk + trust * size / (size + HALF_PILOT) * (noisy - shrunk), 1 / trust.clamp(
-        min=MIN_WINDOW_VARIANCE
-    )
+    corrected = shrunk + trust * size / (size + HALF_PILOT) * (noisy - shrunk)
+    return corrected, 1 / trust.clamp(min=MIN_WINDOW_VARIANCE)
 
 
 def clean_windows(
@@ -321,9 +313,8 @@ def clean_windows(
     step = min(window.step[0], size[0]), min(window.step[1], size[1])
     top, bottom = window_margins(sizes[0], size[0], step[0])
     left, right = window_margins(sizes[1], size[1], step[1])
-    padded = F.pad(
-        torch.stack([images, pilots]), (left, right, top, bottom), mode="replicate"
-    )  # (2, K, Y', X')
+    stacked = torch.stack([images, pilots])
+    padded = F.pad(stacked, (left, right, top, bottom), mode="replicate")  # (2, K, Y', X')
     rows, columns = (cosines(side).to(images.device) for side in size)
     basis = torch.kron(rows, columns)  # (N, N), N pixels of a window
     patches = padded.unfold(2, size[0], step[0]).unfold(3, size[1], step[1])  # (2, K, y, x, *size)
@@ -346,7 +337,7 @@ def clean_where_trusted(images: Tensor, pilots: Tensor, fallback: Tensor, window
     """Clean images (K, Y, X) in white noise of variance 1 with pilots (K, Y, X), which are trusted where they fit.
 
     A pilot errs where it differs from the image by more than the noise explains. There a Wiener filter cleans the
-    image, which takes only the power of the signal from the fallback pilots (K, Y, X).
+    image, and takes only the power of the signal from the fallback pilots (K, Y, X).
     """
     misfit = (images - pilots).square_()
     for kernel in ((MISFIT_SIDE, 1), (1, MISFIT_SIDE)):
