@@ -1,4 +1,4 @@
-"""The network: a bias-free 3-D U-Net for the movie, told by a 2-D one what stands still; others for means and courses.
+"""The network: a bias-free 3-D U-Net for the movie, guided by a 2-D one; others for mean images and time courses.
 
 Sources: 3-D U-Net (Cicek et al., MICCAI 2016); Noise2Void (Krull et al., CVPR 2019); convolutions without bias,
 so that the network scales with the noise (Mohan et al., ICLR 2020); pixel shuffle (Shi et al., CVPR 2016).
@@ -9,15 +9,15 @@ so that the network scales with the noise (Mohan et al., ICLR 2020); pixel shuff
                                         |
                          features at 1/2, 1/4, 1/8 of Y and X, added at every level, the same for all frames
                                         v
-    movie minus mean, in units of the noise --> 3-D U-Net --> what moves (B, 1, T, Y, X)
+    movie minus mean, in units of the noise --> 3-D U-Net --> changing part (B, 1, T, Y, X)
 
     footprints (N, 1, y, x) --> the 2-D U-Net of the mean --> their error
     time courses (N, T) --> 1-D U-Net --> their error
 
-The images cost a few 2-D passes for the whole movie, whatever its length; the movie is computed at half resolution or
+The images cost a few 2-D passes for the whole movie, whatever its length; the movie is processed at half resolution or
 below, where convolutions are efficient. It may come in chunks of frames: every layer keeps the few frames that it
-still needs (`Past`), so that nothing is computed twice, and the answer is that to the whole movie, however long.
-Both sides import this file; it imports neither.
+still needs (`StreamState`), so that nothing is computed twice, and the output equals that for the whole movie.
+Both training and inference import this file; it imports neither.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# the eight views of an image: whether Y and X are exchanged, then the axes that are flipped
+# the eight mirrored and turned views of an image: whether Y and X are exchanged, then the axes that are flipped
 VIEWS: list[tuple[bool, tuple[int, ...]]] = [
-    (exchanged, axes) for exchanged in (False, True) for axes in ((), (-2, -1), (-2,), (-1,))
+    (transposed, axes) for transposed in (False, True) for axes in ((), (-2, -1), (-2,), (-1,))
 ]
 
 
 class ModelError(Exception):
-    """A checkpoint that cannot be used; the message is one line that says what to do."""
+    """A checkpoint cannot be used; the message is one line that says what to do."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class UNetConfig:
 
     @property
     def reach(self) -> tuple[int, int, int]:
-        """(T, Y, X) voxels to each side that an answer can depend on, counted from its cell of the pooling grid."""
+        """(T, Y, X) voxels to each side that can influence an output voxel, from its block of the pooling grid."""
         convolutions = [5, *[4] * (len(self.channels) - 2), 2 * self.bottom_blocks]  # of 3 x 3 x 3, by level
         times = list(accumulate(self.time_strides, mul))
         time = sum(n * t for n, t in zip(convolutions, times)) + self.grid[0] - 1
@@ -108,7 +108,7 @@ def conv3(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv3d:
     return nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
 
 
-LAYERS: dict[int, tuple[Any, Any, Any]] = {  # by the number of axes: convolution, to the next level and back
+LAYERS: dict[int, tuple[Any, Any, Any]] = {  # by the number of axes: convolution, downsampling, upsampling
     1: (conv1, nn.Conv1d, nn.ConvTranspose1d),
     2: (conv2, nn.Conv2d, nn.ConvTranspose2d),
 }
@@ -123,39 +123,39 @@ class Block(nn.Module):
         self.resize(channels)
 
     def resize(self, hidden: int) -> None:
-        """So many channels between its two convolutions, whose weights are drawn anew."""
+        """Set the number of channels between the two convolutions, and draw their weights anew."""
         self.first, self.second = self.conv(self.channels, hidden), self.conv(hidden, self.channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.relu(self.first(F.relu(x))))
 
-    def stream(self, x: Tensor, past: Past, ended: bool) -> Tensor:
-        """What `forward` gives, for the next frames x (1, C, n, Y, X) of a movie. Raises Waiting."""
-        past.put(self, x)
-        moved = conv_stream(self.first, F.relu(x), past, ended)
-        moved = conv_stream(self.second, F.relu(moved, inplace=True), past, ended)
-        return moved.add_(past.take(self, moved.shape[2]))
+    def stream(self, x: Tensor, state: StreamState, ended: bool) -> Tensor:
+        """Return what `forward` does, for the next frames x (1, C, n, Y, X) of a movie. Raises NeedsMoreFrames."""
+        state.put(self, x)
+        change = conv_stream(self.first, F.relu(x), state, ended)
+        change = conv_stream(self.second, F.relu(change, inplace=True), state, ended)
+        return change.add_(state.take(self, change.shape[2]))
 
 
-class Waiting(Exception):
-    """No frame of the answer is known yet: more of the movie must come first."""
+class NeedsMoreFrames(Exception):
+    """No output frame is ready: more frames of the movie must come first."""
 
 
-class Past:
-    """What the chunks of a movie leave to the next one: by layer, the frames (1, C, n, Y, X) that it still needs.
+class StreamState:
+    """Frames (1, C, n, Y, X) of earlier chunks of a movie that layers still need, by layer.
 
-    Tensors that are kept are never changed, so that a copy of the dictionary is a state to come back to.
+    The tensors are never changed in place, so that a copy of the dictionary is a state to return to.
     """
 
     def __init__(self) -> None:
         self.frames: dict[nn.Module, tuple[Tensor, ...]] = {}
 
     def put(self, layer: nn.Module, x: Tensor) -> None:
-        """Keep frames for a layer, after those that it has."""
+        """Append frames to those kept for a layer."""
         self.frames[layer] = (*self.frames.get(layer, ()), x)
 
     def take(self, layer: nn.Module, count: int) -> Tensor:
-        """The first `count` frames of those kept for a layer, which now go."""
+        """Remove and return the first `count` frames of those kept for a layer."""
         taken, kept = [], []
         for x in self.frames[layer]:
             part = min(count, x.shape[2])
@@ -165,32 +165,32 @@ class Past:
         self.frames[layer] = tuple(x for x in kept if x.shape[2])
         return torch.cat([x for x in taken if x.shape[2]], 2)
 
-    def steps(self, layer: nn.Module, x: Tensor, size: int) -> Tensor:
-        """Of the frames kept for a layer and the next ones all whole steps of `size` frames. Raises Waiting."""
+    def take_steps(self, layer: nn.Module, x: Tensor, size: int) -> Tensor:
+        """Append frames to those kept for a layer, and take all whole steps of `size`. Raises NeedsMoreFrames."""
         self.put(layer, x)
-        whole = sum(part.shape[2] for part in self.frames[layer]) // size * size
-        if not whole:
-            raise Waiting
-        return self.take(layer, whole)
+        count = sum(part.shape[2] for part in self.frames[layer]) // size * size
+        if not count:
+            raise NeedsMoreFrames
+        return self.take(layer, count)
 
 
-def conv_stream(conv: nn.Conv3d, x: Tensor, past: Past, ended: bool) -> Tensor:
-    """The frames of a convolution's answer whose neighbours are known, x being its next frames. Raises Waiting.
+def conv_stream(conv: nn.Conv3d, x: Tensor, state: StreamState, ended: bool) -> Tensor:
+    """Convolve a movie whose next frames are x; returns the frames that are complete. Raises NeedsMoreFrames.
 
-    Before the first frame and after the last one comes a frame of zeros, as the convolution itself pads.
+    A frame of zeros precedes the first frame and follows the last one, as the convolution itself pads.
     """
     border = torch.zeros_like(x[:, :, :1])
-    known = torch.cat([*past.frames.get(conv, (border,)), x, *([border] if ended else [])], 2)
-    past.frames[conv] = (known[:, :, -2:].clone(),)
-    if known.shape[2] < 3:
-        raise Waiting
-    return F.conv3d(known, conv.weight, padding=(0, *conv.padding[1:]))
+    frames = torch.cat([*state.frames.get(conv, (border,)), x, *([border] if ended else [])], 2)
+    state.frames[conv] = (frames[:, :, -2:].clone(),)
+    if frames.shape[2] < 3:
+        raise NeedsMoreFrames
+    return F.conv3d(frames, conv.weight, padding=(0, *conv.padding[1:]))
 
 
 class StaticNet(nn.Module):
     """U-Net over images (B, K, Y, X) or time courses (B, K, T), sizes multiples of the grid.
 
-    It works at half of their resolution and below.
+    It works at half of the inputs' resolution and below.
     """
 
     def __init__(self, inputs: int, widths: Sequence[int], dims: int = 2) -> None:
@@ -205,7 +205,7 @@ class StaticNet(nn.Module):
         self.decoder = nn.ModuleList(Block(conv, c) for c in widths[:-1])
 
     def levels(self, inputs: Tensor) -> list[Tensor]:
-        """(B, C_i, *S / 2^(i+1)) for each level i, the finest first."""
+        """Return feature maps (B, C_i, *S / 2^(i+1)) for each level i, the finest first."""
         x = space_to_depth(inputs, self.stride)
         if len(self.stride) == 2:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -222,7 +222,7 @@ class StaticNet(nn.Module):
 
 
 class ContextNet(StaticNet):
-    """What the static images of the whole movie tell the 3-D U-Net."""
+    """Turns the static images of the whole movie into features for the 3-D U-Net."""
 
     def __init__(self, config: UNetConfig) -> None:
         widths = config.context_channels
@@ -235,33 +235,35 @@ class ContextNet(StaticNet):
 
 
 class MeanNet(StaticNet):
-    """The error of an image that many frames add up to: the temporal mean, or a footprint, weighted by a time course."""
+    """Predicts the correction of an image averaged over frames: the temporal mean, or a footprint (weighted mean)."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(3, config.context_channels)
         self.head = conv2(config.context_channels[0], 4)
-        nn.init.zeros_(self.head.weight)  # start from "the mean has no error"
+        nn.init.zeros_(self.head.weight)  # start without a correction
 
     def forward(self, means: Tensor, guide: Tensor) -> Tensor:
-        """(B, 1, Y, X) in units of their standard error -> what has to be added to them.
+        """Images (B, 1, Y, X) in units of their standard error -> the correction to add to them.
 
-        guide (B, 1, Y, X): to a footprint the temporal mean, in units of the noise of one frame; to the mean zeros.
+        guide (B, 1, Y, X): for a footprint the temporal mean, in units of the noise of one frame; for the mean zeros.
         """
-        known = torch.ones_like(means)  # the noise's deviation: without a bias nothing else would tell it
-        finest, *_ = self.levels(torch.cat([means, known, guide], 1))
+        deviation = torch.ones_like(
+            means
+        )  # of the noise; without biases the network could not know its scale
+        finest, *_ = self.levels(torch.cat([means, deviation, guide], 1))
         return depth_to_space(self.head(F.relu(finest)), self.stride)
 
 
 class CourseNet(StaticNet):
-    """The error of time courses, to each of which many pixels add up, weighted by a footprint."""
+    """Predicts the correction of time courses, each a sum over pixels weighted by a footprint."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(2, config.course_channels, dims=1)
         self.head = conv1(config.course_channels[0], 2)
-        nn.init.zeros_(self.head.weight)  # start from "they have no error"
+        nn.init.zeros_(self.head.weight)  # start without a correction
 
     def forward(self, courses: Tensor) -> Tensor:
-        """(B, T), any T, in units of their noise, and of either sign -> what has to be added to them."""
+        """Time courses (B, T), any T, in units of their noise, of either sign -> the correction to add to them."""
         x = pad_to_grid(courses[:, None], (2 ** len(self.encoder),), "replicate")
         finest, *_ = self.levels(torch.cat([x, torch.ones_like(x)], 1))
         return depth_to_space(self.head(F.relu(finest)), self.stride)[:, 0, : courses.shape[1]]
@@ -288,7 +290,7 @@ class MovieNet(nn.Module):
         self.head = conv3(widths[0], 4 * times[0], 1)
 
     def forward(self, residual: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """(B, 1, T, Y, X) and the context's features at each level -> (B, 1, T, Y, X)."""
+        """Residual (B, 1, T, Y, X) and the context's features at each level -> (B, 1, T, Y, X)."""
         x = space_to_depth(residual, self.stride).contiguous(memory_format=torch.channels_last_3d)
         x = self.stem(x) + features[0].unsqueeze(2)  # (B, C0, T/stride[0], Y/2, X/2)
         skips = []
@@ -302,44 +304,48 @@ class MovieNet(nn.Module):
             x = block(skip + up(F.relu(x)))
         return depth_to_space(self.head(F.relu(x)), self.stride)
 
-    def stream(self, residual: Tensor, features: Sequence[Tensor], past: Past, ended: bool) -> Tensor:
-        """What `forward` gives, for the next frames (1, 1, n, Y, X) of a movie; n a multiple of the first stride.
+    def stream(self, residual: Tensor, features: Sequence[Tensor], state: StreamState, ended: bool) -> Tensor:
+        """Return what `forward` does, for the next frames (1, 1, n, Y, X) of a movie; n a multiple of the first stride.
 
-        The answer lags behind; to a chunk after which the movie has ended comes all the rest. Raises Waiting.
+        The output lags behind the input, and is completed by the chunk after which the movie has `ended`. Raises
+        NeedsMoreFrames.
         """
         x = space_to_depth(residual, self.stride).contiguous(memory_format=torch.channels_last_3d)
-        x = conv_stream(self.stem, x, past, ended).add_(features[0].unsqueeze(2))
+        x = conv_stream(self.stem, x, state, ended).add_(features[0].unsqueeze(2))
         steps: Any = zip(self.encoder, self.down, self.up, features[1:])
         for block, down, up, feature in steps:
-            x = block.stream(x, past, ended)
-            past.put(up, x)  # where it is needed again
-            x = down(past.steps(down, F.relu(x), down.stride[0])).add_(feature.unsqueeze(2))
+            x = block.stream(x, state, ended)
+            state.put(up, x)  # skip connection
+            x = down(state.take_steps(down, F.relu(x), down.stride[0])).add_(feature.unsqueeze(2))
         blocks: Any = self.bottom
         for block in blocks:
-            x = block.stream(x, past, ended)
-        answers, parts = [], x.split(1, 2)  # little by little: at the end a hundred frames come at once
+            x = block.stream(x, state, ended)
+        outputs, parts = (
+            [],
+            x.split(1, 2),
+        )  # one by one to save memory: at the end a hundred frames come at once
         for number, part in enumerate(parts, 1):
-            with suppress(Waiting):
-                answers.append(self._answer(part, past, ended and number == len(parts)))
-        if not answers:
-            raise Waiting
-        return torch.cat(answers, 2)
+            with suppress(NeedsMoreFrames):
+                outputs.append(self._decode(part, state, ended and number == len(parts)))
+        if not outputs:
+            raise NeedsMoreFrames
+        return torch.cat(outputs, 2)
 
-    def _answer(self, x: Tensor, past: Past, ended: bool) -> Tensor:
-        """From the coarsest level up to the frames (1, 1, n, Y, X). Raises Waiting."""
+    def _decode(self, x: Tensor, state: StreamState, ended: bool) -> Tensor:
+        """Go from the coarsest level up to the output frames (1, 1, n, Y, X). Raises NeedsMoreFrames."""
         steps: Any = zip(reversed(self.up), reversed(self.decoder))
         for up, block in steps:
             x = up(F.relu(x))
-            x = block.stream(x.add_(past.take(up, x.shape[2])), past, ended)
+            x = block.stream(x.add_(state.take(up, x.shape[2])), state, ended)
         return depth_to_space(self.head(F.relu(x)), self.stride)
 
 
 class UNet3D(nn.Module):
-    """Predicts the clean movie from its noisy neighbourhood, all in units of the noise.
+    """Predicts the clean movie from the noisy neighbourhood of each voxel, all in units of the noise.
 
     The movie enters as (movie - mean) / noise; its context as static images (see `denoise.context`). The prediction is
     moving + static * standard_error, where standard_error is that of the temporal mean in the same units: one 2-D
-    network cleans the mean, the 3-D one follows what changes, by the help of what another 2-D one sees in the context.
+    network cleans the mean; the 3-D one predicts what changes, guided by a 2-D network of the context images.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -347,23 +353,24 @@ class UNet3D(nn.Module):
         self.config = config
         self.context, self.movie = ContextNet(config), MovieNet(config)
         self.mean, self.course = MeanNet(config), CourseNet(config)
-        nn.init.zeros_(self.movie.head.weight)  # start from "the movie is its mean"
+        nn.init.zeros_(self.movie.head.weight)  # start from a movie that equals its mean
         for block, hidden in zip(self.blocks().values(), config.hidden, strict=bool(config.hidden)):
             block.resize(hidden)
 
     def blocks(self) -> dict[str, Block]:
-        """The residual blocks of all networks by their names, in the order of UNetConfig.hidden."""
+        """Return the residual blocks of all networks by name, in the order of UNetConfig.hidden."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Block)}
 
     def forward(self, residual: Tensor, images: Tensor, standard_error: Tensor) -> Tensor:
-        """(B, 1, T, Y, X), (B, K, Y, X), (B, 1, Y, X) -> (B, 1, T, Y, X); any sizes."""
+        """Residual (B, 1, T, Y, X), images (B, K, Y, X), error (B, 1, Y, X) -> (B, 1, T, Y, X); any sizes."""
         features, static = self.encode(images)
         return self.decode(residual, features) + (static * standard_error).unsqueeze(2)
 
     def encode(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Context of the whole movie, once: features of each level, padded to the grid, and static (B, 1, Y, X).
+        """Encode the context images (B, K, Y, X) of a movie, once: features of each level, and static (B, 1, Y, X).
 
-        In float32 always: these images hold values up to thousands of noise units, and cost next to nothing.
+        The features are padded to the grid; static is the correction of the mean, in units of its standard error.
+        Always in float32: the images hold values up to thousands of noise units, and cost next to nothing.
         """
         with torch.autocast(images.device.type, enabled=False):
             features = self.context(pad_to_grid(images.float(), self.config.grid[1:], "replicate"))
@@ -372,17 +379,17 @@ class UNet3D(nn.Module):
         return features, static
 
     def error_of_means(self, means: Tensor, guide: Tensor, views: int) -> Tensor:
-        """What `MeanNet` says of images (B, 1, Y, X) of any size, in the mean over the first so many of VIEWS."""
+        """Return the correction by `MeanNet` of images (B, 1, Y, X) of any size, averaged over the first VIEWS."""
         height, width = means.shape[-2:]
         padded = [pad_to_grid(x, self.config.grid[1:], "replicate") for x in (means, guide)]
-        said = []
-        for exchanged, axes in VIEWS[:views]:
-            view = self.mean(*((x.mT if exchanged else x).flip(axes) for x in padded)).flip(axes)
-            said.append(view.mT if exchanged else view)
-        return torch.stack(said).mean(0)[..., :height, :width]
+        corrections = []
+        for transposed, axes in VIEWS[:views]:
+            view = self.mean(*((x.mT if transposed else x).flip(axes) for x in padded)).flip(axes)
+            corrections.append(view.mT if transposed else view)
+        return torch.stack(corrections).mean(0)[..., :height, :width]
 
     def decode(self, residual: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """What moves: (B, 1, T, Y, X) with the features of the same Y, X region -> (B, 1, T, Y, X) float32."""
+        """Predict what changes, (B, 1, T, Y, X) float32, from the residual and the features of its Y, X region."""
         *_, time, height, width = residual.shape
         moving = self.movie(pad_to_grid(residual, self.config.grid, "constant"), features)
         return moving[..., :time, :height, :width].float()
@@ -390,10 +397,10 @@ class UNet3D(nn.Module):
 
 def pad_to_grid(x: Tensor, grid: Sequence[int], mode: str) -> Tensor:
     """Pad the last axes at their ends to whole multiples of the grid."""
-    missing = [-size % step for size, step in zip(x.shape[-len(grid) :], grid)]
-    if not any(missing):
+    padding = [-size % step for size, step in zip(x.shape[-len(grid) :], grid)]
+    if not any(padding):
         return x
-    return F.pad(x, [n for m in reversed(missing) for n in (0, m)], mode=mode)
+    return F.pad(x, [n for after in reversed(padding) for n in (0, after)], mode=mode)
 
 
 def save_model(file: Path | BinaryIO, model: UNet3D, record: dict[str, Any]) -> None:
@@ -406,7 +413,7 @@ def save_model(file: Path | BinaryIO, model: UNet3D, record: dict[str, Any]) -> 
 
 
 def load_model(path: Path, device: torch.device) -> UNet3D:
-    """The network of a checkpoint, ready to predict. Raises ModelError; never runs code from the file."""
+    """Load the network of a checkpoint, ready to predict. Raises ModelError; never runs code from the file."""
     checkpoint = read_checkpoint(path)
     try:
         model = UNet3D(UNetConfig(**checkpoint["config"]))
@@ -421,7 +428,7 @@ def load_model(path: Path, device: torch.device) -> UNet3D:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The checkpoint's dictionary, by torch's safe loader alone."""
+    """Read a checkpoint's dictionary, by torch's safe loader alone. Raises ModelError."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

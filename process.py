@@ -659,14 +659,14 @@ def adaptation_limit(run: Run, shape: tuple[int, int, int], parts: int, start: f
 
     They leave time to denoise them all before the limit of the movie, which began at `start` (time.monotonic).
     """
-    from denoise.adaptation import FEWEST
+    from denoise.adaptation import MIN_FRAMES
 
     options = run.options
     auto = DEMO_MINUTES if options.demo else AUTO_MINUTES[run.device.type]
     wanted = auto if isinstance(options.adapt, str) else options.adapt
     limit = options.time_limit or math.inf
-    if shape[0] < FEWEST or not wanted or math.isinf(limit):
-        return wanted if shape[0] >= FEWEST else 0.0
+    if shape[0] < MIN_FRAMES or not wanted or math.isinf(limit):
+        return wanted if shape[0] >= MIN_FRAMES else 0.0
     denoising = RESERVE * denoising_seconds(run, shape, parts)
     left = 60 * limit - (time.monotonic() - start) - denoising
     return min(wanted, max(0.0, left / 60 / parts))

@@ -1,10 +1,10 @@
-"""The network at work on one movie: chunks of frames in, what it predicts for them out, in order.
+"""Run the network on one movie: chunks of frames come in, predictions for them go out, in order.
 
     residual (n, Y, X) -> tiles of the frame, mostly one -> MovieNet.stream -> blend -> (n, Y, X)
 
-Each tile is a stream of its own. What its layers still need of earlier frames stays on the device (`model.Past`): no
-frame is computed twice, and there are no seams in time. Frames that are too large for the memory are cut into tiles
-that share OVERLAP pixels.
+Each tile is a stream of its own. The earlier frames that its layers still need stay on the device
+(`model.StreamState`): no frame is computed twice, and there are no seams in time. Frames that are too large for the
+memory are cut into tiles that overlap by OVERLAP pixels.
 """
 
 from __future__ import annotations
@@ -22,23 +22,20 @@ from denoise.context import Context
 from denoise.limits import free_memory
 from denoise.precision import autocast, precision
 from denoise.tiling import Span, tile_axis, tile_grid
-from model import MovieNet, Past, UNet3D, Waiting, pad_to_grid
+from model import MovieNet, NeedsMoreFrames, StreamState, UNet3D, pad_to_grid
 
-CHUNK_VOXELS = {
-    "cpu": 1 << 20,
-    "cuda": 1 << 25,
-}  # computed at once where the memory allows: more is no faster
+# voxels computed at once where the memory allows: more is no faster
+CHUNK_VOXELS = {"cpu": 1 << 20, "cuda": 1 << 25}
 VOXEL_BYTES = 64  # of memory for each voxel that is computed at once, in half precision; measured
-STATE_BYTES = 1300  # for each pixel, in half precision: what the layers keep of earlier frames
+STATE_BYTES = 1300  # of memory for each pixel, in half precision: earlier frames that the layers keep
 LONGEST_BLOCK = 64  # frames read at once; streams start on its multiples
 OVERLAP = 16  # pixels that neighbouring tiles share: costs less than 0.001 dB
-FOOTPRINT_VIEWS = 2  # four gain half as much again, for twice the time
-HALF_SCALE = 1 / 32  # of what the network gets in float16, so that thousands of noise units do not overflow
+FOOTPRINT_VIEWS = 2  # views averaged for footprints; four gain half as much again, for twice the time
+HALF_SCALE = 1 / 32  # factor of the input in float16, so that thousands of noise units do not overflow
 
 Pair = tuple[Tensor, Tensor]  # residual and prediction of the same frames, (n, Y, X) each
-Chunks = Callable[
-    [int, int], Generator[Tensor, None, None]
-]  # residual from a frame on, so many frames at a time
+# (first frame, frames at a time) -> the movie's residual from that frame to its end, in chunks (n, Y, X)
+Chunks = Callable[[int, int], Generator[Tensor, None, None]]
 
 
 @dataclass(frozen=True)
@@ -50,15 +47,15 @@ class Geometry:
     dtype: torch.dtype
 
 
-class Narrowed(Exception):
-    """This geometry does not do: the stream has to start again in another one."""
+class GeometryChanged(Exception):
+    """The geometry did not work and was replaced: the stream has to start again with the new one."""
 
 
-def fitting(model: UNet3D, size: tuple[int, int]) -> Geometry:
-    """The fastest geometry in the memory that is free, for frames (Y, X). Raises MemoryError if none fits."""
+def choose_geometry(model: UNet3D, size: tuple[int, int]) -> Geometry:
+    """Return the fastest geometry for frames of this size (Y, X) in the free memory. Raises MemoryError if none fits."""
     device = next(model.parameters()).device
     dtype = precision(device)
-    state, voxel = (dtype.itemsize / 2 * there for there in (STATE_BYTES, VOXEL_BYTES))
+    state, voxel = (dtype.itemsize / 2 * half for half in (STATE_BYTES, VOXEL_BYTES))
     time, grid, _ = model.config.grid
     height, width = (-(-n // grid) * grid for n in size)
     free = free_memory(device) - state * height * width
@@ -75,143 +72,149 @@ def fitting(model: UNet3D, size: tuple[int, int]) -> Geometry:
 
 
 def smaller_tile(tile: int, grid: int) -> int:
-    """The next tile to try, half of it and its overlap; 0 if there is none."""
+    """Return the next smaller tile to try: half of this one and its overlap; 0 if there is none."""
     half = -(-(tile // 2 + OVERLAP) // grid) * grid
     return half if 4 * OVERLAP <= half < tile else 0
 
 
 @dataclass
 class Stream:
-    """One tile: where it is, its network, and what that keeps."""
+    """One tile of the frame, with its network and the state of that network."""
 
     where: tuple[slice, ...]  # (Y, X) of the frame
-    share: Tensor  # (y, x) in the blended result
+    weights: Tensor  # (y, x) for blending with other tiles
     movie_net: MovieNet
-    features: list[Tensor]
-    past: Past = field(default_factory=Past)
+    features: list[Tensor]  # of the context under the tile, see `Network.crop_features`
+    state: StreamState = field(default_factory=StreamState)
 
 
 class Network:
-    """The network with one movie's context in place."""
+    """The network, prepared for one movie by its context.
+
+    static (1, Y, X): its correction of the temporal mean, in units of the noise. notes: changes of the geometry, in
+    words for the user.
+    """
 
     def __init__(self, model: UNet3D, context: Context) -> None:
         self.model = model
         self.device = next(model.parameters()).device
-        self.notes: list[str] = []  # what had to be done otherwise than planned
+        self.notes: list[str] = []
         images, standard_error = (x[None].to(self.device) for x in (context.images, context.standard_error))
         self.guide = images[0, 0] * images[0, -1]  # (Y, X), the mean in units of the noise of one frame
         images = pad_to_grid(images, model.config.grid[1:], "replicate")
         self.features, static = model.encode(images)
         self.size = height, width = context.mean.shape[-2], context.mean.shape[-1]
-        self.static = (static[..., :height, :width] * standard_error)[
-            0
-        ].cpu()  # (1, Y, X), in units of the noise
-        self.geometry = fitting(model, self.size)
+        self.static = (static[..., :height, :width] * standard_error)[0].cpu()
+        self.geometry = choose_geometry(model, self.size)
 
-    def courses(self, seen: Tensor) -> Tensor:
-        """What the network makes of time courses (K, T) in noise of variance 1; in float32, strong as they are."""
-        return seen + self.model.course(seen.to(self.device)).to(seen)
+    def clean_courses(self, courses: Tensor) -> Tensor:
+        """Return time courses (K, T) in noise of variance 1 without it; in float32, since they may be strong."""
+        return courses + self.model.course(courses.to(self.device)).to(courses)
 
-    def footprints(self, seen: Sequence[Tensor], places: Sequence[Sequence[slice]]) -> list[Tensor]:
-        """What the network makes of footprints (K, y, x) in noise of variance 1, of blocks at (Y, X) slices."""
-        if not any(len(its) for its in seen):
-            return list(seen)
-        sides = [max(its.shape[axis] for its in seen) for axis in (1, 2)]
-        guides = [self.guide[y, x].expand(its.shape) for its, (y, x) in zip(seen, places)]
+    def clean_footprints(
+        self, footprints: Sequence[Tensor], places: Sequence[Sequence[slice]]
+    ) -> list[Tensor]:
+        """Return footprints (K, y, x) in noise of variance 1 without it, for each of the blocks at (Y, X) slices."""
+        if not any(len(block) for block in footprints):
+            return list(footprints)
+        sides = [max(block.shape[axis] for block in footprints) for axis in (1, 2)]
+        guides = [self.guide[y, x].expand(block.shape) for block, (y, x) in zip(footprints, places)]
         means, guide = (
-            torch.cat([pad_to_grid(its[:, None].to(self.device), sides, "replicate") for its in images])
-            for images in (seen, guides)
+            torch.cat([pad_to_grid(block[:, None].to(self.device), sides, "replicate") for block in blocks])
+            for blocks in (footprints, guides)
         )
         with autocast(self.device):
-            error = self.model.error_of_means(means, guide, FOOTPRINT_VIEWS)[:, 0]
-        errors = error.to(seen[0]).split([len(its) for its in seen])
-        return [its + error[:, : its.shape[1], : its.shape[2]] for its, error in zip(seen, errors)]
+            corrections = self.model.error_of_means(means, guide, FOOTPRINT_VIEWS)[:, 0]
+        parts = corrections.to(footprints[0]).split([len(block) for block in footprints])
+        return [block + part[:, : block.shape[1], : block.shape[2]] for block, part in zip(footprints, parts)]
 
     def streams(self) -> list[Stream]:
-        """One for each tile, with nothing seen yet."""
+        """Return a new stream for each tile."""
         net = converted(self.model.movie, self.geometry.dtype)
         return [
-            Stream(where, torch.from_numpy(weights).to(self.device), net, self.local(where))
+            Stream(where, torch.from_numpy(weights).to(self.device), net, self.crop_features(where))
             for where, weights in tile_grid(self.axes())
         ]
 
     @property
     def tiles(self) -> int:
-        """Into how many each frame is cut."""
+        """Number of tiles of each frame."""
         return math.prod(map(len, self.axes()))
 
     def axes(self) -> list[list[Span]]:
-        """Tiles along Y and X."""
+        """Return the spans of the tiles along Y and X."""
         _, *grid = self.model.config.grid
         tile = self.geometry.tile
         return [tile_axis(n, tile, OVERLAP * (n > tile), g) for n, g in zip(self.size, grid)]
 
-    def local(self, where: Sequence[slice]) -> list[Tensor]:
-        """The features under a tile of the frame, as its stream takes them."""
+    def crop_features(self, where: Sequence[slice]) -> list[Tensor]:
+        """Return the context's features under a tile at (Y, X) slices, level by level, scaled for its type."""
         grid = self.model.config.grid[1:]
         padded = [slice(s.start, s.start - (s.start - s.stop) // g * g) for s, g in zip(where, grid)]
-        scale = scale_of(self.geometry.dtype)
-        return [
-            (coarse(level, padded, 2 ** (i + 1)) * scale).to(self.geometry.dtype)
-            for i, level in enumerate(self.features)
-        ]
+        scale = input_scale(self.geometry.dtype)
+        features = []
+        for i, level in enumerate(self.features):
+            stride = 2 ** (i + 1)
+            y, x = (slice(s.start // stride, s.stop // stride) for s in padded)
+            features.append((level[..., y, x] * scale).to(self.geometry.dtype))
+        return features
 
     def predict(self, chunks: Chunks, first: int, stop: int) -> Generator[Pair, None, None]:
-        """Frames [first, stop) of a movie: residual and prediction (n, Y, X) of some frames after the other.
-
-        chunks(start, frames) gives the movie's residual from a frame on, so many frames at a time, to its end.
-        """
+        """Predict frames [first, stop) of a movie: yields residual and prediction (n, Y, X), some frames at a time."""
         while first < stop:
             try:
-                for residual, prediction in self.stream(chunks, first, stop):
+                for residual, prediction in self.predict_once(chunks, first, stop):
                     first += len(prediction)
                     yield residual, prediction
-            except Narrowed as reason:
+            except GeometryChanged as reason:
                 self.notes.append(str(reason))
 
-    def stream(self, chunks: Chunks, first: int, stop: int) -> Generator[Pair, None, None]:
-        """As `predict`, in one geometry; the stream starts so early that the frames before make no difference."""
+    def predict_once(self, chunks: Chunks, first: int, stop: int) -> Generator[Pair, None, None]:
+        """As `predict`, in one geometry; raises GeometryChanged where that does not work.
+
+        The streams start so many frames earlier that those before make no difference.
+        """
         step = max(self.geometry.chunk, LONGEST_BLOCK)
         start = max(0, first - self.model.config.reach[0]) // step * step
         streams = self.streams()
-        waiting = Past()  # of residual frames for their predictions
+        residuals = StreamState()  # wait for their predictions
         with closing(chunks(start, self.geometry.chunk)) as source:
-            for chunk, ended in marked(source):
+            for chunk, ended in with_last(source):
                 residual = chunk.to(self.device, non_blocking=True)
-                waiting.put(self.model, residual[None, None])
-                for prediction in self.answers(streams, residual, ended):
+                residuals.put(self.model, residual[None, None])
+                for prediction in self.predict_chunk(streams, residual, ended):
                     ready = prediction[: stop - start]
-                    asked = waiting.take(self.model, len(ready))[0, 0]
+                    recorded = residuals.take(self.model, len(ready))[0, 0]
                     skipped = max(0, first - start)
                     start += len(ready)
                     if skipped < len(ready):
-                        yield asked[skipped:], ready[skipped:]
+                        yield recorded[skipped:], ready[skipped:]
                 if start >= stop:
                     return
 
-    def answers(self, streams: list[Stream], residual: Tensor, ended: bool) -> Iterator[Tensor]:
-        """What is known after some more frames of the residual: predictions (n, Y, X).
+    def predict_chunk(self, streams: list[Stream], residual: Tensor, ended: bool) -> Iterator[Tensor]:
+        """Feed the next frames of the residual (n, Y, X) to the streams; yields the predictions that become ready.
 
-        Where the GPU's memory does not suffice, in smaller and smaller parts.
+        Where the GPU's memory does not suffice, the frames are fed in smaller and smaller parts.
         """
         while len(residual):
             part = residual[: self.geometry.chunk]
-            before = [dict(stream.past.frames) for stream in streams]
+            before = [dict(stream.state.frames) for stream in streams]
             try:
-                answer = self.answer(streams, part, ended and len(part) == len(residual))
+                prediction = self.blend_streams(streams, part, ended and len(part) == len(residual))
             except torch.OutOfMemoryError as error:
                 reason = str(error).split(".")[0]  # not the error itself: it would keep what was computed
             else:
                 residual = residual[len(part) :]
-                if answer is not None:
-                    yield answer
+                if prediction is not None:
+                    yield prediction
                 continue
             for stream, frames in zip(streams, before):
-                stream.past.frames = frames
-            self.narrow(len(part), reason)
+                stream.state.frames = frames
+            self.shrink_geometry(len(part), reason)
 
-    def narrow(self, frames: int, reason: str) -> None:
-        """Half as many frames at once; where that is the least, tiles of half the size. Raises Narrowed."""
+    def shrink_geometry(self, frames: int, reason: str) -> None:
+        """Halve the frames computed at once; where they are the fewest, the tile, which raises GeometryChanged."""
         time, grid, _ = self.model.config.grid
         if frames > time:
             self.geometry = replace(self.geometry, chunk=largest_chunk(frames, time))
@@ -221,40 +224,43 @@ class Network:
         if not tile:
             raise MemoryError(reason)
         self.geometry = replace(self.geometry, tile=tile)
-        raise Narrowed(f"{reason}: went on in tiles of {tile} pixels")
+        raise GeometryChanged(f"{reason}: went on in tiles of {tile} pixels")
 
-    def answer(self, streams: list[Stream], residual: Tensor, ended: bool) -> Tensor | None:
-        """The next prediction (n, Y, X), blended in float32, or None. Raises Narrowed where float16 overflows."""
+    def blend_streams(self, streams: list[Stream], residual: Tensor, ended: bool) -> Tensor | None:
+        """Return the next prediction (n, Y, X) in float32, or None while more frames must come first.
+
+        Raises GeometryChanged where float16 overflows.
+        """
         blended: Tensor | None = None
         for stream in streams:
-            one = self.one_answer(stream, residual[(slice(None), *stream.where)], ended)
-            if one is None:  # so it is of all: they lag by as many frames
+            tile = self.predict_tile(stream, residual[(slice(None), *stream.where)], ended)
+            if tile is None:  # then all are: they lag by the same number of frames
                 continue
             if blended is None:
-                blended = one.new_zeros(len(one), *residual.shape[1:])
-            blended[(slice(None), *stream.where)] += one * stream.share
+                blended = tile.new_zeros(len(tile), *residual.shape[1:])
+            blended[(slice(None), *stream.where)] += tile * stream.weights
         if blended is None:
             return None
         if self.geometry.dtype == torch.float16 and not blended.isfinite().all():
             self.geometry = replace(self.geometry, dtype=torch.float32)
-            raise Narrowed("intensities too large for float16: went on in float32")
+            raise GeometryChanged("intensities too large for float16: went on in float32")
         return blended
 
-    def one_answer(self, stream: Stream, residual: Tensor, ended: bool) -> Tensor | None:
-        """The next prediction (n, y, x) of one stream, float32; None while more frames must come first."""
+    def predict_tile(self, stream: Stream, residual: Tensor, ended: bool) -> Tensor | None:
+        """Return the next prediction (n, y, x) of one stream, float32; None while more frames must come first."""
         height, width = residual.shape[1:]
-        scale = scale_of(self.geometry.dtype)
+        scale = input_scale(self.geometry.dtype)
         padded = pad_to_grid(residual[None, None], self.model.config.grid, "constant")
         tile = (padded * scale).to(self.geometry.dtype)
         try:
-            answer = stream.movie_net.stream(tile, stream.features, stream.past, ended)
-        except Waiting:
+            prediction = stream.movie_net.stream(tile, stream.features, stream.state, ended)
+        except NeedsMoreFrames:
             return None
-        return answer.float()[0, 0, :, :height, :width] / scale
+        return prediction.float()[0, 0, :, :height, :width] / scale
 
 
-def marked(items: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-    """Each item, and whether it is the last one."""
+def with_last(items: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+    """Yield each item, and whether it is the last one."""
     iterator = iter(items)
     item = next(iterator)
     for following in iterator:
@@ -264,7 +270,7 @@ def marked(items: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
 
 
 def largest_chunk(frames: int, grid: int) -> int:
-    """The largest geometry's chunk that is smaller than so many frames."""
+    """Return the largest chunk of a geometry that is smaller than so many frames."""
     chunk = grid
     while 2 * chunk < frames:
         chunk *= 2
@@ -272,16 +278,10 @@ def largest_chunk(frames: int, grid: int) -> int:
 
 
 def converted(movie_net: MovieNet, dtype: torch.dtype) -> MovieNet:
-    """A copy of the network in another type."""
+    """Return a copy of the network in another type."""
     return copy.deepcopy(movie_net).to(dtype)
 
 
-def scale_of(dtype: torch.dtype) -> float:
-    """The network has no biases: scaled input and features give a scaled answer."""
+def input_scale(dtype: torch.dtype) -> float:
+    """Return the factor of input and features: the network has no biases, so that its output scales with them."""
     return HALF_SCALE if dtype == torch.float16 else 1.0
-
-
-def coarse(level: Tensor, where: Sequence[slice], stride: int) -> Tensor:
-    """The region of a feature map (1, C, Y / stride, X / stride) under (Y, X) slices that lie on the grid."""
-    y, x = (slice(s.start // stride, s.stop // stride) for s in where)
-    return level[..., y, x]

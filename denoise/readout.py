@@ -1,28 +1,28 @@
-"""What the network predicts, held against the recording: what stands out of the noise is kept, with its own amplitude.
+"""Low-rank read-out: keep of the network's prediction what stands out of the noise, as measured in the recording.
 
-The network sees each voxel's surroundings. What it cannot see is that a recording repeats itself: a cell has one
-footprint and one time course, so in a block of pixels its signal is a few patterns (footprint x time course), while
-what the network makes of noise spreads over very many. The prediction of each block is taken apart into such patterns
-(singular value decomposition), and each one is measured in the recording itself:
+The network sees only the surroundings of each voxel. It cannot use that a recording repeats itself: a neuron has one
+footprint and one time course. So the signal in a block of pixels consists of a few patterns (footprint x time course),
+while the network's response to noise spreads over very many. The prediction of each block is decomposed into patterns
+by singular value decomposition, and the amplitude r_i of each one is measured in the recording:
 
     prediction (T, P) = sum of s_i u_i v_i'      r_i = u_i' recording v_i, noise of variance 1 in every voxel
-    kept: sqrt(r_i^2 - edge^2) u_i v_i' where r_i > edge, and nothing where not
+    kept: sqrt(r_i^2 - edge^2) u_i v_i' where r_i > edge, and nothing elsewhere
 
-A pattern of noise alone measures at most the edge: sqrt(T / t) + sqrt(P / p) for noise that is smooth over t frames and
-p pixels, as what passes the network is (in small fields and lines less, see `noise_edge`). It adds in quadrature to that
-of a signal, hence the root. So a movie of noise comes out flat.
+The edge is the largest amplitude of a pattern of noise alone: sqrt(T / t) + sqrt(P / p) for noise that is smooth over t
+frames and p pixels, as it is after the network (less in small fields and lines, see `noise_edge`). It adds in
+quadrature to the amplitude of a signal, hence the root. A movie of noise therefore becomes constant in time.
 
-What is kept is then read anew in the recording, for the fast changes and the fine structure that the network has
-missed: time courses under the kept footprints, footprints under those time courses, and the mean image. Each is cleaned
-window by window in its frequencies (discrete cosine transform) by the help of a pilot, another estimate of it:
+The kept patterns are then measured again in the recording, since the network misses fast changes and fine structure:
+time courses under the kept footprints, footprints under those time courses, and the mean image. Each is cleaned in
+overlapping windows of its discrete cosine transform with the help of a pilot, another estimate of the same signal:
 
-    time courses: what was predicted tells the power of the signal, and each frequency is shrunk to its share of it;
-        the stronger they are, the more counts what a network of time courses makes of them
-    footprints and the mean image: what the network of means makes of them is trusted, and moved towards what is seen;
-        patterns mix cells, and are turned before so that each footprint is of as few as can be
+    time courses: a Wiener filter takes the power of the signal from the prediction; the stronger a time course is, the
+        more the output of the network of time courses replaces the filter's
+    footprints and mean image: the pilot is the output of the network of means, corrected towards the measurement;
+        patterns mix neurons, and are rotated before, so that each footprint covers as few of them as possible
 
-Where the residual is larger than the noise, as in movies with hardly any, the recording is trusted more than the
-network.
+Where the residual is larger than the noise, as in almost noise-free movies, the frames are moved back towards the
+recording (`add_back_residual`).
 
 Sources: noise edge and shrinkage of singular values (Gavish and Donoho, IEEE Trans. Inf. Theory 2017); local low-rank
 denoising of calcium movies (Buchanan et al., bioRxiv 334706, 2018); Wiener filter with a pilot estimate (Dabov et
@@ -47,195 +47,207 @@ from denoise.smoothing import NO_MEMORY, Memory, neighbour_correlations
 from denoise.tiling import tile_axis, tile_grid
 from denoise.waves import cosines
 
-# Waves seen and expected of all windows (K, N, n) -> those that are left, and the windows' weights (K, 1, n)
-Rule = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# DCT coefficients (K, N, n) of the noisy and of the pilot windows -> cleaned ones, and weights (K, 1, n) of the windows
+Shrinkage = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Block = tuple[tuple[slice, ...], np.ndarray]  # (Y, X) slices and blending weights (y, x), as from `tile_grid`
+Patterns = tuple[Tensor, Tensor]  # K of a block: time courses (T, K) and orthonormal footprints (P, K)
 
-BLOCK = 32  # pixels: side of a block, a few cells
-SHARED = 12  # pixels that neighbouring blocks share
-SMOOTH_FRAMES, SMOOTH_PIXELS = 16.0, 20.0  # noise that has passed the network is smooth over so many
-PATTERNS = 16  # looked for at first in a block; four times as many while the weakest still stand out
-LEAST = 1e-3  # noise variances that are left in a window at least, for its weight
-CELL = 16  # frames and pixels
-CUBE, FRAME = (CELL, CELL), (1, 4 * CELL)  # (frames, pixels a side) of what is compared with its noise
-TOLERANCE = 0.2  # of the noise's variance: what its model may be wrong by
-CHANCE = 10.0  # over the root of a cell's voxels: what its variance may be off by, by chance
-HIGHEST = 16.0  # times its deviation: a residual beyond is no noise and no common error, but one odd voxel
-QUIET = 0.1  # quantile of the cells in which there is hardly a signal
-DARKEST = 0.04  # of the noise's variance is left in the darkest voxels
-SMOOTHEST = 0.25  # share of the noise's variance that is rough, at least: registration interpolates
-TINY = 1e-30  # for zero, where something is divided by it
-SURE = 0.8  # times the noise's variance, below which it was overestimated
-SAME = 1e-3  # share of the frames' noise below which their mean is the movie's
+BLOCK = 32  # pixels: side of a block, which holds a few neurons
+BLOCK_OVERLAP = 12  # pixels that neighbouring blocks share
+SMOOTH_FRAMES, SMOOTH_PIXELS = 16.0, 20.0  # over which noise is smooth after it has passed the network
+INITIAL_PATTERNS = 16  # computed at first in a block; four times as many while the weakest still stand out
+ROTATIONS = 6  # iterations of `quartimax`: more change nothing
+PREDICTION_SHARE = 0.1  # of the movie network's footprint in a pilot; the rest is the mean network's
+SAME_MEAN = 1e-3  # share of the variance of a slab's mean, below which it is the mean of the whole movie
 
 
 class Cleaner(Protocol):
-    """What networks make of what is read in a recording, in noise of variance 1."""
+    """Networks that denoise what is measured in a recording, in noise of variance 1."""
 
-    def courses(self, seen: Tensor) -> Tensor:
-        """Time courses (K, T) without their noise."""
+    def clean_courses(self, courses: Tensor) -> Tensor:
+        """Return time courses (K, T) without their noise."""
 
-    def footprints(self, seen: Sequence[Tensor], places: Sequence[Sequence[slice]]) -> Sequence[Tensor]:
-        """Footprints (K, y, x) of blocks at (Y, X) slices without their noise."""
+    def clean_footprints(
+        self, footprints: Sequence[Tensor], places: Sequence[Sequence[slice]]
+    ) -> Sequence[Tensor]:
+        """Return the footprints (K, y, x) of each block without their noise; places: (Y, X) slices of the blocks."""
 
 
 class Readout:
-    """Turns what the network says of one movie into its denoised frames; everything in units of the noise.
+    """Denoises the frames of one movie, given what the network predicts; everything in units of the noise.
 
-    static (1, Y, X): what the network adds to the temporal mean. cleaner: what networks make of what is read anew.
+    static (1, Y, X): the network's correction of the temporal mean. cleaner: networks for what is measured again.
     """
 
     def __init__(self, context: Context, static: Tensor, cleaner: Cleaner) -> None:
         self.cleaner, self.memory = cleaner, context.memory
-        self.error = context.standard_error[0]  # (Y, X), of the mean
+        self.mean_error = context.standard_error[0]  # (Y, X)
         per_noise = reciprocal(context.noise)
         image = (context.mean - context.mean.mean()) * per_noise
         image = inpainted(image.where(context.noise > 0, torch.nan))
-        self.static = clean_image(image, image + static[0], self.error) - image
-        self.gain = context.gain * per_noise  # variance of the noise for each unit of brightness more
+        self.static = clean_image(image, image + static[0], self.mean_error) - image
+        self.gain = context.gain * per_noise  # increase of the noise's variance per unit of brightness
 
     def frames(self, residual: Tensor, prediction: Tensor) -> Tensor:
-        """Some hundred frames (n, Y, X) relative to the temporal mean, from the movie's residual and its prediction.
+        """Denoise some hundred consecutive frames; returns them (n, Y, X) relative to the temporal mean.
 
-        Both are overwritten: missing voxels of the residual become those predicted, and the prediction the answer.
+        residual (n, Y, X): the whitened recording, 0 where a voxel is missing. prediction (n, Y, X): the network's.
+        Both are overwritten: missing voxels of the residual by the prediction, and the prediction by the result.
         """
         static, gain = self.static.to(prediction.device), self.gain.to(prediction.device)
         noise = smooth_noise(residual)
-        known = [(residual[part] != 0).float().mean(0) for part in stretches(len(residual))]
-        # 0 stands for a missing voxel
+        valid = [(residual[part] != 0).float().mean(0) for part in stretches(len(residual))]
         recording = torch.where(residual == 0, prediction, residual, out=residual)
         mean = static + self.drift(recording.mean(0), prediction.mean(0), len(recording))
-        frames = significant(prediction, recording, noise, self.cleaner).add_(mean)
-        return give_back(frames, recording, gain, known, self.memory)
+        frames = significant_part(prediction, recording, noise, self.cleaner).add_(mean)
+        return add_back_residual(frames, recording, gain, valid, self.memory)
 
-    def drift(self, seen: Tensor, said: Tensor, frames: int) -> Tensor:
-        """How the mean image of so many frames, seen and said (Y, X), differs from that of the whole movie."""
-        variance = 1 / frames - float(self.error.square().mean())
-        if variance < SAME / frames:
-            return torch.zeros_like(seen)
-        return clean_image(seen, said, variance**0.5)
+    def drift(self, measured: Tensor, predicted: Tensor, frames: int) -> Tensor:
+        """Estimate by how much the mean image (Y, X) of so many frames differs from that of the whole movie.
+
+        measured, predicted (Y, X): the frames' mean in the recording and in the prediction.
+        """
+        variance = 1 / frames - float(self.mean_error.square().mean())
+        if variance < SAME_MEAN / frames:
+            return torch.zeros_like(measured)
+        return clean_image(measured, predicted, variance**0.5)
 
 
-# ---- what moves
+# ---- patterns of blocks
 
 
 def smooth_noise(residual: Tensor) -> float:
-    """Standard deviation of the smooth part of a movie's noise (T, Y, X): 1 if it is white, more if rows share it."""
-    shared = neighbour_correlations(residual[:CELL])
-    return math.prod(1 + 2 * max(0.0, correlation) for correlation in shared) ** 0.5
+    """Return the deviation of the smooth part of noise (T, Y, X): 1 if it is white, more if neighbours share it."""
+    correlations = neighbour_correlations(residual[:REGION])
+    return math.prod(1 + 2 * max(0.0, correlation) for correlation in correlations) ** 0.5
 
 
-def significant(prediction: Tensor, recording: Tensor, noise: float, cleaner: Cleaner) -> Tensor:
-    """Of a prediction (T, Y, X), what stands out of the noise of the recording (T, Y, X); of temporal mean 0.
+def significant_part(prediction: Tensor, recording: Tensor, noise: float, cleaner: Cleaner) -> Tensor:
+    """Return what of a prediction (T, Y, X) stands out of the noise of the recording (T, Y, X); of temporal mean 0.
 
-    It takes the prediction's place. noise: the deviation of its smooth part, see `smooth_noise`.
+    The result overwrites the prediction, one row of blocks after the other. noise: see `smooth_noise`.
     """
     rows, columns = (
-        tile_axis(size, min(BLOCK, size), SHARED if size > BLOCK else 0, 1) for size in prediction.shape[1:]
+        tile_axis(size, min(BLOCK, size), BLOCK_OVERLAP if size > BLOCK else 0, 1)
+        for size in prediction.shape[1:]
     )
-    shared = prediction[:, :0]  # of the row of blocks above
-    for row, end in zip(rows, [*(below.start for below in rows[1:]), rows[-1].stop]):
-        kept = torch.zeros_like(prediction[:, row.slice])
-        kept[:, : shared.shape[1]] = shared
-        blocks = list(tile_grid([[row], columns]))
-        places = [place for place, _ in blocks]
-        parts = [predicted(prediction[:, y, x], recording[:, y, x], noise) for y, x in places]
-        courses = clean_row([(part @ footprint, said) for part, said, footprint in parts], noise, cleaner)
-        read = [
-            read_anew(part, course, footprint, weights.shape, noise)
-            for (part, _, footprint), course, (_, weights) in zip(parts, courses, blocks)
-        ]  # time courses, their footprints as seen and as expected
-        cleaned = cleaner.footprints([seen for _, seen, _ in read], places)
-        for ((_, column), weights), (course, seen, expected), said in zip(blocks, read, cleaned):
-            if not len(seen):
-                continue
-            pilot = EXPECTED * expected + (1 - EXPECTED) * said
-            footprint = noise * believed(seen, pilot, (expected + said) / 2, FOOTPRINT_WINDOW)
-            block = (course @ footprint.flatten(1)).view(-1, *weights.shape)
-            kept[..., column] += block.mul_(torch.from_numpy(weights).to(kept.device))
-        own = end - row.start
-        prediction[:, row.start : end] = kept[:, :own]  # no other block needs them
-        shared = kept[:, own:]
+    stops = [*(below.start for below in rows[1:]), rows[-1].stop]
+    shared = prediction[:, :0]  # lower part of the row of blocks above, which this one overlaps
+    for row, stop in zip(rows, stops):
+        total = torch.zeros_like(prediction[:, row.slice])
+        total[:, : shared.shape[1]] = shared
+        add_block_row(total, prediction, recording, list(tile_grid([[row], columns])), noise, cleaner)
+        height = stop - row.start
+        prediction[:, row.start : stop] = total[:, :height]  # no block below reads these pixels
+        shared = total[:, height:]
     return prediction
 
 
-def predicted(prediction: Tensor, recording: Tensor, noise: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a block (T, y, x): the recording (T, P) about its mean, and the K patterns of the prediction that stand out.
-
-    They are time courses (T, K) and orthonormal footprints (P, K).
-    """
-    edge = noise * noise_edge(*prediction.shape)
-    prediction, recording = ((x - x.mean(0)).flatten(1) for x in (prediction, recording))
-    return recording, *significant_patterns(prediction, recording, edge)
-
-
-def clean_row(courses: Sequence[tuple[Tensor, Tensor]], noise: float, cleaner: Cleaner) -> Sequence[Tensor]:
-    """Time courses (T, K) of blocks as seen and as predicted -> cleaned (T, K), those of all blocks at once."""
-    seen, said = (torch.cat(its, 1).mT / noise for its in zip(*courses))
-    if len(seen):
-        seen = clean_courses(seen, said, cleaner)
-    return (noise * seen.mT).split([its.shape[1] for its, _ in courses], 1)
-
-
-def read_anew(
-    recording: Tensor, course: Tensor, footprint: Tensor, sides: Sequence[int], noise: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The K patterns of a block (y, x) by clean time courses: these, orthonormal (T, K), and their footprints.
-
-    recording (T, P); course (T, K) and footprint (P, K): what was predicted, its courses cleaned. The footprints
-    (K, y, x) come as they are seen in the recording and as the prediction lets expect, in units of `noise`.
-    """
-    course, mixed = torch.linalg.qr(course)
-    footprint = footprint @ mixed.mT
-    turn = simplest(footprint)
-    course, footprint = course @ turn, footprint @ turn
-    return course, *(x.mT.unflatten(1, sides) / noise for x in (recording.mT @ course, footprint))
-
-
-def significant_patterns(prediction: Tensor, recording: Tensor, edge: float) -> tuple[Tensor, Tensor]:
-    """The patterns of a prediction (T, P) that stand out: time courses (T, K) and orthonormal footprints (P, K)."""
-    count = PATTERNS
-    u, v, found = patterns(prediction, recording, count)
-    while count < min(prediction.shape) and bool((found[-(count // 4) :] > edge).any()):
-        count *= 4
-        u, v, found = patterns(prediction, recording, count)
-    kept = found > edge
-    return u[:, kept] * (found[kept].square() - edge**2).sqrt(), v[:, kept]
+def add_block_row(
+    total: Tensor,
+    prediction: Tensor,
+    recording: Tensor,
+    blocks: Sequence[Block],
+    noise: float,
+    cleaner: Cleaner,
+) -> None:
+    """Read out one row of blocks of a movie, and add them, weighted for blending, to its sum `total` (T, y, X)."""
+    places, shapes = [place for place, _ in blocks], [weights.shape for _, weights in blocks]
+    # each step takes all blocks of the row at once, so that the networks run on large batches
+    recordings = [centre_pixels(recording[:, y, x]) for y, x in places]
+    patterns = [
+        significant_patterns(
+            centre_pixels(prediction[:, y, x]), pixels, noise * noise_edge(len(prediction), *shape)
+        )
+        for (y, x), pixels, shape in zip(places, recordings, shapes)
+    ]
+    courses = clean_block_courses(recordings, patterns, noise, cleaner)
+    patterns = [simplify_patterns(course, footprints) for course, (_, footprints) in zip(courses, patterns)]
+    measured, predicted = [], []  # footprints (K, y, x) of each block, in units of `noise`
+    for pixels, (course, footprints), shape in zip(recordings, patterns, shapes):
+        measured.append((pixels.mT @ course).mT.unflatten(1, shape) / noise)
+        predicted.append(footprints.mT.unflatten(1, shape) / noise)
+    cleaned = cleaner.clean_footprints(measured, places)
+    for i, ((_, column), weights) in enumerate(blocks):
+        if not len(measured[i]):
+            continue
+        pilot = PREDICTION_SHARE * predicted[i] + (1 - PREDICTION_SHARE) * cleaned[i]
+        fallback = (predicted[i] + cleaned[i]) / 2
+        footprints = noise * clean_where_trusted(measured[i], pilot, fallback, FOOTPRINT_WINDOW)
+        block = (patterns[i][0] @ footprints.flatten(1)).view(-1, *weights.shape)
+        total[..., column] += block.mul_(torch.from_numpy(weights).to(total.device))
 
 
-def simplest(footprints: Tensor) -> Tensor:
-    """The rotation (K, K) that makes of footprints (P, K) such as are dark in most pixels, as those of single cells are.
+def centre_pixels(block: Tensor) -> Tensor:
+    """Return the pixels (T, P) of a block (T, y, x), relative to their temporal mean."""
+    return (block - block.mean(0)).flatten(1)
 
-    It maximizes the sum of their fourth powers (quartimax). White noise stays white. Computed where small matrices cost
-    little.
+
+def clean_block_courses(
+    recordings: Sequence[Tensor], patterns: Sequence[Patterns], noise: float, cleaner: Cleaner
+) -> Sequence[Tensor]:
+    """Measure the time courses of all blocks' patterns in their recordings (T, P), and clean them: (T, K) of each."""
+    measured = [pixels @ footprints for pixels, (_, footprints) in zip(recordings, patterns)]
+    courses = torch.cat(measured, 1).mT / noise
+    predicted = torch.cat([course for course, _ in patterns], 1).mT / noise
+    if len(courses):
+        courses = clean_courses(courses, predicted, cleaner)
+    return (noise * courses.mT).split([course.shape[1] for course in measured], 1)
+
+
+def simplify_patterns(courses: Tensor, footprints: Tensor) -> Patterns:
+    """Make the time courses (T, K) of patterns orthonormal, and rotate their footprints (P, K) to simple ones."""
+    courses, mixing = torch.linalg.qr(courses)
+    footprints = footprints @ mixing.mT
+    rotation = quartimax(footprints)
+    return courses @ rotation, footprints @ rotation
+
+
+def quartimax(footprints: Tensor) -> Tensor:
+    """Return the rotation (K, K) that makes footprints (P, K) dark in most pixels, as those of single neurons are.
+
+    It maximizes the sum of their fourth powers. White noise stays white. Computed on the CPU: the matrices are small.
     """
     footprints = footprints.cpu()
-    turn = torch.eye(footprints.shape[1])
-    for _ in range(TURNS):
-        u, _, vh = torch.linalg.svd(footprints.mT @ (footprints @ turn) ** 3)
-        turn = u @ vh
-    return turn.to(footprints.device)
+    rotation = torch.eye(footprints.shape[1])
+    for _ in range(ROTATIONS):
+        u, _, vh = torch.linalg.svd(footprints.mT @ (footprints @ rotation) ** 3)
+        rotation = u @ vh
+    return rotation.to(footprints.device)
 
 
 def noise_edge(frames: int, height: int, width: int) -> float:
-    """The most that a pattern of noise alone measures in a block (T, Y, X) of these sizes, in noise deviations.
+    """Return the largest amplitude of a pattern of noise alone in a block (T, Y, X), in noise deviations.
 
-    A line has one pixel across, not a part of one; and the fewer pixels there are, the less the network smooths in time.
+    A line is one pixel wide, not a fraction of a smooth one; and the fewer pixels there are, the less the network
+    smooths in time.
     """
-    smooth = SMOOTH_FRAMES * (1 + math.sqrt(height * width) / BLOCK) / 2
-    across = (max(1.0, side / math.sqrt(SMOOTH_PIXELS)) for side in (height, width))
-    return math.sqrt(frames / smooth) + math.sqrt(math.prod(across))
+    smooth_frames = SMOOTH_FRAMES * (1 + math.sqrt(height * width) / BLOCK) / 2
+    smooth_sides = (max(1.0, side / math.sqrt(SMOOTH_PIXELS)) for side in (height, width))
+    return math.sqrt(frames / smooth_frames) + math.sqrt(math.prod(smooth_sides))
 
 
-def patterns(prediction: Tensor, recording: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The strongest patterns of a prediction (T, P): u (T, K), v (P, K); what each measures in the recording (K,).
+def significant_patterns(prediction: Tensor, recording: Tensor, edge: float) -> Patterns:
+    """Return the patterns of a prediction (T, P) that measure more than `edge` in the recording (T, P)."""
+    count = INITIAL_PATTERNS
+    u, v, amplitudes = strongest_patterns(prediction, recording, count)
+    while count < min(prediction.shape) and bool((amplitudes[-(count // 4) :] > edge).any()):
+        count *= 4
+        u, v, amplitudes = strongest_patterns(prediction, recording, count)
+    kept = amplitudes > edge
+    return u[:, kept] * (amplitudes[kept].square() - edge**2).sqrt(), v[:, kept]
 
-    By one power iteration from a random start (Halko et al., SIAM Review 2011), the same at every call.
+
+def strongest_patterns(prediction: Tensor, recording: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the strongest singular vectors u (T, K), v (P, K) of a prediction, and amplitudes (K,) in the recording.
+
+    Randomized, with one power iteration (Halko et al., SIAM Review 2011); the random start is the same at every call.
     """
     if count < min(prediction.shape):
         random = torch.Generator(prediction.device).manual_seed(0)
         start = torch.randn(prediction.shape[1], count, generator=random, device=prediction.device)
         basis = torch.linalg.qr(prediction @ start).Q
-        # between steps too: weak patterns beside strong ones
+        # orthonormal after each step: else weak patterns are lost beside strong ones
         basis = torch.linalg.qr(prediction.mT @ basis).Q
         basis = torch.linalg.qr(prediction @ basis).Q
         u, _, vh = torch.linalg.svd(basis.mT @ prediction, full_matrices=False)
@@ -245,12 +257,12 @@ def patterns(prediction: Tensor, recording: Tensor, count: int) -> tuple[Tensor,
     return u, vh.mT, ((u.mT @ recording) * vh).sum(1)
 
 
-# ---- cleaning by a pilot
+# ---- cleaning with a pilot
 
 
 @dataclass(frozen=True)
 class Window:
-    """Pixels (Y, X) that are cleaned together, and from one window to the next."""
+    """Size (Y, X) in pixels of the windows that are cleaned one by one, and the step from one to the next."""
 
     size: tuple[int, int]
     step: tuple[int, int]
@@ -258,211 +270,234 @@ class Window:
 
 IMAGE_WINDOW = Window((8, 8), (1, 1))
 FOOTPRINT_WINDOW = Window((8, 8), (2, 2))
-HALF = 40.0  # noise deviations: where a trusted pilot says so much, half of the answer is what is seen
-FAINT = 0.2  # noise deviations: a window of a trusted pilot that says so much is noise by half
-EXPECTED = 0.1  # what the network of movies says of a footprint, beside what that of means makes of it
-TURNS = 6  # steps of a rotation: more change nothing
-NEAR = 17  # pixels a side, over which is judged how well a pilot does
-USUAL, ODD = 1.2, 1.5  # noise variances by which it misses an image: by chance hardly more, and for sure
-BAND_PIXELS = 1 << 17  # of an image cleaned at once, which takes a kilobyte or two for each
-COURSE_WINDOW = Window((32, 1), (4, 1))  # frames
-LOUD = 10.0  # noise variances: a time course of this power is by half what its network makes of it
-FARTHEST = 4.0  # noise deviations: by so much a network may move a time course, however odd that is to it
+COURSE_WINDOW = Window((32, 1), (4, 1))  # frames, as pixels along Y
+MIN_WINDOW_VARIANCE = 1e-3  # noise variances left in a window, at least, when it is weighted
+HALF_PILOT = 40.0  # noise deviations: a trusted coefficient of this size is averaged with the measured one
+FAINT_PILOT = 0.2  # noise deviations: a window of a trusted pilot this faint is half taken for noise
+MISFIT_SIDE = 17  # pixels: side of the square over which the misfit of a pilot is averaged
+TRUSTED_MISFIT, REJECTED_MISFIT = 1.2, 1.5  # noise variances: hardly more by chance, and never by chance
+BAND_PIXELS = 1 << 17  # of an image cleaned at once, at one or two kilobytes for each
+HALF_COURSE = 10.0  # noise variances: a time course of this power is half what its network makes of it
+MAX_COURSE_STEP = 4.0  # noise deviations: a network moves a time course, however unusual, by no more
 
 
-def wiener(seen: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-    """Waves seen (K, N, n) in noise of variance 1, shrunk to the share of signal where its power is the expected one's.
+def shrink_by_power(noisy: Tensor, pilot: Tensor) -> tuple[Tensor, Tensor]:
+    """Wiener filter: scale noisy coefficients (K, N, n) in noise of variance 1 by the pilot's share of signal power.
 
-    With the weight (K, 1, n) of the window: the less noise is left in it, the more.
+    The weight (K, 1, n) of a window is the inverse of the noise variance that is left in it.
     """
-    power = expected.square()
+    power = pilot.square()
     share = power.div_(power + 1)
-    return seen * share, 1 / share.square().sum(1, keepdim=True).clamp(min=LEAST)
+    return noisy * share, 1 / share.square().sum(1, keepdim=True).clamp(min=MIN_WINDOW_VARIANCE)
 
 
-def trusting(seen: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-    """The expected waves (K, N, n), put right by those seen in noise of variance 1; with weights (K, 1, n).
+def correct_pilot(noisy: Tensor, pilot: Tensor) -> tuple[Tensor, Tensor]:
+    """Move a pilot's coefficients (K, N, n) towards those measured in noise of variance 1; with weights (K, 1, n).
 
-    A window that says hardly anything is taken for noise. The error of a wave grows with it: its variance is 1 where it
-    says HALF. By inverse variances that much is moved towards what is seen.
+    Faint windows of the pilot are taken for noise. The pilot's error grows with its coefficient: its variance is 1 at
+    HALF_PILOT. Pilot and measurement are averaged by inverse variance.
     """
-    power, size = expected.square().mean(1, keepdim=True), expected.abs()
-    trust = power / (power + FAINT**2)
-    said = trust * expected
-    return said + trust * size / (size + HALF) * (seen - said), 1 / trust.clamp(min=LEAST)
+    power, size = pilot.square().mean(1, keepdim=True), pilot.abs()
+    trust = power / (power + FAINT_PILOT**2)
+    shrunk = trust * pilot
+    corrected = shrunk + trust * size / (size + HALF_PILOT) * (noisy - shrunk)
+    return corrected, 1 / trust.clamp(min=MIN_WINDOW_VARIANCE)
 
 
-def clean(images: Tensor, pilots: Tensor, window: Window, rule: Rule = wiener) -> Tensor:
-    """Images (K, Y, X) in white noise of variance 1, cleaned by the help of pilots (K, Y, X), estimates of them."""
+def clean_windows(
+    images: Tensor, pilots: Tensor, window: Window, shrinkage: Shrinkage = shrink_by_power
+) -> Tensor:
+    """Clean images (K, Y, X) in white noise of variance 1 with pilots (K, Y, X), window by window of their DCT."""
     sizes = images.shape[1:]
     size = min(window.size[0], sizes[0]), min(window.size[1], sizes[1])
     step = min(window.step[0], size[0]), min(window.step[1], size[1])
-    margins = [(side - hop, side - hop + -(side + n) % hop) for side, hop, n in zip(size, step, sizes)]
-    both = torch.stack([images, pilots])
-    padded = F.pad(both, (*margins[1], *margins[0]), mode="replicate")  # (2, K, Y', X')
+    top, bottom = window_margins(sizes[0], size[0], step[0])
+    left, right = window_margins(sizes[1], size[1], step[1])
+    stacked = torch.stack([images, pilots])
+    padded = F.pad(stacked, (left, right, top, bottom), mode="replicate")  # (2, K, Y', X')
     rows, columns = (cosines(side).to(images.device) for side in size)
-    waves = torch.kron(rows, columns)  # (size, size) of all pixels of a window
+    basis = torch.kron(rows, columns)  # (N, N), N pixels of a window
     patches = padded.unfold(2, size[0], step[0]).unfold(3, size[1], step[1])  # (2, K, y, x, *size)
-    patches = patches.permute(0, 1, 4, 5, 2, 3).reshape(2, len(images), len(waves), -1)
-    cleaned, weight = rule(*(waves @ patches))
-    total, weights = (
+    patches = patches.permute(0, 1, 4, 5, 2, 3).reshape(2, len(images), len(basis), -1)
+    cleaned, weights = shrinkage(*(basis @ patches))
+    total, total_weight = (
         F.fold(x, padded.shape[-2:], size, stride=step)[:, 0]
-        for x in (waves.mT @ (cleaned * weight), weight.expand_as(cleaned))
+        for x in (basis.mT @ (cleaned * weights), weights.expand_as(cleaned))
     )
-    (top, _), (left, _) = margins
-    return (total / weights)[:, top : top + sizes[0], left : left + sizes[1]]
+    return (total / total_weight)[:, top : top + sizes[0], left : left + sizes[1]]
 
 
-def believed(images: Tensor, pilots: Tensor, powers: Tensor, window: Window) -> Tensor:
-    """As `clean`, by pilots (K, Y, X) that may be better than what they help to clean: where they are, they are trusted.
+def window_margins(length: int, size: int, step: int) -> tuple[int, int]:
+    """Return the padding before and after an axis, so that as many windows cover its ends as its middle."""
+    margin = size - step
+    return margin, margin + -(size + length) % step
 
-    Where a pilot misses the image (K, Y, X) by more than noise of variance 1 explains, it errs. There other pilots,
-    powers (K, Y, X), tell the signal's power and no more.
+
+def clean_where_trusted(images: Tensor, pilots: Tensor, fallback: Tensor, window: Window) -> Tensor:
+    """Clean images (K, Y, X) in white noise of variance 1 with pilots (K, Y, X), which are trusted where they fit.
+
+    A pilot errs where it differs from the image by more than the noise explains. There a Wiener filter cleans the
+    image, and takes only the power of the signal from the fallback pilots (K, Y, X).
     """
-    missed = (images - pilots).square_()
-    for kernel in ((NEAR, 1), (1, NEAR)):
+    misfit = (images - pilots).square_()
+    for kernel in ((MISFIT_SIDE, 1), (1, MISFIT_SIDE)):
         margins = [kernel[1] // 2, kernel[1] // 2, kernel[0] // 2, kernel[0] // 2]
-        missed = F.avg_pool2d(F.pad(missed, margins, mode="replicate"), kernel, 1)
-    belief = missed.neg_().add_(ODD).div_(ODD - USUAL).clamp_(0, 1)
-    trusted = clean(images, pilots, window, trusting)
-    if bool((belief == 1).all()):
-        return trusted
-    doubted = clean(images, powers, window)
-    return doubted + belief * (trusted - doubted)
+        misfit = F.avg_pool2d(F.pad(misfit, margins, mode="replicate"), kernel, 1)
+    trust = misfit.neg_().add_(REJECTED_MISFIT).div_(REJECTED_MISFIT - TRUSTED_MISFIT).clamp_(0, 1)
+    corrected = clean_windows(images, pilots, window, correct_pilot)
+    if bool((trust == 1).all()):
+        return corrected
+    filtered = clean_windows(images, fallback, window)
+    return filtered + trust * (corrected - filtered)
 
 
-def clean_courses(seen: Tensor, expected: Tensor, cleaner: Cleaner) -> Tensor:
-    """Time courses (K, T) in noise of variance 1: strong ones as a network cleans them, weak ones by help of a pilot."""
-    filtered = clean(seen[..., None], expected[..., None], COURSE_WINDOW)[..., 0]
-    said = seen + (cleaner.courses(seen) - seen).clamp(-FARTHEST, FARTHEST)
-    power = (seen.square().mean(1, keepdim=True) - 1).clamp(min=0)
-    return filtered + power / (power + LOUD) * (said - filtered)
+def clean_courses(courses: Tensor, pilots: Tensor, cleaner: Cleaner) -> Tensor:
+    """Clean time courses (K, T) in noise of variance 1: strong ones by a network, weak ones with pilots (K, T)."""
+    filtered = clean_windows(courses[..., None], pilots[..., None], COURSE_WINDOW)[..., 0]
+    step = (cleaner.clean_courses(courses) - courses).clamp(-MAX_COURSE_STEP, MAX_COURSE_STEP)
+    power = (courses.square().mean(1, keepdim=True) - 1).clamp(min=0)
+    return filtered + power / (power + HALF_COURSE) * (courses + step - filtered)
 
 
 def clean_image(image: Tensor, pilot: Tensor, deviation: Tensor | float) -> Tensor:
-    """An image (Y, X) in noise of a deviation, cleaned by the help of a pilot (Y, X): in bands, to spare memory."""
+    """Clean an image (Y, X) in noise of this deviation with a pilot (Y, X), band by band to save memory."""
     image, pilot = image / deviation, pilot / deviation
     height, width = image.shape
-    halo = max(IMAGE_WINDOW.size[0] - 1, NEAR // 2)
+    halo = max(IMAGE_WINDOW.size[0] - 1, MISFIT_SIDE // 2)
     band = max(1, BAND_PIXELS // width)
-    cleaned = []
-    for top in range(0, height, band):
-        above = min(halo, top)
-        rows = slice(top - above, top + band + halo)
-        seen, said = image[None, rows], pilot[None, rows]
-        part = believed(seen, said, (seen + said) / 2, IMAGE_WINDOW)[0]
-        cleaned.append(part[above : above + band])
-    return torch.cat(cleaned) * deviation
+    bands = []
+    for start in range(0, height, band):
+        above = min(halo, start)
+        rows = slice(start - above, start + band + halo)
+        noisy, guess = image[None, rows], pilot[None, rows]
+        cleaned = clean_where_trusted(noisy, guess, (noisy + guess) / 2, IMAGE_WINDOW)[0]
+        bands.append(cleaned[above : above + band])
+    return torch.cat(bands) * deviation
 
 
-# ---- where the network errs by more than the noise
+# ---- where the residual is larger than the noise
+
+REGION = 16  # frames, and pixels a side, of the regions in which residual and noise are compared
+FRAME_REGION, CUBE_REGION = (1, 4 * REGION), (REGION, REGION)  # (frames, pixels a side)
+TOLERANCE = 0.2  # of the noise's variance: error of the noise model that is tolerated
+CHANCE = 10.0  # over the root of a region's voxels: error of its variance that is tolerated as chance
+MAX_ERROR = 16.0  # noise deviations: a larger residual is neither noise nor a common error, but one odd voxel
+QUIET = 0.1  # quantile of the regions in which there is hardly any signal
+MIN_VARIANCE = 0.04  # of the mean noise variance, is left in the darkest voxels
+MIN_ROUGHNESS = 0.25  # share of the noise's variance that is rough, at least: registration interpolates
+MIN_MODEL_RATIO = 0.8  # measured over expected noise variance, below which the noise was overestimated
+TINY = 1e-30  # in the place of zero, as a divisor
 
 
 def stretches(frames: int) -> list[slice]:
-    """Parts of so many frames, spread over them, that tell how loud noise is."""
-    length = 4 * CELL if frames <= 4 * CELL else CELL
-    starts = np.linspace(0, max(0, frames - length), 4 * CELL // length).astype(int)
+    """Return slices of stretches, spread evenly over so many frames, in which the noise is measured."""
+    length = 4 * REGION if frames <= 4 * REGION else REGION
+    starts = np.linspace(0, max(0, frames - length), 4 * REGION // length).astype(int)
     return [slice(start, start + length) for start in starts]
 
 
-def give_back(
-    frames: Tensor, recording: Tensor, gain: Tensor, known: Sequence[Tensor], memory: Memory = NO_MEMORY
+def add_back_residual(
+    frames: Tensor, recording: Tensor, gain: Tensor, valid: Sequence[Tensor], memory: Memory = NO_MEMORY
 ) -> Tensor:
-    """Frames (n, Y, X), moved towards the recording (n, Y, X) where they miss it by more than its noise.
+    """Move frames (n, Y, X) in place towards the recording (n, Y, X) where they miss it by more than its noise.
 
-    gain (Y, X): the noise's variance is 1 + gain * brightness above the mean. known (Y, X), for each of `stretches`:
-    share of its frames in which a pixel was recorded; where not, the recording is what was predicted. memory: by which
-    frames share noise.
+    gain (Y, X): the noise's variance is 1 + gain * brightness above the mean. valid (Y, X), for each of `stretches`:
+    share of its frames in which a pixel was recorded; elsewhere the recording holds the prediction. memory: how frames
+    share noise.
 
-    A cell of voxels in which the residual's variance is m times the noise's errs by m - 1 of it; inverse variances then
-    give the recording a share of 1 - 1 / m.
+    Where the variance of the residual is m times the noise's, m - 1 of it is the frames' error. Averaging frames and
+    recording by inverse variance gives the recording a share of 1 - 1 / m.
     """
-    told = [
-        white_variance(recording[part], expected_variance(frames[part], gain), its)
-        for part, its in zip(stretches(len(frames)), known)
+    ratios = [
+        noise_variance_ratio(recording[part], expected_variance(frames[part], gain), mask)
+        for part, mask in zip(stretches(len(frames)), valid)
     ]
-    told = sorted(its for its in told if its) or [1.0]  # nothing changes while a shutter is closed
-    white = min(1.0, told[len(told) // 2] * memory.variance)
-    for cell in (FRAME, CUBE):  # what whole frames have got back is no excess of the cubes any more
-        share = 1 - 1 / excess(frames, recording, gain, white, cell).clamp(min=1)  # (t, y, x) of cells
+    ratios = sorted(ratio for ratio in ratios if ratio) or [1.0]  # 0: nothing changes, a shutter is closed
+    variance = min(1.0, ratios[len(ratios) // 2] * memory.variance)
+    for region in (FRAME_REGION, CUBE_REGION):  # after whole frames are corrected, only local errors are left
+        share = 1 - 1 / excess_variance(frames, recording, gain, variance, region).clamp(min=1)  # (t, y, x)
         if not bool(share.any()):
             continue
         share = F.interpolate(share[None, None], (len(frames), *share.shape[1:]), mode="trilinear")[0, 0]
-        for part, seen, its_share in zip(frames.split(CELL), recording.split(CELL), share.split(CELL)):
-            part.add_(
-                F.interpolate(its_share[:, None], part.shape[1:], mode="bilinear")[:, 0] * (seen - part)
-            )
+        parts = zip(frames.split(REGION), recording.split(REGION), share.split(REGION))
+        for part, recorded, weights in parts:
+            fine = F.interpolate(weights[:, None], part.shape[1:], mode="bilinear")[:, 0]
+            part.add_(fine * (recorded - part))
     return frames
 
 
-def excess(
-    frames: Tensor, recording: Tensor, gain: Tensor, white: float = 1.0, cell: tuple[int, int] = CUBE
+def excess_variance(
+    frames: Tensor,
+    recording: Tensor,
+    gain: Tensor,
+    variance: float = 1.0,
+    region: tuple[int, int] = CUBE_REGION,
 ) -> Tensor:
-    """Residual variance over what noise explains, and its tolerance, in cells (t, y, x) of (frames, pixels a side).
+    """Return the residual's variance over what noise and tolerance explain, in regions (t, y, x) of (frames, side).
 
-    By the mean absolute residual, so that odd voxels hardly count. white: variance of the noise at the mean brightness.
-    Noise may be louder than its model says, here or now: where light was uneven and the recording was corrected for it,
-    where an offset drifts. An error of the network is as smooth as light is, noise is rough: what is rough is noise.
+    Measured by the mean absolute residual, so that odd voxels hardly count. variance: of the noise at the mean
+    brightness. Noise may be louder than its model in places or for a time: where uneven light was divided out, or an
+    offset drifts. The network's errors are smooth, as light is; noise is rough. So the rough part of the residual
+    measures its noise.
     """
-    length, side = cell
-    cells = max(1, frames.shape[1] // side), max(1, frames.shape[2] // side)
-    found = []
-    for part, seen in zip(frames.split(length), recording.split(length)):
-        errors = (seen - part) / (white * expected_variance(part, gain)).sqrt()
-        tolerance = 1 + max(TOLERANCE, CHANCE / (part.numel() / math.prod(cells)) ** 0.5)
-        variance = robust_variance(errors, cells) / tolerance
-        if bool((variance > 1).any()) and min(part.shape[1:]) > 2:
-            rough = errors.diff(n=2, dim=1).diff(n=2, dim=2) / 6  # white noise keeps its variance
-            variance = variance / robust_variance(rough, cells).clamp(min=1)
-        found.append(variance)
-    return torch.stack(found)
+    length, side = region
+    grid = max(1, frames.shape[1] // side), max(1, frames.shape[2] // side)
+    ratios = []
+    for part, recorded in zip(frames.split(length), recording.split(length)):
+        errors = (recorded - part) / (variance * expected_variance(part, gain)).sqrt()
+        tolerance = 1 + max(TOLERANCE, CHANCE / (part.numel() / math.prod(grid)) ** 0.5)
+        ratio = robust_variance(errors, grid) / tolerance
+        if bool((ratio > 1).any()) and min(part.shape[1:]) > 2:
+            rough = errors.diff(n=2, dim=1).diff(n=2, dim=2) / 6  # keeps the variance of white noise
+            ratio = ratio / robust_variance(rough, grid).clamp(min=1)
+        ratios.append(ratio)
+    return torch.stack(ratios)
 
 
-def robust_variance(errors: Tensor, cells: tuple[int, int]) -> Tensor:
-    """Of errors (n, Y, X), in (y, x) cells, by their mean size: so much for noise."""
-    mean = F.adaptive_avg_pool2d(errors.abs().clamp(max=HIGHEST).mean(0)[None], cells)[0]
+def robust_variance(errors: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return the variance of errors (n, Y, X) in a grid (y, x) of regions, from their mean size as if Gaussian."""
+    mean = F.adaptive_avg_pool2d(errors.abs().clamp(max=MAX_ERROR).mean(0)[None], grid)[0]
     return mean.square() * math.pi / 2
 
 
 def expected_variance(frames: Tensor, gain: Tensor) -> Tensor:
-    """Of the noise of voxels (n, Y, X) that are so bright, see `give_back`."""
-    return (1 + gain * frames).clamp(min=DARKEST)
+    """Return the noise variance of voxels (n, Y, X) of this brightness, see `add_back_residual`."""
+    return (1 + gain * frames).clamp(min=MIN_VARIANCE)
 
 
-def white_variance(recording: Tensor, expected: Tensor, known: Tensor) -> float:
-    """Variance of the noise in a whitened movie (T, Y, X), over what is expected of it (T, Y, X): 1, or less.
+def noise_variance_ratio(recording: Tensor, expected: Tensor, valid: Tensor) -> float:
+    """Return the noise variance of a whitened movie (T, Y, X) over the expected one (T, Y, X); 1 at most.
 
-    By the cells of which most was recorded; known (Y, X), see `give_back`. 0 where nothing changes.
+    Measured in the regions of which most was recorded; valid (Y, X): see `add_back_residual`. 0 where nothing changes.
 
-    The noise model takes for noise whatever changes from frame to frame. In a movie with hardly any noise that is
-    signal, which is smooth along Y and X, in some places more than in others, while noise is rough, or as smooth
-    everywhere as where it is roughest.
+    The noise model takes whatever changes from frame to frame for noise. In an almost noise-free movie that is signal,
+    which is smooth along Y and X, in some places more than in others. Noise is rough, or equally smooth everywhere.
     """
     steps = recording.diff(dim=0)
-    axes = [axis for axis in (1, 2) if steps.shape[axis] > 2 * CELL]
+    axes = [axis for axis in (1, 2) if steps.shape[axis] > 2 * REGION]
     if not axes or not len(steps):
         return 1.0
-    cells = max(1, steps.shape[1] // CELL), max(1, steps.shape[2] // CELL)
-    known = (known > 0.5).float()
-    told = F.adaptive_avg_pool2d(known[None], cells)[0] > 0.5
-    if not bool(told.any()):
+    grid = max(1, steps.shape[1] // REGION), max(1, steps.shape[2] // REGION)
+    mask = (valid > 0.5).float()
+    usable = F.adaptive_avg_pool2d(mask[None], grid)[0] > 0.5
+    if not bool(usable.any()):
         return 1.0
-    noise, changes, *rough = (
-        mean_of_known(image, known, cells)[told]
-        for image in [
-            expected.mean(0),
-            steps.square().mean(0) / 2,
-            *(steps.diff(n=2, dim=axis).square().mean(0) / 12 for axis in axes),
-        ]
-    )
-    roughest = torch.stack(rough).amax(0)  # noise may be smooth along one axis, where neighbours share it
-    roughness = (roughest / changes.clamp(min=TINY)).quantile(1 - QUIET).clamp(SMOOTHEST, 1)
-    return min(1.0, float((roughest / noise).quantile(QUIET) / roughness) / SURE)
+    noise = masked_means(expected.mean(0), mask, grid)[usable]
+    change = masked_means(steps.square().mean(0) / 2, mask, grid)[usable]
+    rough = [
+        masked_means(steps.diff(n=2, dim=axis).square().mean(0) / 12, mask, grid)[usable] for axis in axes
+    ]
+    roughest = torch.stack(rough).amax(0)  # neighbours may share noise along one axis
+    roughness = (roughest / change.clamp(min=TINY)).quantile(1 - QUIET).clamp(MIN_ROUGHNESS, 1)
+    return min(1.0, float((roughest / noise).quantile(QUIET) / roughness) / MIN_MODEL_RATIO)
 
 
-def mean_of_known(image: Tensor, known: Tensor, cells: tuple[int, int]) -> Tensor:
-    """Mean of an image in (y, x) cells, over the pixels that are known (Y, X); at its borders it may lack some."""
-    top, left = ((whole - own) // 2 for whole, own in zip(known.shape, image.shape))
-    weight = known[top : top + image.shape[0], left : left + image.shape[1]]
-    sums, shares = F.adaptive_avg_pool2d(torch.stack([image * weight, weight]), cells)
+def masked_means(image: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return the means of an image over the pixels of a mask (Y, X), in a grid (y, x) of regions.
+
+    The image may lack pixels at the borders of the mask, the same number at both ends of an axis.
+    """
+    top, left = ((size - own) // 2 for size, own in zip(mask.shape, image.shape))
+    weights = mask[top : top + image.shape[0], left : left + image.shape[1]]
+    sums, shares = F.adaptive_avg_pool2d(torch.stack([image * weights, weights]), grid)
     return sums / shares.clamp(min=TINY)

@@ -108,7 +108,7 @@ def networks(path: Path) -> list[Method]:
 
     def way(suffix: str, settings: Settings, groups: tuple[str, ...] = ()) -> Method:
         def run(movie: np.ndarray) -> np.ndarray:
-            with patch.object(adaptation, "PASSES", ADAPTED_PASSES):
+            with patch.object(adaptation, "MAX_PASSES", ADAPTED_PASSES):
                 return denoised(movie, model, settings)
 
         return Method(name + suffix, run, weights=short, code=code, groups=groups)

@@ -111,10 +111,12 @@ def compare_designs(seconds: float, scenes: int, device: torch.device) -> None:
 
 def compare_overlaps(model: UNet3D, scenes: int) -> None:
     """Frames of 256 x 256 cut into tiles."""
-    planned = network.fitting
+    planned = network.choose_geometry
     for name, (tile, overlap) in OVERLAPS.items():
         with (
-            patch.object(network, "fitting", lambda *args, tile=tile: replace(planned(*args), tile=tile)),
+            patch.object(
+                network, "choose_geometry", lambda *args, tile=tile: replace(planned(*args), tile=tile)
+            ),
             patch.object(network, "OVERLAP", overlap),
         ):
             tell(name, scores(model, Settings(), scenes, frames=256, size=256))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from denoise import adaptation
-from denoise.adaptation import LessonPlan, adapt, check
+from denoise.adaptation import Plan, adapt, validation_samples
 from model import UNet3D, UNetConfig
 
 TINY = UNetConfig(channels=(8, 8, 8), context_channels=(8, 8, 8), bottom_blocks=1)
@@ -29,9 +29,9 @@ def model() -> UNet3D:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adaptation, "CHECKS", 2)
+    monkeypatch.setattr(adaptation, "VALIDATION_PATCHES", 2)
     monkeypatch.setattr(adaptation, "BATCH", {"cpu": 1})
-    monkeypatch.setattr(adaptation, "PATIENCE", adaptation.LOOKS)
+    monkeypatch.setattr(adaptation, "PATIENCE", adaptation.MAX_VALIDATIONS)
 
 
 WHITE = (False, False)  # noise that no neighbours share
@@ -40,14 +40,14 @@ LONG = 1e6  # seconds: more than any number of steps takes, however busy the mac
 
 
 def test_what_helps_is_kept_and_the_given_weights_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adaptation, "RATE", 1e-2)
+    monkeypatch.setattr(adaptation, "LEARNING_RATE", 1e-2)
     given = model()
     before = copy.deepcopy(given.state_dict())
     shares: list[float] = []
-    adapted, found = adapt(flicker(), WHITE, given, LONG, shares.append)
-    assert found is not None
-    assert found.kept
-    assert found.error_after < found.error_before
+    adapted, record = adapt(flicker(), WHITE, given, LONG, shares.append)
+    assert record is not None
+    assert record.kept
+    assert record.error_after < record.error_before
     assert adapted is not given
     assert all(torch.equal(before[name], value) for name, value in given.state_dict().items())
     assert shares == sorted(shares)
@@ -56,13 +56,13 @@ def test_what_helps_is_kept_and_the_given_weights_stay_as_they_are(monkeypatch: 
 
 
 def test_what_harms_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adaptation, "RATE", 1e3)
+    monkeypatch.setattr(adaptation, "LEARNING_RATE", 1e3)
     given = model()
-    adapted, found = adapt(torch.randn(20, 32, 32), WHITE, given, LONG, lambda share: None)
-    assert found is not None
-    assert not found.kept
+    adapted, record = adapt(torch.randn(20, 32, 32), WHITE, given, LONG, lambda share: None)
+    assert record is not None
+    assert not record.kept
     assert adapted is given
-    assert found.error_after == found.error_before
+    assert record.error_after == record.error_before
 
 
 def test_what_may_be_better_by_chance_is_not_kept() -> None:
@@ -73,19 +73,19 @@ def test_what_may_be_better_by_chance_is_not_kept() -> None:
 
 
 def test_what_is_better_by_too_little_to_matter_is_not_kept() -> None:
-    better = adaptation.Adaptation(8, 8, "", 1.0, 1.0, 1 - 1.1 * adaptation.WORTH, 1e-6, (False, False))
+    better = adaptation.Adaptation(8, 8, "", 1.0, 1.0, 1 - 1.1 * adaptation.MIN_GAIN, 1e-6, (False, False))
     assert better.kept
-    assert not dataclasses.replace(better, error_after=1 - 0.9 * adaptation.WORTH).kept
+    assert not dataclasses.replace(better, error_after=1 - 0.9 * adaptation.MIN_GAIN).kept
 
 
 def test_the_standard_error_is_that_of_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([torch.tensor([1.0, 2.0, 3.0]), *[torch.tensor([0.9, 1.7, 2.8])] * 99])
-    monkeypatch.setattr(adaptation.Lesson, "errors", lambda self, network: next(answers))
-    _, found = adapt(flicker(), WHITE, model(), LONG, lambda share: None)
-    assert found is not None
-    assert found.kept
-    assert found.error_before - found.error_after == pytest.approx(0.2)
-    assert found.chance == pytest.approx(0.1 / math.sqrt(3))
+    monkeypatch.setattr(adaptation.Task, "errors", lambda self, network: next(answers))
+    _, record = adapt(flicker(), WHITE, model(), LONG, lambda share: None)
+    assert record is not None
+    assert record.kept
+    assert record.error_before - record.error_after == pytest.approx(0.2)
+    assert record.chance == pytest.approx(0.1 / math.sqrt(3))
 
 
 def test_the_same_movie_gives_the_same_weights_again() -> None:
@@ -95,24 +95,24 @@ def test_the_same_movie_gives_the_same_weights_again() -> None:
 
 
 def test_steps_are_planned_by_the_movie_or_by_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """40 frames of 32 x 32 are one patch: PASSES steps. Else the time less two steps of one second, at 1.25 s a step."""
-    lesson = adaptation.Lesson(flicker(), WHITE, torch.device("cpu"))
-    monkeypatch.setattr(lesson, "trial", lambda model: 1.0)
-    assert lesson.plan(model(), LONG, 1.0) == LessonPlan(adaptation.PASSES, 8)
-    assert lesson.plan(model(), 10.0, 0.0) == LessonPlan(4, 8)  # 8 / 1.25 = 6.4
-    assert lesson.plan(model(), 3.0, 0.0) == LessonPlan(0, 8)
-    assert lesson.plan(model(), 32.0, 1.0) == LessonPlan(
+    """40 frames of 32 x 32 are one patch: MAX_PASSES steps. Else what the time allows less two steps, 1.25 s each."""
+    task = adaptation.Task(flicker(), WHITE, torch.device("cpu"))
+    monkeypatch.setattr(task, "time_step", lambda model: 1.0)
+    assert task.plan(model(), LONG, 1.0) == Plan(adaptation.MAX_PASSES, 8)
+    assert task.plan(model(), 10.0, 0.0) == Plan(4, 8)  # 8 / 1.25 = 6.4
+    assert task.plan(model(), 3.0, 0.0) == Plan(0, 8)
+    assert task.plan(model(), 32.0, 1.0) == Plan(
         16, 8
-    )  # looks take a quarter of the time: 20 / 1.25 = 16
-    assert lesson.plan(model(), 31.0, 1.0) == LessonPlan(16, 4)  # 24 / 1.25 = 19.2
-    assert lesson.plan(model(), 8.0, 3.0) == LessonPlan(1, 1)
+    )  # validations take a quarter of the time: 20 / 1.25 = 16
+    assert task.plan(model(), 31.0, 1.0) == Plan(16, 4)  # 24 / 1.25 = 19.2
+    assert task.plan(model(), 8.0, 3.0) == Plan(1, 1)
 
 
 @pytest.mark.parametrize(
     ("errors", "steps", "least"),
     [
         ([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], 8, 0.2),
-        ([0.9, 0.8, 0.85, 0.81, 0.1], 4, 0.8),  # two looks in a row without a better one
+        ([0.9, 0.8, 0.85, 0.81, 0.1], 4, 0.8),  # two validations in a row without a better one
         ([1.1, 1.2], 2, 1.0),
     ],
 )
@@ -120,27 +120,27 @@ def test_it_stops_when_no_longer_better_and_keeps_the_best(
     monkeypatch: pytest.MonkeyPatch, errors: list[float], steps: int, least: float
 ) -> None:
     monkeypatch.setattr(adaptation, "PATIENCE", 2)
-    given, lesson = model(), adaptation.Lesson(flicker(), WHITE, torch.device("cpu"))
-    seen: list[UNet3D] = []
+    given, task = model(), adaptation.Task(flicker(), WHITE, torch.device("cpu"))
+    validated: list[UNet3D] = []
 
-    def look(network: UNet3D) -> torch.Tensor:
-        seen.append(copy.deepcopy(network))
-        return torch.tensor([errors[len(seen) - 1]])
+    def validate(network: UNet3D) -> torch.Tensor:
+        validated.append(copy.deepcopy(network))
+        return torch.tensor([errors[len(validated) - 1]])
 
-    monkeypatch.setattr(lesson, "errors", look)
-    best, found, taken, ended = adaptation.learn(
-        lesson, given, BEFORE, LessonPlan(8, 8), math.inf, lambda share: None
+    monkeypatch.setattr(task, "errors", validate)
+    best, best_errors, taken, ended = adaptation.train(
+        task, given, BEFORE, Plan(8, 8), math.inf, lambda share: None
     )
-    assert float(found) == pytest.approx(least)
+    assert float(best_errors) == pytest.approx(least)
     assert taken == steps
     assert ended == ("as planned" if steps == 8 else "no longer better")
-    wanted = seen[errors.index(least)] if least < 1 else given
+    wanted = validated[errors.index(least)] if least < 1 else given
     assert all(map(torch.equal, best.state_dict().values(), wanted.state_dict().values()))
 
 
 def test_it_stops_when_the_time_is_over() -> None:
-    given, lesson = model(), adaptation.Lesson(flicker(), WHITE, torch.device("cpu"))
-    assert adaptation.learn(lesson, given, BEFORE, LessonPlan(8, 8), 0.0, lambda share: None) == (
+    given, task = model(), adaptation.Task(flicker(), WHITE, torch.device("cpu"))
+    assert adaptation.train(task, given, BEFORE, Plan(8, 8), 0.0, lambda share: None) == (
         given,
         BEFORE,
         0,
@@ -162,19 +162,19 @@ def test_too_little_memory_to_learn_leaves_the_weights_as_given(
     def learn(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(adaptation.Lesson, "learn", learn)
+    monkeypatch.setattr(adaptation.Task, "train_step", learn)
     given = model()
-    used, found = adapt(flicker(), WHITE, given, LONG, lambda share: None)
+    used, record = adapt(flicker(), WHITE, given, LONG, lambda share: None)
     assert used is given
-    assert found is not None
-    assert (found.planned, found.ended, found.kept) == (0, "too little memory", False)
+    assert record is not None
+    assert (record.planned, record.ended, record.kept) == (0, "too little memory", False)
 
 
 def test_no_other_error_of_learning_is_taken_for_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def learn(*_: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(adaptation.Lesson, "learn", learn)
+    monkeypatch.setattr(adaptation.Task, "train_step", learn)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         adapt(flicker(), WHITE, model(), LONG, lambda share: None)
 
@@ -185,12 +185,14 @@ def test_what_is_missing_is_never_scored() -> None:
     movie[7] = torch.nan
     movie[3, 4] = torch.nan
     movie[9, 5, 6] = torch.nan
-    lesson = adaptation.Lesson(movie, WHITE, torch.device("cpu"))
-    for samples in [*lesson.checks, lesson.sampler.samples(lesson.patch, 4)]:
+    task = adaptation.Task(movie, WHITE, torch.device("cpu"))
+    for samples in [*task.validation, task.sampler.samples(task.patch, 4)]:
         assert samples.scored.any()
         assert torch.isfinite(samples.target[samples.scored]).all()
     held_out = torch.ones(movie.shape, dtype=torch.bool)
-    samples = check(movie, held_out, (30, 20), 0, (False, False), torch.Generator().manual_seed(0))
+    samples = validation_samples(
+        movie, held_out, (30, 20), 0, (False, False), torch.Generator().manual_seed(0)
+    )
     assert torch.equal(samples.scored[0, 0], torch.isfinite(movie[:, :, :20]))
 
 
@@ -202,9 +204,14 @@ def test_too_few_frames_are_left_alone() -> None:
 def test_checks_score_exactly_the_held_out_voxels() -> None:
     movie = torch.randn(30, 20, 24)
     held_out = torch.rand(movie.shape) < 0.1
-    samples = check(movie, held_out, (16, 20), 3, (False, False), torch.Generator().manual_seed(0))
-    found = samples.scored[0, 0]
+    samples = validation_samples(
+        movie, held_out, (16, 20), 3, (False, False), torch.Generator().manual_seed(0)
+    )
+    scored = samples.scored[0, 0]
     starts = [
-        (t, x) for t in range(15) for x in range(5) if torch.equal(found, held_out[t : t + 16, :, x : x + 20])
+        (t, x)
+        for t in range(15)
+        for x in range(5)
+        if torch.equal(scored, held_out[t : t + 16, :, x : x + 20])
     ]
     assert len(starts) == 1

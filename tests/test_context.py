@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from denoise.blindspot import context_of
 from denoise.context import (
     ContextSums,
-    covariance,
-    in_lines,
     inpainted,
+    neighbour_covariance,
     noise_map,
     photon_transfer,
+    still_lines,
 )
 from simulation import different_scene, noisy
 
@@ -40,20 +40,20 @@ def smooth_image(height: int, width: int, scale: float) -> torch.Tensor:
 
 def test_the_gain_is_found_where_the_mean_is_as_noisy_as_its_structure() -> None:
     """In noise that is not skewed, as interpolation leaves it, a noisy mean does not go with a noisy variance."""
-    light = smooth_image(64, 64, 1.0)
-    variance = 20 * light + 50
+    brightness = smooth_image(64, 64, 1.0)
+    variance = 20 * brightness + 50
     noise = torch.randn(200, 64, 64, generator=torch.Generator().manual_seed(0))
-    context = context_of(light + variance.sqrt() * noise)
-    assert float(context.mean.var() / light.var()) > 2
+    context = context_of(brightness + variance.sqrt() * noise)
+    assert float(context.mean.var() / brightness.var()) > 2
     assert float(context.gain) == pytest.approx(20, rel=0.15)
 
 
 def test_active_pixels_do_not_pass_for_noise() -> None:
     """In one pixel of ten light changes from frame to frame by ten times as much as the noise."""
-    light = smooth_image(64, 64, 50.0)
+    brightness = smooth_image(64, 64, 50.0)
     random = torch.Generator().manual_seed(0)
-    movie = light + (2 * light + 100).sqrt() * torch.randn(300, 64, 64, generator=random)
-    movie[:, 20:40, 20:40] += 10 * light[20:40, 20:40].sqrt() * torch.randn(300, 1, 1, generator=random)
+    movie = brightness + (2 * brightness + 100).sqrt() * torch.randn(300, 64, 64, generator=random)
+    movie[:, 20:40, 20:40] += 10 * brightness[20:40, 20:40].sqrt() * torch.randn(300, 1, 1, generator=random)
     context = context_of(movie)
     assert float(context.gain) == pytest.approx(2, rel=0.1)
     assert float(context.read_variance) == pytest.approx(100, rel=0.5)
@@ -117,7 +117,7 @@ def test_activity_and_covariance_of_a_known_signal() -> None:
     sums = ContextSums(movie.mean(0))
     sums.update(movie)
     shift = sums.sum / sums.count
-    along_x = covariance(sums.along_x / sums.count, shift, -1)
+    along_x = neighbour_covariance(sums.along_x / sums.count, shift, -1)
     activity = sums.square / sums.count - shift.square() - sums.difference / (2 * sums.steps)
     torch.testing.assert_close(along_x.float(), torch.full((6, 6), 0.5), rtol=0, atol=0.04)
     torch.testing.assert_close(activity.float(), torch.full((6, 6), 0.5), rtol=0, atol=0.04)
@@ -203,13 +203,13 @@ def test_a_border_comes_out_as_it_is_and_looks_like_its_surroundings() -> None:
 def test_what_was_not_recorded_comes_in_lines() -> None:
     still = torch.zeros(40, 40, dtype=torch.bool)
     still[5, 7] = still[20:30, 20] = True  # no photon yet
-    assert not in_lines(still).any()
+    assert not still_lines(still).any()
     expected = torch.zeros_like(still)
     expected[0] = expected[25] = True  # a border and a lost row
     y, x = np.mgrid[:40, :40]
     corner = torch.from_numpy(y + x > 60)  # of a mask, the shorter lines of it too
     expected |= corner
-    found = in_lines(torch.stack([still | expected, still]))
+    found = still_lines(torch.stack([still | expected, still]))
     expected[20:30, 20] = True  # touches the lost row
     assert torch.equal(found, torch.stack([expected, torch.zeros_like(still)]))
 
@@ -236,8 +236,8 @@ def test_pixels_without_a_value_are_as_those_around() -> None:
     hole = torch.tensor([[1.0, 2.0, 3.0], [4.0, nan, 6.0], [7.0, 8.0, 9.0]])
     assert float(inpainted(hole)[1, 1]) == pytest.approx(5)
     assert (inpainted(torch.full((2, 3, 3), nan)) == 0).all()
-    known = torch.rand(2, 5, 6)
-    assert torch.equal(inpainted(known), known)
+    complete = torch.rand(2, 5, 6)
+    assert torch.equal(inpainted(complete), complete)
 
 
 def test_photon_transfer_never_has_a_negative_gain() -> None:

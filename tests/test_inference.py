@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from denoise import inference, network
-from denoise.adaptation import SURE, WORTH
+from denoise.adaptation import MIN_GAIN, MIN_STANDARD_ERRORS
 from denoise.blindspot import context_of
 from denoise.context import Context
 from denoise.inference import (
@@ -33,7 +33,7 @@ from denoise.inference import (
 )
 from denoise.motion import Motion
 from denoise.movies import MovieError
-from denoise.network import Chunks, Geometry, Network, fitting
+from denoise.network import Chunks, Geometry, Network, choose_geometry
 from denoise.readout import Cleaner, Readout
 from denoise.tracking import motion_of
 from evaluation import harm
@@ -49,7 +49,7 @@ from evaluation.smoothed import (
     repeated,
     unaware,
 )
-from model import MovieNet, Past, UNet3D, UNetConfig, load_model
+from model import MovieNet, StreamState, UNet3D, UNetConfig, load_model
 from simulation import LEVELS, challenge_scene, different_scene, digitize, noisy
 from simulation.activity import wander
 
@@ -119,7 +119,7 @@ def example(shape: tuple[int, int, int], dtype: str = "uint16", seed: int = 0) -
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "fitting", lambda *_: Geometry(16, 32, torch.float32))
+    monkeypatch.setattr(network, "choose_geometry", lambda *_: Geometry(16, 32, torch.float32))
     monkeypatch.setattr(inference, "SLAB", 50)
 
 
@@ -180,7 +180,7 @@ def test_identity_network_returns_the_movie(t: int, y: int, x: int, registered: 
 
 
 def in_float32(monkeypatch: pytest.MonkeyPatch, chunk: int = 64, tile: int = 1 << 20) -> None:
-    monkeypatch.setattr(network, "fitting", lambda *_: Geometry(chunk, tile, torch.float32))
+    monkeypatch.setattr(network, "choose_geometry", lambda *_: Geometry(chunk, tile, torch.float32))
 
 
 def test_tiles_as_far_apart_as_the_network_reaches_equal_one_tile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,7 +425,7 @@ def test_adaptation_is_told_and_read_from_the_movie() -> None:
     before, after, chance = (
         float(str(result.adaptation[name])) for name in ("error_before", "error_after", "chance")
     )
-    assert result.adaptation["kept"] == (before - after > max(WORTH, SURE * chance))
+    assert result.adaptation["kept"] == (before - after > max(MIN_GAIN, MIN_STANDARD_ERRORS * chance))
 
 
 @pytest.mark.parametrize(("failures", "chunk", "tiles"), [(1, 32, 1), (2, 16, 1), (3, 16, 4)])
@@ -440,7 +440,7 @@ def test_a_gpu_that_is_too_small_gets_smaller_parts_and_the_same_result_comes_ou
     stream = MovieNet.stream
 
     def too_much(
-        self: MovieNet, residual: torch.Tensor, features: list[torch.Tensor], past: Past, ended: bool
+        self: MovieNet, residual: torch.Tensor, features: list[torch.Tensor], past: StreamState, ended: bool
     ) -> torch.Tensor:
         """As a GPU that has no room for what it got, so many times, at frame 128 and later."""
         sizes.append(tuple(residual.shape[2:]))
@@ -475,7 +475,7 @@ def test_float16_holds_thousands_of_noise_units_and_what_it_cannot_hold_is_compu
     residual[150, 5, 6] = brightest
     outputs = []
     for dtype in (torch.float32, torch.float16):
-        monkeypatch.setattr(network, "fitting", lambda *_, dtype=dtype: Geometry(16, 1 << 20, dtype))
+        monkeypatch.setattr(network, "choose_geometry", lambda *_, dtype=dtype: Geometry(16, 1 << 20, dtype))
         net = Network(model_of(), context_of(torch.randn(32, 16, 16)))
         with torch.inference_mode():
             outputs.append(predicted(net, residual))
@@ -528,10 +528,12 @@ def test_footprints_of_blocks_are_cleaned_together_as_each_alone() -> None:
     net = Network(model_of(), context_of(torch.randn(20, 32, 60)))
     places = [(slice(0, 32), slice(start, start + width)) for start, width in ((0, 32), (20, 32), (32, 28))]
     footprints = [torch.randn(n, 32, column.stop - column.start) for n, (_, column) in zip((2, 0, 1), places)]
-    together = net.footprints(footprints, places)
+    together = net.clean_footprints(footprints, places)
     assert [its.shape for its in together] == [its.shape for its in footprints]
     for its, one, place in zip(together, footprints, places):
-        torch.testing.assert_close(its, net.footprints([one], [place])[0], rtol=0.02, atol=0.02)  # bfloat16
+        torch.testing.assert_close(
+            its, net.clean_footprints([one], [place])[0], rtol=0.02, atol=0.02
+        )  # bfloat16
     assert float((together[0] - footprints[0]).abs().max()) > 0.1
 
 
@@ -556,14 +558,14 @@ def test_what_is_computed_at_once_fits_the_memory(
 ) -> None:
     monkeypatch.setattr(network, "free_memory", lambda device: free)
     monkeypatch.setattr(network, "precision", lambda device: torch.bfloat16)
-    geometry = fitting(UNet3D(UNetConfig()), size)
+    geometry = choose_geometry(UNet3D(UNetConfig()), size)
     assert (geometry.chunk, geometry.tile) == (chunk, tile)
 
 
 def test_too_little_memory_is_told_before_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "free_memory", lambda device: GIB)
     with pytest.raises(MemoryError, match=r"2048 x 2048 pixels take .* GB more"):
-        fitting(model_of(), (2048, 2048))
+        choose_geometry(model_of(), (2048, 2048))
 
 
 def test_frames_are_read_twice_and_no_more() -> None:

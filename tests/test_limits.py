@@ -86,7 +86,7 @@ def test_what_lacks_is_told_however_little_it_is(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(network, "free_memory", lambda device: 37_000_000)
     monkeypatch.setattr(network, "precision", lambda device: torch.bfloat16)
     with pytest.raises(MemoryError, match=r"150 x 170 pixels take 0\.0[0-9]+ GB more"):
-        network.fitting(UNet3D(UNetConfig()), (150, 170))
+        network.choose_geometry(UNet3D(UNetConfig()), (150, 170))
 
 
 def test_float32_is_told_to_take_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:

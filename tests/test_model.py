@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from model import (
     ModelError,
-    Past,
+    NeedsMoreFrames,
+    StreamState,
     UNet3D,
     UNetConfig,
-    Waiting,
     depth_to_space,
     load_model,
     save_model,
@@ -77,11 +77,11 @@ def test_the_error_of_means_is_that_of_eight_views_together() -> None:
 def test_a_time_course_is_cleaned_by_itself_alone(frames: int) -> None:
     """Whatever its length, and those beside it; by its neighbours in time: the end is as if it went on for ever."""
     courses = torch.randn(3, frames)
-    said = tiny().course(courses)
-    assert said.shape == courses.shape
-    torch.testing.assert_close(tiny().course(courses[1:2]), said[1:2])
+    corrections = tiny().course(courses)
+    assert corrections.shape == courses.shape
+    torch.testing.assert_close(tiny().course(courses[1:2]), corrections[1:2])
     longer = torch.cat([courses, courses[:, -1:].expand(-1, -frames % 4)], 1)
-    torch.testing.assert_close(tiny().course(longer)[:, :frames], said)
+    torch.testing.assert_close(tiny().course(longer)[:, :frames], corrections)
 
 
 def test_no_parameter_is_a_bias_and_nothing_is_a_running_statistic() -> None:
@@ -125,10 +125,10 @@ def streamed(
     model: UNet3D, residual: torch.Tensor, features: list[torch.Tensor], sizes: list[int]
 ) -> torch.Tensor:
     """The answer to a movie that comes in chunks of so many frames."""
-    past, parts, chunks = Past(), [], residual.split(sizes, 2)
+    state, parts, chunks = StreamState(), [], residual.split(sizes, 2)
     for number, chunk in enumerate(chunks, 1):
-        with contextlib.suppress(Waiting):
-            parts.append(model.movie.stream(chunk, features, past, number == len(chunks)))
+        with contextlib.suppress(NeedsMoreFrames):
+            parts.append(model.movie.stream(chunk, features, state, number == len(chunks)))
     return torch.cat(parts, 2)
 
 
@@ -146,11 +146,11 @@ def test_a_movie_in_chunks_gets_the_answer_of_the_whole(lengths: list[int], step
 def test_what_the_past_keeps_does_not_grow() -> None:
     model = tiny()
     features, _ = model.encode(torch.randn(1, 5, 16, 8))
-    past, kept = Past(), []
+    state, kept = StreamState(), []
     for _ in range(40):
-        with contextlib.suppress(Waiting):
-            model.movie.stream(torch.randn(1, 1, 16, 16, 8), features, past, False)
-        kept.append(sum(x.numel() for parts in past.frames.values() for x in parts))
+        with contextlib.suppress(NeedsMoreFrames):
+            model.movie.stream(torch.randn(1, 1, 16, 16, 8), features, state, False)
+        kept.append(sum(x.numel() for parts in state.frames.values() for x in parts))
     assert len(set(kept[12:])) == 1
 
 

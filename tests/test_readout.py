@@ -13,30 +13,30 @@ from hypothesis import strategies as st
 from denoise.context import Context, ContextSums
 from denoise.readout import (
     BLOCK,
+    BLOCK_OVERLAP,
     COURSE_WINDOW,
-    FAINT,
-    FARTHEST,
+    FAINT_PILOT,
     FOOTPRINT_WINDOW,
+    HALF_COURSE,
     IMAGE_WINDOW,
-    LOUD,
-    ODD,
-    SHARED,
-    USUAL,
+    MAX_COURSE_STEP,
+    REJECTED_MISFIT,
+    TRUSTED_MISFIT,
     Readout,
     Window,
-    believed,
-    clean,
+    add_back_residual,
     clean_courses,
     clean_image,
-    excess,
-    give_back,
+    clean_where_trusted,
+    clean_windows,
+    correct_pilot,
+    excess_variance,
     noise_edge,
-    patterns,
-    significant,
-    simplest,
+    noise_variance_ratio,
+    quartimax,
+    significant_part,
     smooth_noise,
-    trusting,
-    white_variance,
+    strongest_patterns,
 )
 from denoise.tiling import tile_axis, tile_grid
 from denoise.waves import cosines
@@ -49,14 +49,14 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 class Smoothing:
     """Stands for the networks: the mean of nine neighbours, of three frames."""
 
-    def courses(self, seen: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.avg_pool1d(seen[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
+    def clean_courses(self, courses: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool1d(courses[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
 
-    def footprints(
-        self, seen: Sequence[torch.Tensor], places: Sequence[Sequence[slice]]
+    def clean_footprints(
+        self, footprints: Sequence[torch.Tensor], places: Sequence[Sequence[slice]]
     ) -> list[torch.Tensor]:
         pool = torch.nn.AvgPool2d(3, 1, 1, count_include_pad=False)
-        return [pool(its[:, None])[:, 0] for its in seen]
+        return [pool(images[:, None])[:, 0] for images in footprints]
 
 
 SMOOTHING = Smoothing()
@@ -90,7 +90,7 @@ def test_the_edge_of_a_block() -> None:
 def test_a_pattern_gets_the_amplitude_that_the_recording_has() -> None:
     """The prediction is a tenth too low; the recording has no noise."""
     truth = 20 * cell()
-    kept = significant(0.9 * truth, truth, 1.0, SMOOTHING)
+    kept = significant_part(0.9 * truth, truth, 1.0, SMOOTHING)
     strength = float(truth.norm())
     assert 0.99 < float(kept.norm()) / strength <= 1
     cosine = float((kept * truth).sum()) / float(kept.norm()) / strength
@@ -101,7 +101,7 @@ def test_a_signal_in_noise_comes_out_closer_than_predicted() -> None:
     truth, noise = 3 * cell(), normal(200, 32, 32)
     smooth = torch.nn.functional.avg_pool3d(noise[None, None], (9, 5, 5), 1, (4, 2, 2))[0, 0]
     prediction = 0.8 * truth + smooth
-    kept = significant(prediction.clone(), truth + noise, 1.0, SMOOTHING)
+    kept = significant_part(prediction.clone(), truth + noise, 1.0, SMOOTHING)
     assert float((kept - truth).square().mean()) < 0.2 * float((prediction - truth).square().mean())
 
 
@@ -110,7 +110,7 @@ def test_noise_alone_leaves_nothing(shape: tuple[int, int, int]) -> None:
     """What a smoothing network makes of noise does not stand out of it."""
     noise = normal(*shape)
     smooth = torch.nn.functional.avg_pool3d(noise[None, None], (17, 5, 5), 1, (8, 2, 2))[0, 0]
-    assert not significant(smooth, noise, 1.0, SMOOTHING).any()
+    assert not significant_part(smooth, noise, 1.0, SMOOTHING).any()
 
 
 @pytest.mark.parametrize("shape", [(500, 1, 96), (200, 96, 1), (64, 1, 32)])
@@ -119,25 +119,25 @@ def test_noise_alone_leaves_nothing_in_a_line(shape: tuple[int, int, int]) -> No
     noise = normal(*shape)
     size = [9, *(min(5, side) for side in shape[1:])]
     smooth = torch.nn.functional.avg_pool3d(noise[None, None], size, 1, [side // 2 for side in size])[0, 0]
-    assert not significant(smooth, noise, 1.0, SMOOTHING).any()
+    assert not significant_part(smooth, noise, 1.0, SMOOTHING).any()
 
 
 def test_a_prediction_without_any_support_is_dropped() -> None:
-    assert not significant(cell(), 0.3 * normal(200, 32, 32), 1.0, SMOOTHING).any()
-    assert not significant(10 * cell(), -10 * cell(), 1.0, SMOOTHING).any()
+    assert not significant_part(cell(), 0.3 * normal(200, 32, 32), 1.0, SMOOTHING).any()
+    assert not significant_part(10 * cell(), -10 * cell(), 1.0, SMOOTHING).any()
 
 
 def test_more_patterns_than_are_looked_for_at_first_are_all_found() -> None:
     strong = 100 * normal(64, 32, 32)
     strong -= strong.mean(0)
-    kept = significant(strong.clone(), strong, 1.0, SMOOTHING)
+    kept = significant_part(strong.clone(), strong, 1.0, SMOOTHING)
     assert float((kept - strong).norm() / strong.norm()) < 0.01
 
 
 def test_the_strongest_patterns_are_those_of_the_decomposition() -> None:
     matrix = normal(60, 8, seed=1) * torch.tensor([50.0, 30, 20, 10, 5, 2, 1, 0.5]) @ normal(8, 300, seed=2)
     _, values, _ = torch.linalg.svd(matrix, full_matrices=False)
-    u, v, found = patterns(matrix, matrix, 8)
+    u, v, found = strongest_patterns(matrix, matrix, 8)
     assert torch.allclose(found, values[:8], rtol=1e-3)
     assert torch.allclose((u * found) @ v.mT, matrix, atol=1e-2 * float(values[0]))
 
@@ -145,7 +145,7 @@ def test_the_strongest_patterns_are_those_of_the_decomposition() -> None:
 def test_blocks_make_no_seams_and_no_block_knows_of_those_far_away() -> None:
     far = torch.zeros(200, 32, 96)
     far[:, :, :32] = 20 * cell()
-    kept = significant(far, far, 1.0, SMOOTHING)
+    kept = significant_part(far, far, 1.0, SMOOTHING)
     assert not kept[:, :, 64:].any()
     assert float((kept - far).square().mean()) < 1e-3 * float(far.square().mean())
 
@@ -153,7 +153,7 @@ def test_blocks_make_no_seams_and_no_block_knows_of_those_far_away() -> None:
 @given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 70))
 def test_any_size(frames: int, height: int, width: int) -> None:
     movie = normal(frames, height, width)
-    kept = significant(movie, movie, 1.0, SMOOTHING)
+    kept = significant_part(movie, movie, 1.0, SMOOTHING)
     assert kept.shape == movie.shape
     assert kept.isfinite().all()
 
@@ -161,10 +161,10 @@ def test_any_size(frames: int, height: int, width: int) -> None:
 def test_the_same_at_every_call() -> None:
     movie = normal(64, 40, 40)
     torch.manual_seed(1)
-    first = significant(5 * movie, 5 * movie, 1.0, SMOOTHING)
+    first = significant_part(5 * movie, 5 * movie, 1.0, SMOOTHING)
     assert first.any()
     torch.manual_seed(2)
-    assert torch.equal(first, significant(5 * movie, 5 * movie, 1.0, SMOOTHING))
+    assert torch.equal(first, significant_part(5 * movie, 5 * movie, 1.0, SMOOTHING))
 
 
 def test_blocks_are_blended_as_if_each_had_the_whole_prediction_before_it() -> None:
@@ -173,12 +173,14 @@ def test_blocks_are_blended_as_if_each_had_the_whole_prediction_before_it() -> N
     movie += 20 * torch.nn.functional.pad(cell(), (6, 7, 20, 25))[:60]
     prediction = torch.nn.functional.avg_pool3d(movie[None, None], 5, 1, 2)[0, 0]
     expected = torch.zeros_like(movie)
-    for where, weights in tile_grid([tile_axis(size, BLOCK, SHARED, 1) for size in (77, 45)]):
+    for where, weights in tile_grid([tile_axis(size, BLOCK, BLOCK_OVERLAP, 1) for size in (77, 45)]):
         place = (slice(None), *where)
-        block = significant(prediction[place].clone(), movie[place], 1.0, SMOOTHING)
+        block = significant_part(prediction[place].clone(), movie[place], 1.0, SMOOTHING)
         expected[place] += block * torch.from_numpy(weights)
     assert expected.any()
-    torch.testing.assert_close(significant(prediction, movie, 1.0, SMOOTHING), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        significant_part(prediction, movie, 1.0, SMOOTHING), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_noise_that_rows_share_counts_as_larger() -> None:
@@ -197,7 +199,7 @@ def test_fast_changes_and_fine_structure_are_read_in_the_recording() -> None:
     truth -= truth.mean(0)
     blurred = torch.nn.functional.avg_pool3d(truth[None, None], (9, 5, 5), 1, (4, 2, 2))[0, 0]
     blurred -= blurred.mean(0)
-    kept = significant(blurred.clone(), truth + normal(256, 32, 32), 1.0, SMOOTHING)
+    kept = significant_part(blurred.clone(), truth + normal(256, 32, 32), 1.0, SMOOTHING)
     assert float((kept - truth).square().mean()) < 0.1 * float((blurred - truth).square().mean())
 
 
@@ -207,13 +209,13 @@ def test_fast_changes_and_fine_structure_are_read_in_the_recording() -> None:
 def test_a_coefficient_is_shrunk_to_its_share_of_signal() -> None:
     """One window, one pattern in it of strength 3 in the pilot: its share is 9 / (9 + 1)."""
     pattern = torch.outer(cosines(8)[2], cosines(8)[5])
-    cleaned = clean(5 * pattern[None], 3 * pattern[None], Window((8, 8), (8, 8)))
+    cleaned = clean_windows(5 * pattern[None], 3 * pattern[None], Window((8, 8), (8, 8)))
     assert torch.allclose(cleaned, 5 * 0.9 * pattern[None], atol=1e-5)
 
 
 def test_noise_that_no_pilot_expects_is_removed() -> None:
-    seen, nothing = normal(2, 40, 33), torch.zeros(2, 40, 33)
-    assert not clean(seen, nothing, IMAGE_WINDOW).any()
+    noisy, nothing = normal(2, 40, 33), torch.zeros(2, 40, 33)
+    assert not clean_windows(noisy, nothing, IMAGE_WINDOW).any()
 
 
 @given(
@@ -223,23 +225,25 @@ def test_noise_that_no_pilot_expects_is_removed() -> None:
 def test_what_the_pilot_is_sure_of_is_kept_at_any_size(
     window: Window, images: int, height: int, width: int
 ) -> None:
-    seen = normal(images, height, width)
-    assert torch.allclose(clean(seen, torch.full_like(seen, 1e6), window).isfinite(), torch.tensor(True))
-    kept = clean(1e4 * seen, 1e4 * seen, window)
-    assert float((kept - 1e4 * seen).abs().max()) < 10
+    noisy = normal(images, height, width)
+    assert torch.allclose(
+        clean_windows(noisy, torch.full_like(noisy, 1e6), window).isfinite(), torch.tensor(True)
+    )
+    kept = clean_windows(1e4 * noisy, 1e4 * noisy, window)
+    assert float((kept - 1e4 * noisy).abs().max()) < 10
 
 
 def test_the_stronger_a_time_course_the_more_counts_its_network() -> None:
-    """The network adds one: to a course of power LOUD, and its noise of 1, a half, where the filter changes nothing."""
+    """The network adds one: half of that reaches a course of power HALF_COURSE, in noise of 1, that the filter keeps."""
 
     class Adds(Smoothing):
-        def courses(self, seen: torch.Tensor) -> torch.Tensor:
-            return seen + 1
+        def clean_courses(self, courses: torch.Tensor) -> torch.Tensor:
+            return courses + 1
 
     certain = torch.full((1, 256), 1000.0)  # to the filter
-    for power, share in ((0.0, 0.0), (LOUD, 0.5), (9 * LOUD, 0.9)):
-        seen = torch.full((1, 256), math.sqrt(power + 1))
-        moved = clean_courses(seen, certain, Adds()) - seen
+    for power, share in ((0.0, 0.0), (HALF_COURSE, 0.5), (9 * HALF_COURSE, 0.9)):
+        course = torch.full((1, 256), math.sqrt(power + 1))
+        moved = clean_courses(course, certain, Adds()) - course
         torch.testing.assert_close(moved, torch.full_like(moved, share), rtol=1e-3, atol=1e-3)
 
 
@@ -249,41 +253,43 @@ def test_a_network_that_errs_moves_a_time_course_by_no_more_than_noise_does() ->
     flash[0, 64] = 1000
 
     class Flat(Smoothing):
-        def courses(self, seen: torch.Tensor) -> torch.Tensor:
-            return torch.zeros_like(seen)
+        def clean_courses(self, courses: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(courses)
 
-    filtered = clean(flash[..., None], flash[..., None], COURSE_WINDOW)[..., 0]
+    filtered = clean_windows(flash[..., None], flash[..., None], COURSE_WINDOW)[..., 0]
     moved = clean_courses(flash, flash, Flat()) - filtered
-    assert float(moved.abs().max()) <= FARTHEST
+    assert float(moved.abs().max()) <= MAX_COURSE_STEP
 
 
 def test_images_are_cleaned_one_by_one() -> None:
-    seen, pilots = normal(3, 20, 31), normal(3, 20, 31, seed=1)
-    together = clean(seen, pilots, IMAGE_WINDOW)
-    for one, image, pilot in zip(together, seen, pilots):
-        assert torch.allclose(clean(image[None], pilot[None], IMAGE_WINDOW)[0], one, atol=1e-5)
+    noisy, pilots = normal(3, 20, 31), normal(3, 20, 31, seed=1)
+    cleaned = clean_windows(noisy, pilots, IMAGE_WINDOW)
+    for one, image, pilot in zip(cleaned, noisy, pilots):
+        assert torch.allclose(clean_windows(image[None], pilot[None], IMAGE_WINDOW)[0], one, atol=1e-5)
 
 
 def test_what_is_expected_is_put_right_by_what_is_seen_the_more_the_larger_it_is() -> None:
     """By hand: of a strong window 40 is moved half way and 120 three quarters; a faint window counts by half."""
     strong = torch.tensor([[[40.0], [120], [0]]])
-    put_right, weight = trusting(strong + 10, strong)
+    put_right, weight = correct_pilot(strong + 10, strong)
     torch.testing.assert_close(put_right.flatten(), torch.tensor([45.0, 127.5, 0]), rtol=1e-4, atol=1e-4)
     assert float(weight) == pytest.approx(1, abs=1e-4)
-    faint = torch.full((1, 3, 1), FAINT)
-    put_right, weight = trusting(faint, faint)
-    torch.testing.assert_close(put_right, faint * (0.5 + 0.5 * FAINT / (FAINT + 40) * 0.5))
+    faint = torch.full((1, 3, 1), FAINT_PILOT)
+    put_right, weight = correct_pilot(faint, faint)
+    torch.testing.assert_close(put_right, faint * (0.5 + 0.5 * FAINT_PILOT / (FAINT_PILOT + 40) * 0.5))
     assert float(weight) == pytest.approx(2)
-    assert not trusting(strong, torch.zeros_like(strong))[0].any()
+    assert not correct_pilot(strong, torch.zeros_like(strong))[0].any()
 
 
 def test_a_pilot_is_trusted_as_long_as_it_misses_the_image_by_no_more_than_noise() -> None:
     image = 100 + normal(1, 40, 40)
-    near, far = image - USUAL**0.5, image - ODD**0.5
-    trusted = clean(image, near, IMAGE_WINDOW, trusting)
-    powers = normal(1, 40, 40, seed=1)
-    torch.testing.assert_close(believed(image, near, powers, IMAGE_WINDOW), trusted)
-    torch.testing.assert_close(believed(image, far, powers, IMAGE_WINDOW), clean(image, powers, IMAGE_WINDOW))
+    near, far = image - TRUSTED_MISFIT**0.5, image - REJECTED_MISFIT**0.5
+    trusted = clean_windows(image, near, IMAGE_WINDOW, correct_pilot)
+    fallback = normal(1, 40, 40, seed=1)
+    torch.testing.assert_close(clean_where_trusted(image, near, fallback, IMAGE_WINDOW), trusted)
+    torch.testing.assert_close(
+        clean_where_trusted(image, far, fallback, IMAGE_WINDOW), clean_windows(image, fallback, IMAGE_WINDOW)
+    )
 
 
 def test_mixed_footprints_of_cells_are_told_apart() -> None:
@@ -293,22 +299,22 @@ def test_mixed_footprints_of_cells_are_told_apart() -> None:
         cells[y : y + 8, x : x + 8, n] = n + 2
     mixing = torch.linalg.qr(normal(3, 3)).Q
     mixed = cells.flatten(0, 1) @ mixing
-    turn = simplest(mixed)
+    turn = quartimax(mixed)
     torch.testing.assert_close(turn @ turn.mT, torch.eye(3), atol=1e-5, rtol=0)
     apart = (mixed @ turn).abs()
     assert float(apart.sort(1).values[:, :-1].max()) < 0.02  # each pixel belongs to one of them
-    assert simplest(torch.ones(4, 1)).abs().tolist() == [[1]]
+    assert quartimax(torch.ones(4, 1)).abs().tolist() == [[1]]
 
 
 @given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 30))
 def test_bands_of_an_image_have_no_seams(height: int, width: int, band: int) -> None:
-    seen = 3 * normal(height, width)
-    pilot = seen + normal(height, width, seed=1)
-    image, said = seen[None] / 2, pilot[None] / 2
-    whole = 2 * believed(image, said, (image + said) / 2, IMAGE_WINDOW)[0]
+    noisy = 3 * normal(height, width)
+    pilot = noisy + normal(height, width, seed=1)
+    image, half_pilot = noisy[None] / 2, pilot[None] / 2
+    whole = 2 * clean_where_trusted(image, half_pilot, (image + half_pilot) / 2, IMAGE_WINDOW)[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("denoise.readout.BAND_PIXELS", band * width)
-        assert torch.allclose(clean_image(seen, pilot, 2.0), whole, atol=1e-4)
+        assert torch.allclose(clean_image(noisy, pilot, 2.0), whole, atol=1e-4)
 
 
 def test_the_cosine_transform_is_orthonormal() -> None:
@@ -322,7 +328,7 @@ def test_the_cosine_transform_is_orthonormal() -> None:
 def test_an_image_is_cleaned_by_its_pilot() -> None:
     y, x = torch.meshgrid(torch.arange(48.0), torch.arange(37.0), indexing="ij")
     truth = 20 * torch.sin(y / 5) * torch.cos(x / 7)
-    cleaned = clean((truth + normal(48, 37))[None], truth[None], IMAGE_WINDOW)[0]
+    cleaned = clean_windows((truth + normal(48, 37))[None], truth[None], IMAGE_WINDOW)[0]
     assert (
         float((cleaned - truth).square().mean()) < 0.15
     )  # of 1: six or seven patterns of 64 are needed here
@@ -331,7 +337,7 @@ def test_an_image_is_cleaned_by_its_pilot() -> None:
 @given(st.integers(1, 20), st.integers(1, 20))
 def test_an_image_of_any_size_without_detail_keeps_its_brightness(height: int, width: int) -> None:
     image = torch.full((height, width), 7.0)
-    assert torch.allclose(clean(image[None], image[None], IMAGE_WINDOW)[0], image, rtol=0.03)
+    assert torch.allclose(clean_windows(image[None], image[None], IMAGE_WINDOW)[0], image, rtol=0.03)
 
 
 # ---- giving back
@@ -343,22 +349,26 @@ def test_a_cell_that_errs_by_as_much_as_the_noise_is_moved_as_inverse_variances_
     # as Gaussian noise of variance 4 on average, but smooth
     recording = 2 * math.sqrt(2 / math.pi) * normal(16, 1, 1).sign().expand(-1, 64, 64)
     gain = torch.zeros(64, 64)
-    assert excess(frames, recording, gain)[0, 0, 0] == pytest.approx(4 / 1.2, rel=1e-4)
+    assert excess_variance(frames, recording, gain)[0, 0, 0] == pytest.approx(4 / 1.2, rel=1e-4)
     assert torch.allclose(
-        give_back(frames.clone(), recording, gain, [torch.ones_like(gain)]), 0.7 * recording, atol=1e-4
+        add_back_residual(frames.clone(), recording, gain, [torch.ones_like(gain)]),
+        0.7 * recording,
+        atol=1e-4,
     )
 
 
 def test_noise_alone_is_not_given_back_and_one_odd_voxel_opens_no_cell() -> None:
     frames, recording, gain = torch.zeros(64, 40, 40), normal(64, 40, 40), torch.zeros(40, 40)
     recording[30, 20, 20] = 1e6
-    assert not give_back(frames, recording, gain, [torch.ones_like(gain)]).any()
+    assert not add_back_residual(frames, recording, gain, [torch.ones_like(gain)]).any()
 
 
 def test_noise_that_grows_with_brightness_is_expected_to() -> None:
     frames = torch.full((32, 16, 16), 8.0)
     recording = frames + 3 * normal(32, 16, 16)  # variance 9 = 1 + gain * 8
-    assert torch.equal(give_back(frames.clone(), recording, torch.ones(16, 16), [torch.ones(16, 16)]), frames)
+    assert torch.equal(
+        add_back_residual(frames.clone(), recording, torch.ones(16, 16), [torch.ones(16, 16)]), frames
+    )
 
 
 def test_noise_that_is_louder_than_its_model_is_no_error() -> None:
@@ -367,9 +377,9 @@ def test_noise_that_is_louder_than_its_model_is_no_error() -> None:
     recording = normal(128, 64, 64)
     recording[:, 32:, 32:] *= 3
     recording[64:] *= 2
-    assert not give_back(frames.clone(), recording, gain, [torch.ones_like(gain)] * 4).any()
+    assert not add_back_residual(frames.clone(), recording, gain, [torch.ones_like(gain)] * 4).any()
     light = 2 * normal(128, 1, 1, seed=1)  # which the network missed
-    given = give_back(frames, recording + light, gain, [torch.ones_like(gain)] * 4)
+    given = add_back_residual(frames, recording + light, gain, [torch.ones_like(gain)] * 4)
     assert float((given - light)[:, :16, :16].square().mean()) < 0.6 * 4
 
 
@@ -378,7 +388,7 @@ def test_a_shutter_that_is_closed_at_first_tells_nothing_of_the_noise() -> None:
     recording = normal(200, 64, 64)
     for dark in (-3.0, -3 + 0.01 * normal(70, 64, 64)):  # all alike, or nearly so
         recording[:70] = dark
-        given = give_back(frames.clone(), recording, gain, [torch.ones_like(gain)] * 4)
+        given = add_back_residual(frames.clone(), recording, gain, [torch.ones_like(gain)] * 4)
         assert given.isfinite().all()
         assert not given[80:].any()
 
@@ -388,7 +398,7 @@ def test_the_noise_of_a_movie_that_grows_brighter_is_not_overestimated() -> None
     gain = torch.full((64, 64), 0.8)
     frames = torch.cat([torch.full((64, 64, 64), -1.0), torch.full((64, 64, 64), 1.0)])
     recording = frames + (1 + gain * frames).sqrt() * normal(128, 64, 64)
-    assert torch.equal(give_back(frames.clone(), recording, gain, [torch.ones_like(gain)]), frames)
+    assert torch.equal(add_back_residual(frames.clone(), recording, gain, [torch.ones_like(gain)]), frames)
 
 
 def test_smooth_noise_is_not_given_back_and_smooth_errors_are() -> None:
@@ -396,10 +406,10 @@ def test_smooth_noise_is_not_given_back_and_smooth_errors_are() -> None:
     noise, gain = normal(128, 65, 65), torch.zeros(64, 64)
     smooth = (noise[:, 1:, 1:] + noise[:, :-1, 1:] + noise[:, 1:, :-1] + noise[:, :-1, :-1]) / 2
     frames = torch.zeros(128, 64, 64)
-    assert not give_back(frames.clone(), smooth, gain, [torch.ones_like(gain)]).any()
+    assert not add_back_residual(frames.clone(), smooth, gain, [torch.ones_like(gain)]).any()
     missed = 0.2 * noise[:, 1:, 1:]  # the noise model took the change of a cell from frame to frame for noise
     missed[:, 8:24, 8:24] += 3 * normal(128, 1, 1, seed=1)
-    given = give_back(frames, missed, gain, [torch.ones_like(gain)])
+    given = add_back_residual(frames, missed, gain, [torch.ones_like(gain)])
     assert float((given - missed)[:, 8:24, 8:24].square().mean()) < 0.1 * float(
         missed[:, 8:24, 8:24].square().mean()
     )
@@ -407,23 +417,23 @@ def test_smooth_noise_is_not_given_back_and_smooth_errors_are() -> None:
 
 def test_what_was_not_recorded_tells_nothing_of_the_noise() -> None:
     """In half of the field the recording is what was predicted, without noise: that is no reason to doubt the rest."""
-    recording, known = normal(64, 64, 64), torch.ones(64, 64)
-    recording[:, :, 20:52] = known[:, 20:52] = 0
+    recording, valid = normal(64, 64, 64), torch.ones(64, 64)
+    recording[:, :, 20:52] = valid[:, 20:52] = 0
     frames, gain = torch.zeros(64, 64, 64), torch.zeros(64, 64)
-    assert not give_back(frames.clone(), recording, gain, [known]).any()
-    told, misled, unknown = (
-        white_variance(recording, torch.ones(64, 64, 64), its)
-        for its in (known, torch.ones(64, 64), torch.zeros(64, 64))
+    assert not add_back_residual(frames.clone(), recording, gain, [valid]).any()
+    masked, unmasked, nothing_valid = (
+        noise_variance_ratio(recording, torch.ones(64, 64, 64), mask)
+        for mask in (valid, torch.ones(64, 64), torch.zeros(64, 64))
     )
-    assert misled < 0.6
-    assert 0.9 < told <= 1
-    assert unknown == 1
+    assert unmasked < 0.6
+    assert 0.9 < masked <= 1
+    assert nothing_valid == 1
 
 
 def test_a_frame_that_the_network_has_missed_is_given_back() -> None:
     frames, recording, gain = torch.zeros(64, 64, 64), normal(64, 64, 64), torch.zeros(64, 64)
     recording[30] += 10
-    given = give_back(frames, recording, gain, [torch.ones_like(gain)])
+    given = add_back_residual(frames, recording, gain, [torch.ones_like(gain)])
     assert float((given[30] - 10).square().mean()) < 1.1  # the noise of the recording, and little more
     assert float(given[20].abs().max()) == 0
 
