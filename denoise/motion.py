@@ -306,8 +306,11 @@ def between(frames: Tensor, at: Tensor, axis: int, beyond: float = math.inf) -> 
     """
     count, alike = at.shape[axis], at.shape[3 - axis] == 1
     origin = at[:, :1, :1].floor()
-    rest = at[:, :1, :1] - origin if alike else at - numbered(count, axis) - origin
-    least, most = int(rest.min().floor()), int(rest.max().floor())
+    if alike:
+        rest, least, most = at[:, :1, :1] - origin, 0, 0
+    else:
+        rest = at - numbered(count, axis) - origin
+        least, most = int(rest.min().floor()), int(rest.max().floor())
     index = origin + least - TAPS + 1 + numbered(count + 2 * TAPS - 1 + most - least, axis)
     low = (at.narrow(axis, 0, 1) - beyond).ceil().clamp(min=0)
     high = (at.narrow(axis, count - 1, 1) + beyond).floor().clamp(max=frames.shape[axis] - 1)

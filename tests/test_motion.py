@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from moving import Waves, displaced, oddly, smooth_noise
 
@@ -32,6 +32,8 @@ def test_whole_pixels_are_moved_without_loss() -> None:
     st.integers(44, 60),
     st.sampled_from([0.0, 0.4, -1.3, 3.0]),
 )
+@example([(0.0, -1e-9)], 44, 0.0)  # of a pixel: 1 less that is rounded to 1
+@example([(0.0, -1e-9), (0.0, 0.0)], 44, 0.0)
 def test_what_is_held_and_released_is_as_recorded_inside(
     by: list[tuple[float, float]], size: int, phase: float
 ) -> None:
