@@ -17,7 +17,7 @@ from torch import Tensor
 
 from denoise.context import inpainted
 from denoise.smoothing import filtered
-from denoise.waves import cosines, members
+from denoise.waves import dct_matrix, octave_membership
 
 FEWEST = 32  # frames, and pixels a side, to tell movement from chance
 NARROWEST = 16  # pixels a side, to tell light
@@ -263,9 +263,9 @@ def steadied(whole: Tensor, halves: Tensor) -> Tensor:
 
 def without_chance(told: Tensor) -> Tensor:
     """The same of one section (T, 3, K): each octave of waves in time is as strong as both halves tell it alike."""
-    waves = cosines(len(told))
+    waves = dct_matrix(len(told))
     whole, first, second = (waves @ its for its in told.unbind(1))
-    member = members(len(told))
+    member = octave_membership(len(told))
     shared, power = (member.T @ its for its in (first * second, whole.square()))
     gain = torch.where(power > 0, shared / power, 0).clamp(0, 1)
     gain[0] = 1

@@ -45,7 +45,7 @@ from torch import Tensor
 from denoise.context import Context, inpainted, reciprocal
 from denoise.smoothing import NO_MEMORY, Memory, neighbour_correlations
 from denoise.tiling import tile_axis, tile_grid
-from denoise.waves import cosines
+from denoise.waves import dct_matrix
 
 # Waves seen and expected of all windows (K, N, n) -> those that are left, and the windows' weights (K, 1, n)
 Rule = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -300,7 +300,7 @@ def clean(images: Tensor, pilots: Tensor, window: Window, rule: Rule = wiener) -
     margins = [(side - hop, side - hop + -(side + n) % hop) for side, hop, n in zip(size, step, sizes)]
     both = torch.stack([images, pilots])
     padded = F.pad(both, (*margins[1], *margins[0]), mode="replicate")  # (2, K, Y', X')
-    rows, columns = (cosines(side).to(images.device) for side in size)
+    rows, columns = (dct_matrix(side).to(images.device) for side in size)
     waves = torch.kron(rows, columns)  # (size, size) of all pixels of a window
     patches = padded.unfold(2, size[0], step[0]).unfold(3, size[1], step[1])  # (2, K, y, x, *size)
     patches = patches.permute(0, 1, 4, 5, 2, 3).reshape(2, len(images), len(waves), -1)

@@ -251,7 +251,7 @@ class Follower:
             (inverse(its) @ more)[..., :2, 0].clamp(-1, 1)
             for its, more in ((shared.sum(1), amounts.sum(1)), (shared, amounts))
         )
-        return near.by - whole, near.displacements(*self.middles) - cells
+        return near.shifts - whole, near.displacements(*self.middles) - cells
 
 
 def moves(blocks: Iterable[Tensor]) -> bool:
@@ -280,9 +280,9 @@ def motion_of(blocks: Callable[[], Iterable[Tensor]]) -> Motion:
     followers = [Follower(its) for its in scenes]
     whole, cells = told(pieces(blocks(), size), followers, near)
     by = displacements_told(whole, cells)
-    motion = Motion(by if len(by) else torch.zeros_like(whole), against=staying.against)
+    motion = Motion(by if len(by) else torch.zeros_like(whole), contradiction=staying.against)
     motion = with_bends(motion, cells, followers)
-    if len(motion.bends):
+    if len(motion.deformation):
         return bent(blocks, size, motion)
     return motion if len(by) else STILL
 
@@ -332,7 +332,7 @@ def without(stays: Tensor, blocks: Callable[[], Iterable[Tensor]]) -> Iterator[T
 def bent(blocks: Callable[[], Iterable[Tensor]], size: int, motion: Motion) -> Motion:
     """How frames bend, in more of the field, as found by frames that are held by what is known of that so far."""
     first = first_of(blocks, WIDE)
-    margin = max(max(its) for its in motion.whole().margins)
+    margin = max(max(its) for its in motion.with_full_margins().margins)
     about = Scene(*image_of(first)).wider(margin)
     scenes, _ = held_scenes(pieces(blocks(), size, WIDE), as_known(motion), about)
     followers = [Follower(its) for its in in_sight(scenes)]
@@ -361,13 +361,13 @@ def with_bends(motion: Motion, cells: Tensor, followers: Sequence[Follower]) -> 
     sure[:LINEAR] |= telling(cells, shapes[:LINEAR], black)
     if not bool(sure[1:].any()):
         return motion
-    sure[0] = sure[0].any() | motion.by.any()
+    sure[0] = sure[0].any() | motion.shifts.any()
     kept = sure.any(1)
     kept[0] = True
     amounts = cells.new_zeros(len(cells), *sure.shape)  # (T, 6, 2)
     amounts[:, kept] = steadied(*fits(cells, shapes[kept], black)).unflatten(1, (-1, 2)) * sure[kept]
     by, bends = amounts[:, 0], amounts[:, 1:]
-    return replace(motion, by=by, bends=bends - bends.mean(0), half=half)
+    return replace(motion, shifts=by, deformation=bends - bends.mean(0), half_size=half)
 
 
 def displacements_told(whole: Tensor, cells: Tensor) -> Tensor:
@@ -381,9 +381,9 @@ def displacements_told(whole: Tensor, cells: Tensor) -> Tensor:
     black = black_squares()
     parts = [known & black, known & ~black]
     if not all(bool(its.any()) for its in parts):
-        return STILL.by
+        return STILL.shifts
     halves = torch.stack([together(cells[:, its]) for its in parts], 1)
-    return steadied(together(cells[:, known]), halves) if bool(agreeing(halves[seen]).any()) else STILL.by
+    return steadied(together(cells[:, known]), halves) if bool(agreeing(halves[seen]).any()) else STILL.shifts
 
 
 def pieces(blocks: Iterable[Tensor], size: int, side: int = MEASURED) -> Iterator[tuple[int, int, Tensor]]:
@@ -407,7 +407,7 @@ def following(scenes: Sequence[Scene], motion: Motion) -> Place:
     def place(fold: int, start: int, frames: Tensor) -> Motion:
         near = motion.during(start, len(frames))
         by, _ = followers[fold].places(frames, near)
-        return replace(near, by=torch.where(by.isfinite(), by, near.by))
+        return replace(near, shifts=torch.where(by.isfinite(), by, near.shifts))
 
     return place
 
@@ -430,7 +430,7 @@ def held_scenes(
     for fold, start, piece in frames:
         motion = replace(place(fold, start, piece), margins=about.margins)
         folds[fold].update(motion.hold(piece, 0))
-        places.append(motion.by)
+        places.append(motion.shifts)
     for number, own in enumerate(folds):
         for its in others[:number] + others[number + 1 :]:
             its.add(own)

@@ -74,7 +74,7 @@ def test_the_edge_of_a_lens_does_not_hold_the_scene_back(noise: float, error: fl
     frames = seen(scene, by, 0.0) * lens()
     frames += noise * torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
     assert moves(in_blocks(frames))
-    found = motion_of(partial(in_blocks, frames)).by.numpy()
+    found = motion_of(partial(in_blocks, frames)).shifts.numpy()
     away = (found - found.mean(0)) - (by - by.mean(0))
     assert away.std(0).max() < error
 
