@@ -115,7 +115,7 @@ def estimate_light(blocks: Callable[[], Iterable[Tensor]]) -> Light:
 
     `blocks` returns its frames (n, Y, X), in order, NaN where missing. They are read three times.
     """
-    mean, variance, count, clipped = pixel_statistics(blocks())
+    mean, variance, count, clipped = pixel_moments(blocks())
     weights = per_variance(variance * (clipped < MAX_CLIPPED))
     weights = weights / weights.sum()
     centre = (weights * mean).sum()
@@ -165,7 +165,7 @@ def is_light(blocks: Iterable[Tensor], course: Tensor, pattern: Tensor, weights:
     return bool((weights * pattern.square()).sum() > MIN_EXPLAINED * total)
 
 
-def pixel_statistics(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pixel_moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return mean, variance and number of frames (n, Y, X), and the share that has the movie's maximum: (Y, X) each."""
     remaining = iter(blocks)
     first = next(remaining)

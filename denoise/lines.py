@@ -24,30 +24,22 @@ MIN_LINES = 16
 MAX_LINES = 256  # that are measured
 MIN_SHARE = 1e-3  # of the variance of a voxel's noise: less does no harm
 MIN_SIGNIFICANCE = 5.0  # standard errors of the variance
-ROUGHNESS_GAIN = 12  # factor by which `roughness`, before its division, raises the variance of white noise
+ROUGHNESS_GAIN = 12  # variance of white noise's differences in time of second differences in space
 LIGHT_SIGNIFICANCE = 3.0  # standard errors by which a power exceeds that of noise where there is light
-LIGHT_PENALTY = (
-    10.0  # light that is removed does so many times the harm of noise that is left, since it lasts
-)
+LIGHT_PENALTY = 10.0  # harm of light that is removed relative to noise that is left: light lasts
 MAX_FRAMES = 1024  # that are filtered together
 TINY = torch.finfo().tiny
 
 
 @dataclass(frozen=True)
 class LineNoise:
-    """Noise of a movie's lines along an axis: 1 (y) if the lines are rows, 2 (x) if they are columns.
-
-    variance: of the noise that a line shares, in the movie's units squared; 0 where there is none.
-    share: this variance in that of a voxel's noise.
-    weights (lines, voxels): of the voxels in the mean of each line.
-    common_variance: variance of the noise in the mean of all lines, times their number.
-    """
+    """Noise that the lines of a movie share: rows (axis 1) or columns (axis 2)."""
 
     axis: int
-    variance: float = 0.0
-    share: float = 0.0
-    weights: Tensor = field(default_factory=lambda: torch.zeros(0))
-    common_variance: float = 0.0
+    variance: float = 0.0  # of the noise that is added to a line, in the movie's units squared; 0: none
+    share: float = 0.0  # of this variance in that of a voxel's noise
+    weights: Tensor = field(default_factory=lambda: torch.zeros(0))  # (lines, voxels): in the mean of a line
+    common_variance: float = 0.0  # of the noise in the mean of all lines, times their number
 
     def means(self, frames: Tensor, reference: Tensor) -> Tensor:
         """Return weighted means of the lines of frames (n, Y, X) relative to an image (Y, X): (n, lines).
@@ -64,14 +56,16 @@ class LineNoise:
         if not self.variance:
             return means
         sections = means.tensor_split(math.ceil(len(means) / MAX_FRAMES))
-        return torch.cat([filter_noise(section, self.variance, self.common_variance) for section in sections])
+        return torch.cat(
+            [extract_noise(section, self.variance, self.common_variance) for section in sections]
+        )
 
 
 def estimate_row_and_column_noise(frames: Tensor) -> tuple[LineNoise, LineNoise]:
     """Measure the noise of rows and that of columns of a movie, by its first frames (n, Y, X), NaN where missing."""
     rows, columns = (estimate_line_noise(frames, axis) for axis in (1, 2))
     if rows.variance and columns.variance:
-        # the mean of all rows contains noise of columns, too: both are removed with the rows'
+        # the mean of all rows contains noise of columns, too: both are removed as noise of rows
         height, width = frames.shape[1:]
         rows = replace(rows, common_variance=rows.variance + height / width * columns.variance)
         columns = replace(columns, common_variance=0.0)
@@ -116,14 +110,11 @@ def voxel_weights(lines: Tensor) -> Tensor:
 
 
 def roughness(lines: Tensor) -> Tensor:
-    """Return differences in time of second differences between neighbouring lines (n, lines, ...).
-
-    White noise keeps its variance.
-    """
+    """Return temporal differences of second spatial differences of lines (n, lines, ...), with a white noise gain of 1."""
     return lines.diff(dim=0).diff(n=2, dim=1) / ROUGHNESS_GAIN**0.5
 
 
-def filter_noise(means: Tensor, variance: float, common_variance: float) -> Tensor:
+def extract_noise(means: Tensor, variance: float, common_variance: float) -> Tensor:
     """Estimate white noise of this variance in line means (n, lines), by a Wiener filter of their DCT in octaves.
 
     What is the same in all n frames is left out. common_variance: variance in the mean of all lines of a frame.

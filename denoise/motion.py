@@ -32,13 +32,10 @@ EDGE_TOLERANCE = 0.95  # pixels outside of a frame up to which a coordinate stil
 QUADRATIC_SCALE = math.sqrt(5) / 2  # of v^2 - 1, for a root mean square of 1
 INVERSION_STEPS = 3  # fixed-point iterations that invert a displacement field
 
-
 Margins = tuple[tuple[int, int], tuple[int, int]]  # rows before and after a frame, and columns
 
 NO_MARGINS: Margins = ((0, 0), (0, 0))
-
 NO_DEFORMATION = torch.zeros(0, 5, 2)
-
 
 # displacement along y (0) or x (1), in pixels, of n frames at rows and columns that broadcast: (n, ., .)
 DisplacementField = Callable[[int, Tensor, Tensor], Tensor]
@@ -162,9 +159,7 @@ class Motion:
 
     def _row_phases(self, count: int) -> Tensor:
         """Return what the phase adds to the coordinates of `count` rows: (Y, 1), or (1, 1) if these are all the same."""
-        if not len(self.deformation):
-            return torch.zeros(1, 1)
-        return self.phase * (torch.arange(count) % 2)[:, None]
+        return self.phase * (torch.arange(count) % 2)[:, None] if len(self.deformation) else torch.zeros(1, 1)
 
     def _canvas_rows(self, count: int, x: Tensor, displacement: DisplacementField) -> Tensor:
         """Return where `count` frame rows lie on the canvas, in its columns x (W,): rows (n, Y, W), or (n, Y, 1)."""
@@ -188,9 +183,8 @@ class Motion:
         if not len(self.deformation):
             return shift
         v, u = normalized_coordinates(y, x, self.half_size)
-        linear_v, linear_u, quadratic_v, mixed, quadratic_u = self.deformation[..., axis, None, None].unbind(
-            1
-        )
+        coefficients = self.deformation[..., axis, None, None]
+        linear_v, linear_u, quadratic_v, mixed, quadratic_u = coefficients.unbind(1)
         quadratic_v, quadratic_u = QUADRATIC_SCALE * quadratic_v, QUADRATIC_SCALE * quadratic_u
         constant = shift - (quadratic_v + quadratic_u)
         return constant + v * (linear_v + quadratic_v * v + mixed * u) + u * (linear_u + quadratic_u * u)
@@ -212,9 +206,9 @@ class Motion:
     @property
     def parameters(self) -> Tensor:
         """All parameters of each frame's displacements: (T, 2) for rigid motion, else (T, 12)."""
-        return (
-            torch.cat([self.shifts, self.deformation.flatten(1)], 1) if len(self.deformation) else self.shifts
-        )
+        if not len(self.deformation):
+            return self.shifts
+        return torch.cat([self.shifts, self.deformation.flatten(1)], 1)
 
     @property
     def max_displacement(self) -> tuple[float, float]:
@@ -268,10 +262,7 @@ def polynomials(y: Tensor, x: Tensor, half_size: tuple[float, float]) -> Tensor:
 
 
 def fill_missing(frames: Tensor) -> Tensor:
-    """Return frames (n, Y, X) with missing voxels (NaN) replaced by the mean of the frames before and after.
-
-    Voxels that are missing there, too, are replaced by the mean of those around.
-    """
+    """Fill missing voxels (NaN) of frames (n, Y, X) from the frames before and after, else from their surroundings."""
     positions = frames.isnan().nonzero()
     time, *pixel = positions.unbind(1)
     neighbours = [frames[((time + step).clamp(0, len(frames) - 1), *pixel)] for step in (-1, 1)]
@@ -288,10 +279,7 @@ def resample_y(frames: Tensor, rows: Tensor, border: float = math.inf) -> Tensor
 
 
 def resample_x(frames: Tensor, columns: Tensor, phase: float, border: float = math.inf) -> Tensor:
-    """Interpolate frames (n, Y, X) at columns (n, Y, W), or (n, 1, W) for all rows alike: (n, Y, W).
-
-    phase: pixels that are added to the columns in odd rows.
-    """
+    """Interpolate frames (n, Y, X) at columns (n, Y, W), or (n, 1, W), plus `phase` in odd rows: (n, Y, W)."""
     return sample_rows(frames, columns, phase, lambda rows, at: interpolate(rows, at, 2, border))
 
 
@@ -343,6 +331,7 @@ def interpolate(frames: Tensor, coordinates: Tensor, axis: int, border: float = 
     else:
         offsets = coordinates - arange_along(axis, count) - origin
         least, most = int(offsets.min().floor()), int(offsets.max().floor())
+    # samples from TAPS - 1 pixels before the first coordinate to TAPS pixels after the last one
     index = origin + least - TAPS + 1 + arange_along(axis, count + 2 * TAPS - 1 + most - least)
     low = (coordinates.narrow(axis, 0, 1) - border).ceil().clamp(min=0)
     high = (coordinates.narrow(axis, count - 1, 1) + border).floor().clamp(max=frames.shape[axis] - 1)

@@ -29,9 +29,8 @@ MIN_WAVES = 4  # of an octave, to estimate the error: the octaves of the lowest 
 ROUNDS = 3  # each finds what is left of the pattern
 TINY = torch.finfo().tiny
 
-Resample = Callable[
-    [Tensor, int], Tensor
-]  # `hold` or `release` of a motion: images (n, ., .), number of the first
+# `hold` or `release` of a motion: takes images (n, ., .) and the number of the first one's frame
+Resample = Callable[[Tensor, int], Tensor]
 
 
 def estimate_pattern(recorded: Tensor, held: Tensor, motion: Motion) -> tuple[FixedPattern | None, Tensor]:

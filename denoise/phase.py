@@ -16,7 +16,7 @@ from denoise.agreement import CELLS, FEWEST, STEPS, TINY, black_squares
 from denoise.motion import STILL, Motion
 
 MIN_PHASE = 0.3  # pixels: less than that costs hardly anything
-SEARCH_FRACTION = 4  # shifts up to this part of a region's width are searched
+SEARCH_FRACTION = 4  # shifts up to a region's width divided by this are compared
 SHIFT_STEP = 0.02  # pixels between two shifts that are compared
 MAX_DEVIATION = 0.3  # of the phase, by which each half of the field may differ from it
 MIN_LOG_RATIO = 20.0  # of the likelihoods of the phase and of no phase
@@ -57,16 +57,13 @@ def phase_correction(phase: float) -> Motion:
 def shift_likelihoods(image: Tensor) -> tuple[Tensor, Tensor]:
     """Return shifts (S,) of the odd rows of an image (Y, X) in pixels, and their log likelihoods: (2 halves, S).
 
-    The halves are the black and white squares of a chess board. The likelihoods lack a constant. They come from the
-    phases of the cross-spectrum of odd rows and the means of their neighbours, each frequency weighted by its coherence
-    (Knapp and Carter, IEEE ASSP 1976).
+    Up to a constant, from the cross-spectrum of odd rows and the means of their neighbours, each frequency weighted by
+    its coherence (Knapp and Carter, IEEE ASSP 1976). The halves are the black and white squares of a chess board.
     """
     side = image.shape[1] // CELLS
     odd, neighbours = row_spectra(image, side)
-    cross, power = (
-        odd * neighbours.conj(),
-        odd.abs().square().sum((0, 1)) * neighbours.abs().square().sum((0, 1)),
-    )
+    cross = odd * neighbours.conj()
+    power = odd.abs().square().sum((0, 1)) * neighbours.abs().square().sum((0, 1))
     strength = cross.sum((0, 1)).abs().clamp(min=TINY)
     count = odd[..., 0].numel()
     coherence = (strength.square() / power.clamp(min=TINY) - 1 / count).clamp(0, MAX_COHERENCE)
@@ -83,9 +80,9 @@ def shift_likelihoods(image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def row_spectra(image: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Return the spectra of an image's odd rows, and of the means of the rows above and below them.
+    """Return spectra of an image's odd rows, and of the means of the rows beside them: (rows, CELLS, frequencies).
 
-    Each row is split into CELLS parts of `side` pixels, in a Hann window: (rows, CELLS, frequencies).
+    Each row is split into CELLS parts of `side` pixels, in a Hann window.
     """
     odd, above, below = (image[start : image.shape[0] - 2 + start : 2] for start in (1, 0, 2))
     rows = torch.stack([odd, (above + below) / 2])

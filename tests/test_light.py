@@ -12,15 +12,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from denoise.agreement import solver
-from denoise.light import (
-    STEADY,
-    Light,
-    Photometer,
-    estimate_light,
-    flicker_course,
-    flickers,
-    pixel_statistics,
-)
+from denoise.light import STEADY, Light, Photometer, estimate_light, flicker_course, flickers, pixel_moments
 from denoise.tracking import Watch
 
 
@@ -202,7 +194,7 @@ def test_moments_are_those_of_all_frames() -> None:
     frames = torch.randn(50, 6, 7) + 1000
     frames[3, 2] = torch.nan
     frames[5:45:8, 0, 1] = 2000  # 5 of 50, in several blocks
-    mean, variance, count, clipped = pixel_statistics(frames.split(16))
+    mean, variance, count, clipped = pixel_moments(frames.split(16))
     torch.testing.assert_close(mean, frames.nanmean(0))
     torch.testing.assert_close(count, frames.isfinite().sum(0).double())
     assert float(clipped[0, 1]) == pytest.approx(0.1)

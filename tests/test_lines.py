@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denoise.lines import LineNoise, estimate_line_noise, estimate_row_and_column_noise, filter_noise
+from denoise.lines import LineNoise, estimate_line_noise, estimate_row_and_column_noise, extract_noise
 from denoise.waves import dct_matrix, octaves
 from simulation import LEVELS, challenge_scene, noisy
 
@@ -116,7 +116,7 @@ def test_waves_are_orthonormal_and_each_has_an_octave(count: int) -> None:
 @given(st.integers(2, 40), st.integers(16, 40), st.floats(0.1, 10), st.integers(0, 99))
 def test_no_more_is_taken_out_than_there_is(frames: int, lines: int, variance: float, seed: int) -> None:
     means = noise(frames, lines, seed=seed)
-    removed = filter_noise(means, variance, variance)
+    removed = extract_noise(means, variance, variance)
     assert float(removed.square().sum()) <= float(means.square().sum()) * (1 + 1e-5)
     torch.testing.assert_close(removed.mean(0), torch.zeros(lines), atol=1e-5, rtol=0)
 
