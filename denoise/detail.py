@@ -25,7 +25,9 @@ from denoise.context import DARKEST
 MAX_VOXELS = 1 << 16  # that the fit uses
 ROUNDS = 15  # of least squares, each weighted by the variances of the one before
 MAX_RATIO = 256.0  # of a squared residual to its variance: what exceeds it is an outlier
-MAX_LOST = 0.004  # of the squared curvature, unless all of it exceeds the noise: more is no lost detail
+MAX_LOST = (
+    0.004  # variance per squared curvature, unless it exceeds the noise in the mean: more is no lost detail
+)
 WINDOW = 3  # pixels a side, over which squared curvature is averaged, since interpolation rings
 TOLERANCE = 1.0  # error, in units of the noise's variance, up to which nothing is given back
 MIN_VARIANCE = 1e-12  # expected variance of any voxel, as part of the mean variance
@@ -34,15 +36,15 @@ TINY = 1e-30  # replaces zero in denominators
 
 @dataclass(frozen=True)
 class Detail:
-    """Model of the residual's variance, see above; brightness is counted from `dark` on."""
+    """Model of the variance of the residual, recording - output, as above."""
 
-    dark: float = 0.0
+    dark: float = 0.0  # level from which brightness is counted
     read_variance: float = 0.0
-    gain: float = 0.0
-    lost: float = 0.0
+    gain: float = 0.0  # variance per brightness
+    lost: float = 0.0  # variance per squared curvature
 
     def give_back(self, frames: Tensor, recording: Tensor) -> Tensor:
-        """Return denoised frames (n, Y, X) mixed with the recording (n, Y, X), except where that is missing (NaN)."""
+        """Return denoised frames (n, Y, X), mixed with the recording (n, Y, X) where that is not missing (NaN)."""
         noise = self.read_variance + self.gain * (frames - self.dark).clamp(min=0)
         excess = (1 + self.lost * squared_curvature(frames) / noise.clamp(min=TINY)) / (1 + TOLERANCE)
         share = 1 - 1 / excess.clamp(min=1)

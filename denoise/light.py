@@ -27,12 +27,12 @@ from denoise.agreement import alike, cells_of, image_of, per_variance, solver, s
 from denoise.context import DARKEST
 from denoise.tracking import PIECE, Moments
 
-MIN_FLICKER = 0.015  # of the usual light, root mean square: less is left alone
-MIN_AGREEMENT = 0.6  # of the others' changes, squared, in a region; the remainder is their noise and activity
-MIN_EXPLAINED = 0.77  # of the pixels' changes with the time course, squared, has to be as light makes them
-MAX_CLIPPED = 0.01  # of the frames, in which a pixel has the movie's maximum: it is clipped, and changes less than light
+MIN_FLICKER = 0.015  # root mean square, relative to the usual light: less is left alone
+MIN_AGREEMENT = 0.6  # covariance of a region's changes with all others', over the variance of these
+MIN_EXPLAINED = 0.77  # of the power of the pixels' changes with the time course that light explains
+MAX_CLIPPED = 0.01  # share of frames with the movie's maximum: a clipped pixel changes less than the light
 MIN_CONTRAST = 2.0  # variance of the mean image over the pixels, in units of its noise's variance
-MIN_GAIN = 0.25  # of the usual light: a darker frame shows too little
+MIN_GAIN = 0.25  # relative to the usual light: a darker frame shows too little
 
 
 @dataclass(frozen=True)

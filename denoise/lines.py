@@ -110,7 +110,10 @@ def voxel_weights(lines: Tensor) -> Tensor:
 
 
 def roughness(lines: Tensor) -> Tensor:
-    """Return temporal differences of second spatial differences of lines (n, lines, ...), with a white noise gain of 1."""
+    """Return differences in time of second differences between neighbouring lines (n, lines, ...).
+
+    They are scaled so that white noise keeps its variance.
+    """
     return lines.diff(dim=0).diff(n=2, dim=1) / ROUGHNESS_GAIN**0.5
 
 

@@ -25,7 +25,7 @@ STRIPS = 4  # parts of each column, or row, that have to agree
 EDGE = 4  # pixels by which interpolation reaches further than the margins
 MIN_SIGNIFICANCE = 5.0  # standard errors, from which a common signal is no chance
 GAIN_RANGE = 0.5, 2.0  # of plausible gains
-MIN_WAVES = 4  # of an octave, to estimate the error: the octaves of the lowest frequencies have fewer
+MIN_WAVES = 4  # frequencies of an octave, to estimate the error: the lowest octaves have fewer
 ROUNDS = 3  # each finds what is left of the pattern
 TINY = torch.finfo().tiny
 

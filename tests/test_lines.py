@@ -30,7 +30,7 @@ def test_what_lines_share_is_measured_and_taken_out(axis: int) -> None:
     assert lines.variance == pytest.approx(0.25, rel=0.15)
     assert estimate_line_noise(frames[:64], 3 - axis).variance == 0
     left = (cleaned(frames, lines).movedim(axis, 1) - image - own).mean(2)  # (T, lines)
-    # what cannot be told: the mean of the voxels' own noise in a line, 1 / 160, and what a line has in all frames
+    # what cannot be estimated: the mean of the voxels' own noise in a line, 1 / 160, and what a line has in all frames
     bound = 0.25 / 160 / (0.25 + 1 / 160) + 0.25 / 200
     assert 0.9 * bound < float(left.square().mean()) < 1.4 * bound
 
@@ -61,7 +61,7 @@ def test_missing_voxels_stay_missing_and_say_nothing() -> None:
     expected = cleaned(frames[..., 20:], estimate_line_noise(frames[..., 20:], 1))
     others = torch.ones(64, 30, dtype=torch.bool)
     others[7, 3] = False
-    # the dropped row leaves a trace in its neighbours' waves, far below the noise of a line
+    # the dropped row leaves a trace in its neighbours' frequencies, far below the noise of a line
     assert float((result[..., 20:] - expected)[others].abs().max()) < 0.1
 
 
@@ -98,10 +98,9 @@ def test_light_stays() -> None:
     change = lines.offsets(
         lines.means(light, torch.zeros(40, 60)) + lines.means(noise(300, 40, 60), torch.zeros(40, 60))
     )
-    brought = float(
-        light[105:115, 14:22].mean((0, 2)).mean() * 12 / 60
-    )  # to the means of its rows, were it unseen
-    assert float(change[105:115, 14:22].mean()) < 0.2 * brought
+    # what it adds to the means of its rows
+    added = float(light[105:115, 14:22].mean((0, 2)).mean() * 12 / 60)
+    assert float(change[105:115, 14:22].mean()) < 0.2 * added
 
 
 @given(st.integers(1, 70))

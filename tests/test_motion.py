@@ -109,7 +109,7 @@ def test_samples_beyond_the_last_ones_that_tell_are_as_those(lines: int) -> None
 def test_a_field_that_bends_is_held_and_released(
     shift: list[float], deformation: list[float], phase: float
 ) -> None:
-    """Against a scene that is known between pixels, where the displacement is told by the formula."""
+    """Against a scene that is known between pixels, displaced by the formula."""
     scene, (height, width) = Waves(0), (60, 70)
     motion = Motion(
         torch.tensor([shift]),

@@ -108,6 +108,6 @@ def test_lines_have_in_common_what_all_of_them_tell() -> None:
     shared, own = torch.randn(64, generator=random), torch.randn(4, 64, generator=random)
     assert not common_signal(own).any()
     common, dct = common_signal(shared + 0.1 * own), dct_matrix(64)
-    fine = dct[4:]  # the longest are not told
+    fine = dct[4:]  # the lowest frequencies are not estimated
     assert float((fine @ (common - shared)).square().mean() / shared.square().mean()) < 0.02
     assert float((dct[:4] @ common).abs().max()) < 1e-5
