@@ -17,7 +17,7 @@ from torch import Tensor
 
 from denoise.context import inpainted
 from denoise.smoothing import filtered
-from denoise.waves import cosines, members
+from denoise.waves import dct_matrix, octave_membership
 
 MIN_SIZE = 32  # frames, and pixels a side, that it takes to tell movement from chance
 MIN_SIDE = 16  # pixels: a smaller field is not divided into regions
@@ -95,7 +95,7 @@ def centroids(strength: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 def gradients(image: Tensor) -> Tensor:
     """Return the gradients of an image (Y, X) along y and x: (2, Y, X).
 
-    They are exact for the cosines of the image, which is continued by its mirror images.
+    They are exact for the dct_matrix of the image, which is continued by its mirror images.
     """
     spectrum = torch.fft.rfft2(mirrored(image))
     height, width = (2 * size for size in image.shape)
@@ -233,9 +233,9 @@ def wiener_filter_section(stacked: Tensor) -> Tensor:
 
     The gain of each octave of frequency is the covariance of the halves over the power of the whole.
     """
-    transform = cosines(len(stacked))
+    transform = dct_matrix(len(stacked))
     whole, first, second = (transform @ series for series in stacked.unbind(1))
-    octaves = members(len(stacked))  # (T, octaves)
+    octaves = octave_membership(len(stacked))  # (T, octaves)
     covariance, power = (octaves.T @ product for product in (first * second, whole.square()))
     gain = torch.where(power > 0, covariance / power, 0).clamp(0, 1)
     gain[0] = 1  # keeps the mean over time

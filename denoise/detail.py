@@ -1,13 +1,13 @@
-"""Detail of the scene that is lost with the noise: found in what was taken away, and given back.
+"""Detail of the scene that denoising removed with the noise: estimated from the residual, and given back.
 
-Of the scene noise knows how bright it is, and no more. Where displacements are wrong, or were not found, and where
-frames are interpolated between their pixels, what is taken away is strongest where the scene is finest, and beside it:
+The variance of noise depends on the scene's brightness alone. Where displacements are wrong, or were not found, and
+where frames are interpolated, the residual is strongest at and beside the finest structure:
 
-    variance of (recording - output) = read variance + gain * brightness + lost * curvature^2 around
+    variance of (recording - output) = read variance + gain * brightness + lost * squared curvature around
 
-Nonnegative least squares over the voxels tell the three apart. The last one is an error of the output, and by inverse
-variances the recording has a share in it. In recordings with much noise that is next to nothing, in those with hardly
-any it is what keeps them from coming out worse than they were.
+Nonnegative least squares over the voxels separate the three. The last one is an error of the output, so by inverse
+variances the recording gets a share in the output. In recordings with much noise the share is negligible; in those with
+hardly any it keeps the output from being worse than the recording.
 """
 
 from __future__ import annotations
@@ -22,27 +22,29 @@ from torch import Tensor
 
 from denoise.context import DARKEST
 
-TOLD_BY = 1 << 16  # voxels at most
-ROUNDS = 15  # of least squares, each by the variances found before
-HIGHEST = 256.0  # times its variance: what was taken away, squared, and is more, is one odd voxel
-MOST = 0.004  # of the squared curvature may be lost, unless all that is more than the noise: else it is no detail
-AROUND = 3  # pixels a side, over which curvature is averaged: what is interpolated rings
-TOLERANCE = 1.0  # of the noise's variance: what is lost is left so far
-NEARLY_NONE = 1e-12  # of the mean variance: none is expected to be less
-TINY = 1e-30  # for zero, where something is divided by it
+MAX_VOXELS = 1 << 16  # that the fit uses
+ROUNDS = 15  # of least squares, each weighted by the variances of the one before
+MAX_RATIO = 256.0  # of a squared residual to its variance: what exceeds it is an outlier
+MAX_LOST = (
+    0.004  # variance per squared curvature, unless it exceeds the noise in the mean: more is no lost detail
+)
+WINDOW = 3  # pixels a side, over which squared curvature is averaged, since interpolation rings
+TOLERANCE = 1.0  # error, in units of the noise's variance, up to which nothing is given back
+MIN_VARIANCE = 1e-12  # expected variance of any voxel, as part of the mean variance
+TINY = 1e-30  # replaces zero in denominators
 
 
 @dataclass(frozen=True)
 class Detail:
-    """The variance of what was taken away, as above; brightness counts from `dark` on."""
+    """Model of the variance of the residual, recording - output, as above."""
 
-    dark: float = 0.0
+    dark: float = 0.0  # level from which brightness is counted
     read_variance: float = 0.0
-    gain: float = 0.0
-    lost: float = 0.0
+    gain: float = 0.0  # variance per brightness
+    lost: float = 0.0  # variance per squared curvature
 
     def give_back(self, frames: Tensor, recording: Tensor) -> Tensor:
-        """Frames (n, Y, X) with what they lack of the recording (n, Y, X); nothing where that is missing, NaN."""
+        """Return denoised frames (n, Y, X), mixed with the recording (n, Y, X) where that is not missing (NaN)."""
         noise = self.read_variance + self.gain * (frames - self.dark).clamp(min=0)
         excess = (1 + self.lost * squared_curvature(frames) / noise.clamp(min=TINY)) / (1 + TOLERANCE)
         share = 1 - 1 / excess.clamp(min=1)
@@ -52,52 +54,60 @@ class Detail:
 NO_DETAIL = Detail()
 
 
-def detail_of(frames: Tensor, recording: Tensor) -> Detail:
-    """What frames (n, Y, X) lack of a recording (n, Y, X), NaN where missing."""
-    step = math.ceil(frames.numel() / TOLD_BY) | 1  # odd, so that voxels of all columns tell
-    told, curved, taken = (
-        its.flatten()[::step] for its in (frames, squared_curvature(frames), (recording - frames).square())
-    )
-    dark = told.quantile(DARKEST)
-    known = taken.isfinite()
-    terms = torch.stack([torch.ones_like(told), (told - dark).clamp(min=0), curved])[:, known].double()
-    taken = taken[known].double()
-    if not bool(taken.any()):
+def estimate_detail(frames: Tensor, recording: Tensor) -> Detail:
+    """Estimate what denoised frames (n, Y, X) lost of a recording (n, Y, X), NaN where missing."""
+    step = math.ceil(frames.numel() / MAX_VOXELS) | 1  # odd, so that all columns are sampled
+    images = (frames, squared_curvature(frames), (recording - frames).square())
+    brightness, curvature, residual = (image.flatten()[::step] for image in images)
+    dark = brightness.quantile(DARKEST)
+    valid = residual.isfinite()
+    terms = torch.stack([torch.ones_like(brightness), (brightness - dark).clamp(min=0), curvature])
+    terms, residual = terms[:, valid].double(), residual[valid].double()
+    if not bool(residual.any()):
         return NO_DETAIL
-    mean = taken.mean()
-    amounts = terms.new_zeros(len(terms))
-    amounts[0] = mean
+    coefficients = fit_variance(terms, residual)
+    *noise, excess = (coefficients * terms.mean(1)).tolist()  # mean variances
+    read_variance, gain, lost = coefficients.tolist()
+    return Detail(float(dark), read_variance, gain, lost if excess > sum(noise) else min(lost, MAX_LOST))
+
+
+def fit_variance(terms: Tensor, squares: Tensor) -> Tensor:
+    """Return coefficients (K,) of terms (K, N) whose sum is the variance of a residual, by its squares (N,)."""
+    mean = squares.mean()
+    coefficients = terms.new_zeros(len(terms))
+    coefficients[0] = mean
     for _ in range(ROUNDS):
-        expected = (amounts @ terms).clamp(min=float(mean) * NEARLY_NONE)
-        amounts = nonnegative(terms / expected, (taken / expected).clamp(max=HIGHEST))
-    *noise, detail = (amounts * terms.mean(1)).tolist()
-    read_variance, gain, lost = amounts.tolist()
-    return Detail(float(dark), read_variance, gain, lost if detail > sum(noise) else min(lost, MOST))
+        variance = (coefficients @ terms).clamp(min=float(mean) * MIN_VARIANCE)
+        coefficients = nonnegative_least_squares(terms / variance, (squares / variance).clamp(max=MAX_RATIO))
+    return coefficients
 
 
 def squared_curvature(frames: Tensor) -> Tensor:
-    """Of frames (n, Y, X), along y and x together, mean of those around; the outermost go on beyond the edges."""
-    beyond = F.pad(frames, [1] * 4, mode="replicate")
-    along_y = beyond[:, 2:, 1:-1] + beyond[:, :-2, 1:-1] - 2 * frames
-    along_x = beyond[:, 1:-1, 2:] + beyond[:, 1:-1, :-2] - 2 * frames
-    squared = F.pad(along_y.square_() + along_x.square_(), [AROUND // 2] * 4, mode="replicate")
-    return F.avg_pool2d(squared, AROUND, 1)
+    """Return the squared second differences of frames (n, Y, X) along y plus those along x, averaged over a WINDOW.
 
-
-def nonnegative(terms: Tensor, target: Tensor) -> Tensor:
-    """Amounts (K,) of terms (K, N), none of them negative, whose sum is nearest to a target (N,).
-
-    The best of all choices of terms whose own least squares are not negative: there are few.
+    The outermost pixels continue beyond the edges.
     """
-    power, shared = terms @ terms.T, terms @ target
-    scale = power.diagonal().sqrt().clamp(min=TINY)
-    power, shared = power / scale[:, None] / scale, shared / scale
-    best, error = torch.zeros_like(shared), 0.0
+    padded = F.pad(frames, [1] * 4, mode="replicate")
+    along_y = padded[:, 2:, 1:-1] + padded[:, :-2, 1:-1] - 2 * frames
+    along_x = padded[:, 1:-1, 2:] + padded[:, 1:-1, :-2] - 2 * frames
+    squared = F.pad(along_y.square_() + along_x.square_(), [WINDOW // 2] * 4, mode="replicate")
+    return F.avg_pool2d(squared, WINDOW, 1)
+
+
+def nonnegative_least_squares(terms: Tensor, target: Tensor) -> Tensor:
+    """Return the coefficients (K,) >= 0 of terms (K, N) whose sum is nearest to a target (N,).
+
+    All subsets of the terms are tried, since there are few: the best one without negative coefficients is the answer.
+    """
+    gram, projection = terms @ terms.T, terms @ target
+    scale = gram.diagonal().sqrt().clamp(min=TINY)
+    gram, projection = gram / scale[:, None] / scale, projection / scale
+    best, min_error = torch.zeros_like(projection), 0.0
     for count in range(1, len(terms) + 1):
-        for chosen in map(list, combinations(range(len(terms)), count)):
-            amounts = torch.zeros_like(shared)
-            amounts[chosen] = torch.linalg.pinv(power[chosen][:, chosen], hermitian=True) @ shared[chosen]
-            its = float(amounts @ power @ amounts - 2 * amounts @ shared)
-            if bool((amounts >= 0).all()) and its < error:
-                best, error = amounts, its
+        for subset in map(list, combinations(range(len(terms)), count)):
+            trial = torch.zeros_like(projection)
+            trial[subset] = torch.linalg.pinv(gram[subset][:, subset], hermitian=True) @ projection[subset]
+            error = float(trial @ gram @ trial - 2 * trial @ projection)
+            if bool((trial >= 0).all()) and error < min_error:
+                best, min_error = trial, error
     return best / scale

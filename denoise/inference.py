@@ -31,10 +31,10 @@ from denoise.adaptation import Adaptation, adapt
 from denoise.agreement import varying
 from denoise.ahead import ahead
 from denoise.context import Context, ContextSums, inpainted
-from denoise.detail import NO_DETAIL, Detail, detail_of
-from denoise.light import STEADY, Light, Photometer, flickers, light_of
+from denoise.detail import NO_DETAIL, Detail, estimate_detail
+from denoise.light import STEADY, Light, Photometer, estimate_light, flickers
 from denoise.limits import free_memory
-from denoise.lines import Lines, rows_and_columns
+from denoise.lines import LineNoise, estimate_row_and_column_noise
 from denoise.missing import (
     FILLED,
     NO_TURNS,
@@ -48,8 +48,8 @@ from denoise.motion import STILL, Motion
 from denoise.movies import ArrayMovie, MovieError, Readable
 from denoise.network import LONGEST_BLOCK, Network, Pair
 from denoise.normalization import PercentileNormalization, Percentiles
-from denoise.pattern import pattern_of
-from denoise.phase import in_phase, phase_of
+from denoise.pattern import estimate_pattern
+from denoise.phase import estimate_phase, phase_correction
 from denoise.ranks import ALONE, Team
 from denoise.readout import Readout, stretches
 from denoise.smoothing import MEASURED, NO_MEMORY, Gauge, centre, memory_of, middle, redo, undo, variance_left
@@ -149,7 +149,7 @@ class Survey:
 
     normalization: PercentileNormalization
     smoothing: Tensor  # (T, 2), by which each frame has been smoothed, see denoise.smoothing
-    lines: tuple[Lines, ...]  # of rows and of columns, of the movie without its smoothing
+    lines: tuple[LineNoise, ...]  # of rows and of columns, of the movie without its smoothing
     light: Light  # in normalized units
     offsets: list[Tensor]  # (T, Y) and (T, X) of line noise, in normalized units; (T, 0) where there is none
     motion: Motion
@@ -231,7 +231,7 @@ class Survey:
         some = [(start + its.start, frames[its]) for its in stretches(len(frames))]
         restored = torch.cat([self.restored(its, first) for first, its in some])
         recorded = torch.cat([self.before(first, first + len(its)) for first, its in some])
-        return detail_of(restored, recorded)
+        return estimate_detail(restored, recorded)
 
     def restored(self, frames: Tensor, start: int) -> Tensor:
         """Frames (n, H, W), in units of the noise, where the recording has them (n, Y, X)."""
@@ -323,7 +323,7 @@ def changes_found(
     """How the light of a movie flickers, and how it moves."""
     if survey.flickers:
         with torch.inference_mode():
-            light = light_of(partial(followed, movie, survey.cleaned, progress))
+            light = estimate_light(partial(followed, movie, survey.cleaned, progress))
         survey = replace(survey, light=light)
     motion = motion_found(movie, model, settings, survey, progress)
     odd = survey.odd
@@ -348,12 +348,12 @@ def motion_found(
     do by chance.
     """
     with torch.inference_mode():
-        phase = phase_of(survey.context.mean)
+        phase = estimate_phase(survey.context.mean)
         motion = STILL
         frames = partial(followed, movie, partial(in_phase_pieces, survey, phase), progress)
         if survey.moves or (phase and moves(frames())):  # rows out of phase hide movement
             motion = motion_of(frames)
-    motion = replace(motion, phase=phase if len(motion.by) else float(round(phase))).whole()
+    motion = replace(motion, phase=phase if len(motion.shifts) else float(round(phase))).with_full_margins()
     if motion.still:
         return STILL
     excerpt, start, place = excerpt_of(movie)
@@ -372,8 +372,8 @@ def motion_found(
     ratio = (away[1] / away[0]).log()  # (Y, X); not finite where a pixel stays as it is
     seen = ratio.isfinite()
     usual, total = ratio[seen].mean(), (away[1][seen].sum() / away[0][seen].sum()).log()
-    by_chance = int(motion.amounts.any(0).sum()) / int(seen.sum())
-    further = -(motion.against + by_chance) if motion.against else math.log(FURTHER)
+    by_chance = int(motion.parameters.any(0).sum()) / int(seen.sum())
+    further = -(motion.contradiction + by_chance) if motion.contradiction else math.log(FURTHER)
     return motion if float((usual + total) / 2) < further else STILL
 
 
@@ -443,7 +443,7 @@ def survey_movie(
     frames, height, width = movie.info.shape
     count = math.ceil(frames / SECTION)
     surveyor = Surveyor(movie, percentiles, known)
-    if len(known.motion.by):
+    if len(known.motion.shifts):
         seen = partial(surveyor.scene, tell=lambda done: progress("following", done, frames))
         surveyor.look_at(summed(Means(surveyor.mean, surveyor.reference), seen, count, team))
     surveyor.found.skip(team.share(count).start * SECTION * height * width)
@@ -506,7 +506,7 @@ class Surveyor:
         self.displaced = torch.zeros(movie.info.shape[0], self.watch.regions, 2)
         self.photometer = Photometer(*self.watch.field)
         self.brightness = torch.zeros(movie.info.shape[0], len(self.photometer.solver))
-        self.lines = rows_and_columns(sharp)
+        self.lines = estimate_row_and_column_noise(sharp)
         means = self.line_means(sharp)
         held = self.motion.hold(
             without_lines(sharp, [its.offsets(m) for its, m in zip(self.lines, means)]), 0
@@ -520,7 +520,7 @@ class Surveyor:
 
     def look_at(self, means: Means) -> None:
         """Hold frames still against the mean scene, without what does not move with it."""
-        pattern, scene = pattern_of(means.recorded.mean, means.held.mean, self.motion)
+        pattern, scene = estimate_pattern(means.recorded.mean, means.held.mean, self.motion)
         self.motion, self.reference = replace(self.motion, scene=scene, pattern=pattern), scene
 
     def smoothing_of(self, values: Tensor, start: int) -> Tensor:
@@ -774,7 +774,7 @@ def followed(
 
 def in_phase_pieces(survey: Survey, phase: float, recorded: np.ndarray, start: int) -> Iterator[Tensor]:
     """Pieces (n, Y, X) of recorded frames from that one on, as they are to be held still."""
-    return (in_phase(phase).hold(its, start) for its in survey.cleaned(recorded, start))
+    return (phase_correction(phase).hold(its, start) for its in survey.cleaned(recorded, start))
 
 
 def telling(items: Iterable[Pair], tell: Callable[[int], None]) -> Iterator[Pair]:
@@ -878,7 +878,7 @@ def result_of(survey: Survey, network: Network) -> Result:
         network.tiles,
         noise,
         smoothing,
-        motion.reach,
+        motion.max_displacement,
         motion.phase,
         flicker,
         warnings,
@@ -965,7 +965,7 @@ def noise_told(survey: Survey) -> Iterator[str]:
     pattern = survey.motion.pattern
     if pattern is not None:
         level = survey.context.mean.mean()
-        differ = survey.normalization.scale * float((pattern.given(level) - level).std())
+        differ = survey.normalization.scale * float((pattern.apply(level) - level).std())
         yield (
             f"rows and columns of the camera differ by {differ:.3g} (root mean square; fixed pattern), while the scene "
             "moves: the output keeps that; the scene was denoised without it"

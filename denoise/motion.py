@@ -1,16 +1,16 @@
-"""Movement of the sample: held still while the movie is denoised, and given back to the output.
+"""Motion of the sample, rigid or not: frames are held still on a canvas for the denoising, and released afterwards.
 
-What the whole movie tells of a voxel is true where the scene stands still; a twentieth of a pixel matters. So where it
-moves (`denoise.tracking`) each frame goes onto a canvas on which the scene stands still, with a margin for what moves
-beyond the frame. What is made of it there goes back to where the frame has it: the output is not registered, and no
-pixel is lost.
+The whole movie contributes to each denoised voxel, as if the scene stood still; a twentieth of a pixel matters. So
+where the scene moves (`denoise.tracking`), each frame is resampled onto a canvas on which the scene stands still, with
+margins for what moves beyond the frame. The denoised canvas is resampled back to where each frame has the scene: the
+output is not registered, and no pixel is lost.
 
-Interpolation loses the finest waves, and at the edge of a frame it has to guess. So what is interpolated is only how
-frames differ from the mean scene as they would show it, where that is known. Windowed sinc interpolation leaves white
-noise white.
+Interpolation loses the highest spatial frequencies, and has to extrapolate at the edge of a frame. So once the mean
+scene is known, only the difference between a frame and this scene, displaced as in the frame, is interpolated.
+Windowed sinc interpolation keeps white noise white.
 
-Heads turn, tissue is stretched, and a scanner needs time for a frame: displacements may differ over the field, smoothly.
-Then each pixel has its own place, first along x, then along y.
+Heads turn, tissue is stretched, and a scanner needs time for a frame: displacements may vary smoothly over the field.
+Then each pixel has its own coordinates. Frames are resampled along x first, then along y.
 """
 
 from __future__ import annotations
@@ -25,206 +25,214 @@ from torch import Tensor
 
 from denoise.smoothing import correlated, mean_around
 
-TAPS = 12  # of the interpolation, to each side
-BEYOND = 0.95  # pixels outside of a frame is as far as it still tells something
-SHAPE = 5.0  # of its Kaiser window
-FINEST = 1024  # places to a pixel, where each has its own
-CURVED = math.sqrt(5) / 2  # a parabola's part, for a root mean square of 1
-ROUNDS = 3  # of looking for the place that a displacement leads to
-
+TAPS = 12  # of the interpolation kernel, on each side
+KAISER_BETA = 5.0  # shape of the kernel's window
+TABLE_STEPS = 1024  # entries per pixel of the table of kernel weights
+EDGE_TOLERANCE = 0.95  # pixels outside of a frame up to which a coordinate still counts as covered by it
+QUADRATIC_SCALE = math.sqrt(5) / 2  # of v^2 - 1, for a root mean square of 1
+INVERSION_STEPS = 3  # fixed-point iterations that invert a displacement field
 
 Margins = tuple[tuple[int, int], tuple[int, int]]  # rows before and after a frame, and columns
 
 NO_MARGINS: Margins = ((0, 0), (0, 0))
+NO_DEFORMATION = torch.zeros(0, 5, 2)
 
-NO_BENDS = torch.zeros(0, 5, 2)
-
-
-# displacements along y (0) or x (1) of frames at rows and columns that broadcast: (n, ., .)
-Away = Callable[[int, Tensor, Tensor], Tensor]
+# displacement along y (0) or x (1), in pixels, of n frames at rows and columns that broadcast: (n, ., .)
+DisplacementField = Callable[[int, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Pattern:
-    """What frames have (n, Y, X) is scene * gain + offset: that of a camera, which does not move; (Y, X) each."""
+class FixedPattern:
+    """Fixed pattern of a camera, which does not move with the scene: frame = scene * gain + offset, (Y, X) each."""
 
     gain: Tensor
     offset: Tensor
 
-    def taken(self, frames: Tensor) -> Tensor:
-        """Frames without it."""
+    def remove(self, frames: Tensor) -> Tensor:
+        """Return frames (n, Y, X) without the pattern."""
         return (frames - self.offset) / self.gain
 
-    def given(self, frames: Tensor) -> Tensor:
-        """Frames with it."""
+    def apply(self, frames: Tensor) -> Tensor:
+        """Return frames (n, Y, X) with the pattern."""
         return frames * self.gain + self.offset
 
-    def rescaled(self, scale: float, shift: float) -> Pattern:
-        """That of scale * movie + shift."""
-        return Pattern(self.gain, self.offset * scale + shift * (1 - self.gain))
+    def rescaled(self, scale: float, shift: float) -> FixedPattern:
+        """Return the pattern of the movie scale * movie + shift."""
+        return FixedPattern(self.gain, self.offset * scale + shift * (1 - self.gain))
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Where a movie (T, Y, X) has its scene.
+    """Displacements of the scene in the frames of a movie (T, Y, X), relative to a canvas on which it stands still.
 
-    by (T, 2): pixels along (y, x) by which a frame has it further on than the canvas; (0, 2) where it stands still.
-    phase: pixels by which odd rows have it further on along x, since a scanner writes them on its way back.
-    margins: rows before and after the frame, and columns, that the canvas has more.
-    scene: what it is like in the mean (H, W), on the canvas, in the frames' units; None where that is not known.
-    bends (T, 5, 2): pixels along (y, x) more, of all `polynomials` but the first; (0, 5, 2) where it does not bend.
-    half: of the field that bends, around the middle of a frame: pixels along (y, x). Beyond it nothing bends further.
-    pattern: what frames have that does not move with the scene, see `denoise.pattern`; None where there is none.
-    against: of what it shows, what the recording has the other way, in variances of a pixel: this may be activity of
-    cells, and no movement (`denoise.staying`); 0 where it is little.
+    shifts (T, 2): mean displacement of each frame along (y, x), in pixels; (0, 2) where the scene stands still.
+    phase: pixels by which odd rows are displaced further along x, since a scanner writes them on its way back.
+    margins: rows and columns by which the canvas extends beyond a frame.
+    scene: mean scene (H, W) on the canvas, in the units of the frames; None where it is not known.
+    deformation (T, 5, 2): coefficients of all `polynomials` but the first, in pixels along (y, x); (0, 5, 2) where the
+    motion is rigid.
+    half_size: half of the height and width, in pixels, of the field that deforms, around the middle of a frame.
+    Displacements beyond that field are those at its edge.
+    pattern: fixed pattern of the camera (`denoise.pattern`); None where there is none.
+    contradiction: mean square of the changes predicted by the motion that the recording shows with the opposite sign,
+    in variances of a pixel (`denoise.staying`). Such changes may be activity of cells. 0 where they are small.
     """
 
-    by: Tensor
+    shifts: Tensor
     phase: float = 0.0
     margins: Margins = NO_MARGINS
     scene: Tensor | None = None
-    bends: Tensor = NO_BENDS
-    half: tuple[float, float] = (1.0, 1.0)
-    pattern: Pattern | None = None
-    against: float = 0.0
+    deformation: Tensor = NO_DEFORMATION
+    half_size: tuple[float, float] = (1.0, 1.0)
+    pattern: FixedPattern | None = None
+    contradiction: float = 0.0
 
     @property
     def still(self) -> bool:
-        """Whether frames are as the scene is."""
-        return not len(self.by) and not self.phase
+        """Whether frames need no resampling."""
+        return not len(self.shifts) and not self.phase
 
     def hold(self, frames: Tensor, start: int) -> Tensor:
-        """Frames (n, Y, X) from that one on, on the canvas (n, H, W): NaN where a frame shows nothing, or misses it."""
+        """Resample frames (n, Y, X), of which the first has the number `start`, onto the canvas: (n, H, W).
+
+        The result is NaN where a frame does not cover the canvas, and where its voxels are missing (NaN).
+        """
         if self.still:
             return frames
         if self.pattern is not None:
-            return replace(self, pattern=None).hold(self.pattern.taken(frames), start)
+            return replace(self, pattern=None).hold(self.pattern.remove(frames), start)
         if self.scene is not None:
-            shown = self.release(self.scene.expand(len(frames), -1, -1), start)
-            return replace(self, scene=None).hold(frames - shown, start).add_(self.scene)
-        at_y, at_x = self._places(frames.shape, start)
+            expected = self.release(self.scene.expand(len(frames), -1, -1), start)
+            return replace(self, scene=None).hold(frames - expected, start).add_(self.scene)
+        rows, columns = self._frame_coordinates(frames.shape, start)
         missing = frames.isnan()
         if missing.any():
-            frames = filled(frames)
-        held = along_x(frames, at_x, self._odd)
-        if len(self.by):  # rows stay where they are otherwise
-            held = along_y(held, at_y)
-        return held.masked_fill_(unseen(missing, at_y, at_x, self._odd), torch.nan)
+            frames = fill_missing(frames)
+        held = resample_x(frames, columns, self._uniform_phase)
+        if len(self.shifts):  # without shifts, only the phase along x is to be corrected
+            held = resample_y(held, rows)
+        return held.masked_fill_(uncovered(missing, rows, columns, self._uniform_phase), torch.nan)
 
     def release(self, canvas: Tensor, start: int) -> Tensor:
-        """The inverse: what was made of them (n, H, W), where the frames (n, Y, X) have it."""
+        """Resample what `hold` returned, or what was made of it, (n, H, W), back to the frames (n, Y, X)."""
         if self.still:
             return canvas
-        at_y, at_x = self._places_back(canvas.shape, start)
-        # held frames went on beyond their edges as they ended there, so they do on the way back
-        rows = along_y(canvas, at_y, BEYOND) if len(self.by) else canvas
-        frames = along_x(rows, at_x, -self._odd, BEYOND)
-        return frames if self.pattern is None else self.pattern.given(frames)
+        rows, columns = self._canvas_coordinates(canvas.shape, start)
+        # `hold` extrapolated frames by the samples at their edges, so the same is done on the way back
+        resampled = resample_y(canvas, rows, EDGE_TOLERANCE) if len(self.shifts) else canvas
+        frames = resample_x(resampled, columns, -self._uniform_phase, EDGE_TOLERANCE)
+        return frames if self.pattern is None else self.pattern.apply(frames)
 
-    def _places(self, shape: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
-        """In frames (n, Y, X) from that one on: the canvas' rows, and its columns in each of the frames' rows.
+    def _frame_coordinates(self, shape: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
+        """Return where the canvas lies in frames (n, Y, X): rows of its pixels, and columns within each frame's row.
 
-        (n, H, 1) and (n, 1, W) where all is displaced alike, else (n, H, W) and (n, Y, W); n may be 1 for all.
+        (n, H, 1) and (n, 1, W) for rigid motion, else (n, H, W) and (n, Y, W); n may be 1 for all frames.
         """
         count, *size = shape
         (top, bottom), (left, right) = self.margins
         y, x = torch.arange(-top, size[0] + bottom)[:, None], torch.arange(-left, size[1] + right)
-        away = self._away(start, count, size)
-        return y + away(0, y, x), x + away(1, self._rows(size[0], x, away), x) + self._further_on(size[0])
+        displacement = self._displacement_field(start, count, size)
+        rows = y + displacement(0, y, x)
+        canvas_rows = self._canvas_rows(size[0], x, displacement)
+        return rows, x + displacement(1, canvas_rows, x) + self._row_phases(size[0])
 
-    def _places_back(self, shape: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
-        """On the canvas (n, H, W): the frames' rows in each of its columns, and their columns.
+    def _canvas_coordinates(self, shape: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
+        """Return where frames lie on the canvas (n, H, W): rows within each of its columns, and columns of their pixels.
 
-        (n, Y, 1) and (n, 1, X) where all is displaced alike, else (n, Y, W) and (n, Y, X); n may be 1 for all.
+        (n, Y, 1) and (n, 1, X) for rigid motion, else (n, Y, W) and (n, Y, X); n may be 1 for all frames.
         """
         count, height, width = shape
         (top, bottom), (left, right) = self.margins
         size = height - top - bottom, width - left - right
-        away = self._away(start, count, size)
-        at_y = self._rows(size[0], torch.arange(-left, width - left), away)
+        displacement = self._displacement_field(start, count, size)
+        canvas_rows = self._canvas_rows(size[0], torch.arange(-left, width - left), displacement)
         y = rows = torch.arange(size[0])[:, None]
-        x = columns = torch.arange(size[1]) - self._further_on(size[0])
-        for _ in range(ROUNDS):
-            y, x = rows - away(0, y, x), columns - away(1, y, x)
-        return at_y + top, x + left
+        x = columns = torch.arange(size[1]) - self._row_phases(size[0])
+        for _ in range(INVERSION_STEPS):
+            y, x = rows - displacement(0, y, x), columns - displacement(1, y, x)
+        return canvas_rows + top, x + left
 
     @property
-    def _odd(self) -> float:
-        """The phase, unless it is in the places since each row has its own."""
-        return 0.0 if len(self.bends) else self.phase
+    def _uniform_phase(self) -> float:
+        """The phase if all rows have the same coordinates; 0 if each row has its own, which include the phase."""
+        return 0.0 if len(self.deformation) else self.phase
 
-    def _further_on(self, count: int) -> Tensor:
-        """What the phase adds to the places of so many rows of a frame: (Y, 1), or (1, 1) where they have the same."""
-        return self.phase * (torch.arange(count) % 2)[:, None] if len(self.bends) else torch.zeros(1, 1)
+    def _row_phases(self, count: int) -> Tensor:
+        """Return what the phase adds to the coordinates of `count` rows: (Y, 1), or (1, 1) if these are all the same."""
+        return self.phase * (torch.arange(count) % 2)[:, None] if len(self.deformation) else torch.zeros(1, 1)
 
-    def _rows(self, count: int, x: Tensor, away: Away) -> Tensor:
-        """Rows of the canvas that so many rows of frames are at, in its columns (W,): (n, Y, W), or (n, Y, 1)."""
+    def _canvas_rows(self, count: int, x: Tensor, displacement: DisplacementField) -> Tensor:
+        """Return where `count` frame rows lie on the canvas, in its columns x (W,): rows (n, Y, W), or (n, Y, 1)."""
         y = rows = torch.arange(count)[:, None]
-        for _ in range(ROUNDS):
-            y = rows - away(0, y, x)
+        for _ in range(INVERSION_STEPS):
+            y = rows - displacement(0, y, x)
         return y
 
-    def _away(self, start: int, count: int, size: Sequence[int]) -> Away:
-        """How far what is at a place of the canvas is displaced in `count` frames of size (Y, X) from that one on."""
-        its = self.during(start, count)
+    def _displacement_field(self, start: int, count: int, size: Sequence[int]) -> DisplacementField:
+        """Return the displacements of `count` frames of size (Y, X) from `start` on, as a function of canvas pixels."""
+        motion = self.during(start, count)
         middle_y, middle_x = ((n - 1) / 2 for n in size)
-        return lambda axis, y, x: its.displacement(axis, y - middle_y, x - middle_x)
+        return lambda axis, y, x: motion.displacement(axis, y - middle_y, x - middle_x)
 
     def displacement(self, axis: int, y: Tensor, x: Tensor) -> Tensor:
-        """Along y (0) or x (1), of what is at rows and columns from a frame's middle that broadcast: (T or 1, ., .)."""
-        displaced = self._every[:, axis, None, None]
-        if not len(self.bends):
-            return displaced
-        v, u = inside(y, x, self.half)
-        along_y, along_x, curved_y, twisted, curved_x = self.bends[..., axis, None, None].unbind(1)
-        curved_y, curved_x = CURVED * curved_y, CURVED * curved_x
-        displaced = displaced - (curved_y + curved_x)
-        return displaced + v * (along_y + curved_y * v + twisted * u) + u * (along_x + curved_x * u)
+        """Return the displacement along y (0) or x (1) in all frames: (T, ., .), or (1, ., .) if nothing moves.
+
+        y, x: rows and columns of the canvas relative to the middle of a frame; they broadcast.
+        """
+        shift = self.shifts[:, axis, None, None] if len(self.shifts) else torch.zeros(1, 1, 1)
+        if not len(self.deformation):
+            return shift
+        v, u = normalized_coordinates(y, x, self.half_size)
+        coefficients = self.deformation[..., axis, None, None]
+        linear_v, linear_u, quadratic_v, mixed, quadratic_u = coefficients.unbind(1)
+        quadratic_v, quadratic_u = QUADRATIC_SCALE * quadratic_v, QUADRATIC_SCALE * quadratic_u
+        constant = shift - (quadratic_v + quadratic_u)
+        return constant + v * (linear_v + quadratic_v * v + mixed * u) + u * (linear_u + quadratic_u * u)
 
     def displacements(self, y: Tensor, x: Tensor) -> Tensor:
-        """Of what is at rows and columns (places,) from a frame's middle: (T, places, 2)."""
-        along = [self.displacement(axis, y[None], x[None])[:, 0] for axis in (0, 1)]
-        return torch.stack([its.expand(-1, len(y)) for its in along], 2)
+        """Return the displacements at points (P,) along (y, x): (T, P, 2).
+
+        y, x: rows and columns of the canvas relative to the middle of a frame.
+        """
+        per_axis = [self.displacement(axis, y[None], x[None])[:, 0] for axis in (0, 1)]
+        return torch.stack([displacement.expand(-1, len(y)) for displacement in per_axis], 2)
 
     @property
-    def _every(self) -> Tensor:
-        """Displacements of all frames: (T, 2), or (1, 2) where they are the same."""
-        return self.by if len(self.by) else torch.zeros(1, 2)
-
-    @property
-    def _extremes(self) -> Tensor:
-        """The same all over the field: (T, places, 2)."""
-        y, x = (half * torch.linspace(-1, 1, 5) for half in self.half)
+    def _grid_displacements(self) -> Tensor:
+        """Displacements along (y, x) on a grid of 5 x 5 points that spans the field: (T, 25, 2)."""
+        y, x = (half * torch.linspace(-1, 1, 5) for half in self.half_size)
         return self.displacements(y.repeat_interleave(len(x)), x.repeat(len(y)))
 
     @property
-    def amounts(self) -> Tensor:
-        """All numbers that tell of each frame's displacements: (T, 2) or (T, 12)."""
-        return torch.cat([self.by, self.bends.flatten(1)], 1) if len(self.bends) else self.by
+    def parameters(self) -> Tensor:
+        """All parameters of each frame's displacements: (T, 2) for rigid motion, else (T, 12)."""
+        if not len(self.deformation):
+            return self.shifts
+        return torch.cat([self.shifts, self.deformation.flatten(1)], 1)
 
     @property
-    def reach(self) -> tuple[float, float]:
-        """The largest displacement along (y, x) from the mean one, in pixels."""
-        every = self._extremes
-        by_y, by_x = (every - every.mean(0)).abs().amax((0, 1)).tolist()
-        return by_y, by_x
+    def max_displacement(self) -> tuple[float, float]:
+        """The largest displacement along (y, x) relative to the mean over the frames, in pixels."""
+        displacements = self._grid_displacements
+        max_y, max_x = (displacements - displacements.mean(0)).abs().amax((0, 1)).tolist()
+        return max_y, max_x
 
-    def whole(self) -> Motion:
-        """The same with the margins that it takes to lose nothing."""
-        every = self._extremes.flatten(0, 1)
-        places = torch.cat([every, every + torch.tensor([0.0, self.phase])])  # even rows, odd rows
-        (top, left), (bottom, right) = (
-            its.amax(0).ceil().clamp(min=0).int().tolist() for its in (places, -places)
-        )
+    def with_full_margins(self) -> Motion:
+        """Return the same motion with the smallest margins by which no pixel of any frame is lost."""
+        even_rows = self._grid_displacements.flatten(0, 1)
+        odd_rows = even_rows + torch.tensor([0.0, self.phase])
+        displacements = torch.cat([even_rows, odd_rows])
+        top, left = displacements.amax(0).ceil().clamp(min=0).int().tolist()
+        bottom, right = (-displacements).amax(0).ceil().clamp(min=0).int().tolist()
         return replace(self, margins=((top, bottom), (left, right)))
 
     def during(self, start: int, count: int | None = None) -> Motion:
-        """That of frames from one on, so many or all."""
+        """Return the motion of `count` frames from the frame `start` on; of all of them by default."""
         stop = None if count is None else start + count
-        return replace(self, by=self.by[start:stop], bends=self.bends[start:stop])
+        return replace(self, shifts=self.shifts[start:stop], deformation=self.deformation[start:stop])
 
     def rescaled(self, scale: float, shift: float) -> Motion:
-        """That of scale * movie + shift."""
+        """Return the motion of the movie scale * movie + shift."""
         if self.scene is None:
             return self
         pattern = self.pattern and self.pattern.rescaled(scale, shift)
@@ -234,116 +242,135 @@ class Motion:
 STILL = Motion(torch.zeros(0, 2))
 
 
-def inside(y: Tensor, x: Tensor, half: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Rows and columns from the middle of a field, in root mean squares of those in it; beyond, those of its edge."""
-    v, u = (math.sqrt(3) * (its / most).clamp(-1, 1) for its, most in zip((y, x), half))
+def normalized_coordinates(y: Tensor, x: Tensor, half_size: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Return rows and columns relative to the middle of a field, divided by their root mean square over the field.
+
+    Coordinates outside of the field are moved to its edge.
+    """
+    v, u = (math.sqrt(3) * (position / half).clamp(-1, 1) for position, half in zip((y, x), half_size))
     return v, u
 
 
-def polynomials(y: Tensor, x: Tensor, half: tuple[float, float]) -> Tensor:
-    """Legendre's of degree 0, 1, 1, 2, 2, 2, at rows and columns from the middle of a field (places,): (6, places).
+def polynomials(y: Tensor, x: Tensor, half_size: tuple[float, float]) -> Tensor:
+    """Return the Legendre polynomials of degree 0, 1, 1, 2, 2, 2 at points (P,) of a field: (6, P).
 
-    The root mean square of each over the field is 1.
+    y, x: rows and columns relative to the middle of the field. The root mean square of each polynomial over it is 1.
     """
-    v, u = inside(y, x, half)
-    return torch.stack([torch.ones_like(v), v, u, CURVED * (v * v - 1), v * u, CURVED * (u * u - 1)])
+    v, u = normalized_coordinates(y, x, half_size)
+    quadratic_v, quadratic_u = QUADRATIC_SCALE * (v * v - 1), QUADRATIC_SCALE * (u * u - 1)
+    return torch.stack([torch.ones_like(v), v, u, quadratic_v, v * u, quadratic_u])
 
 
-def filled(frames: Tensor) -> Tensor:
-    """Frames (n, Y, X) whose missing voxels, NaN, are as in the frames before and after, or as those around."""
-    places = frames.isnan().nonzero()
-    time, *pixel = places.unbind(1)
-    beside = [frames[((time + step).clamp(0, len(frames) - 1), *pixel)] for step in (-1, 1)]
-    values = torch.stack(beside).nanmean(0)
-    alone = values.isnan()
-    if alone.any():
-        values[alone] = mean_around(frames, places[alone])
+def fill_missing(frames: Tensor) -> Tensor:
+    """Fill missing voxels (NaN) of frames (n, Y, X) from the frames before and after, else from their surroundings."""
+    positions = frames.isnan().nonzero()
+    time, *pixel = positions.unbind(1)
+    neighbours = [frames[((time + step).clamp(0, len(frames) - 1), *pixel)] for step in (-1, 1)]
+    values = torch.stack(neighbours).nanmean(0)
+    still_missing = values.isnan()
+    if still_missing.any():
+        values[still_missing] = mean_around(frames, positions[still_missing])
     return frames.index_put((time, *pixel), values)
 
 
-def along_y(frames: Tensor, at: Tensor, beyond: float = math.inf) -> Tensor:
-    """Frames (n, Y, X) at rows (n, H, X) or (n, H, 1): (n, H, X)."""
-    return between(frames, at, 1, beyond)
+def resample_y(frames: Tensor, rows: Tensor, border: float = math.inf) -> Tensor:
+    """Interpolate frames (n, Y, X) at rows (n, H, X), or (n, H, 1) for all columns alike: (n, H, X)."""
+    return interpolate(frames, rows, 1, border)
 
 
-def along_x(frames: Tensor, at: Tensor, phase: float, beyond: float = math.inf) -> Tensor:
-    """Frames (n, Y, X) at columns (n, Y, W) or (n, 1, W), so many pixels further on in odd rows: (n, Y, W)."""
-    return by_rows(frames, at, phase, lambda rows, at: between(rows, at, 2, beyond))
+def resample_x(frames: Tensor, columns: Tensor, phase: float, border: float = math.inf) -> Tensor:
+    """Interpolate frames (n, Y, X) at columns (n, Y, W), or (n, 1, W), plus `phase` in odd rows: (n, Y, W)."""
+    return sample_rows(frames, columns, phase, lambda rows, at: interpolate(rows, at, 2, border))
 
 
-def by_rows(frames: Tensor, at: Tensor, phase: float, take: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """What `take` makes of frames (n, Y, X) at columns (n, Y or 1, W), so many further on in odd rows: (n, Y, W)."""
-    taken = take(frames, at)
+def sample_rows(
+    frames: Tensor, columns: Tensor, phase: float, sample: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Apply `sample` to frames (n, Y, X) and columns (n, Y or 1, W), plus `phase` in odd rows: (n, Y, W)."""
+    samples = sample(frames, columns)
     if phase:
-        taken[:, 1::2] = take(frames[:, 1::2], (at[:, 1::2] if at.shape[1] > 1 else at) + phase)
-    return taken
+        odd_columns = columns[:, 1::2] if columns.shape[1] > 1 else columns
+        samples[:, 1::2] = sample(frames[:, 1::2], odd_columns + phase)
+    return samples
 
 
-def unseen(missing: Tensor, at_y: Tensor, at_x: Tensor, phase: float) -> Tensor:
-    """Where frames (n, Y, X) show nothing at rows (n, H, .) and columns (n, ., W), missing or beyond: (n, H, W)."""
-    columns = by_rows(missing, at_x, phase, partial(nearest, axis=2))
-    return nearest(columns, at_y, 1)
+def uncovered(missing: Tensor, rows: Tensor, columns: Tensor, phase: float) -> Tensor:
+    """Return the mask (n, H, W) of canvas pixels whose nearest voxel is missing, or that lie outside of the frame.
+
+    missing: mask of missing voxels in frames (n, Y, X). rows (n, H, .) and columns (n, ., W): see `_frame_coordinates`.
+    """
+    missing_in_rows = sample_rows(missing, columns, phase, partial(nearest_missing, axis=2))
+    return nearest_missing(missing_in_rows, rows, 1)
 
 
-def nearest(missing: Tensor, at: Tensor, axis: int) -> Tensor:
-    """The pixel nearest to each place along an axis: whether it is missing, or beyond all of them."""
+def nearest_missing(missing: Tensor, coordinates: Tensor, axis: int) -> Tensor:
+    """Return whether the sample nearest to each coordinate along an axis is missing, or further than EDGE_TOLERANCE."""
     size = missing.shape[axis]
-    index = at.round().long().clamp(0, size - 1)
-    return along(missing, index, axis) | ((at - index).abs() > BEYOND)
+    index = coordinates.round().long().clamp(0, size - 1)
+    return gather(missing, index, axis) | ((coordinates - index).abs() > EDGE_TOLERANCE)
 
 
-def along(frames: Tensor, index: Tensor, axis: int) -> Tensor:
-    """Those of the samples of frames (n, Y, X) along an axis, as of lines of their own or as of all lines alike."""
+def gather(frames: Tensor, index: Tensor, axis: int) -> Tensor:
+    """Return samples of frames (n, Y, X) along an axis, by an index for each line, or one for all lines alike."""
     shape = list(frames.shape)
     shape[axis] = index.shape[axis]
     return frames.gather(axis, index.expand(shape))
 
 
-def between(frames: Tensor, at: Tensor, axis: int, beyond: float = math.inf) -> Tensor:
-    """Frames (n, Y, X) at places along an axis: those of each line, or those of all lines alike, one apart.
+def interpolate(frames: Tensor, coordinates: Tensor, axis: int, border: float = math.inf) -> Tensor:
+    """Interpolate frames (n, Y, X) at coordinates along an axis: those of each line, or the same for all lines.
 
-    The outermost samples go on; those further than `beyond` outside of the places count as the last one within.
+    Coordinates that all lines share are one pixel apart. The outermost samples continue beyond the edges of a frame.
+    border: samples more than so many pixels outside of the range of coordinates are replaced by the last ones within.
     """
-    count, alike = at.shape[axis], at.shape[3 - axis] == 1
-    origin = at[:, :1, :1].floor()
-    rest = at[:, :1, :1] - origin if alike else at - numbered(count, axis) - origin
-    least, most = int(rest.min().floor()), int(rest.max().floor())
-    index = origin + least - TAPS + 1 + numbered(count + 2 * TAPS - 1 + most - least, axis)
-    low = (at.narrow(axis, 0, 1) - beyond).ceil().clamp(min=0)
-    high = (at.narrow(axis, count - 1, 1) + beyond).floor().clamp(max=frames.shape[axis] - 1)
-    samples = along(frames, index.clamp(low, high).long(), axis)
-    if not alike:
-        return weighted(samples, rest - least, axis)
-    weights = sinc(rest[:, 0] + TAPS - 1 - torch.arange(2 * TAPS))
+    count, shared = coordinates.shape[axis], coordinates.shape[3 - axis] == 1
+    first = coordinates[:, :1, :1]
+    origin = first.floor()
+    if shared:
+        offsets, least, most = first - origin, 0, 0
+    else:
+        offsets = coordinates - arange_along(axis, count) - origin
+        least, most = int(offsets.min().floor()), int(offsets.max().floor())
+    # samples from TAPS - 1 pixels before the first coordinate to TAPS pixels after the last one
+    index = origin + least - TAPS + 1 + arange_along(axis, count + 2 * TAPS - 1 + most - least)
+    low = (coordinates.narrow(axis, 0, 1) - border).ceil().clamp(min=0)
+    high = (coordinates.narrow(axis, count - 1, 1) + border).floor().clamp(max=frames.shape[axis] - 1)
+    samples = gather(frames, index.clamp(low, high).long(), axis)
+    if not shared:
+        return weighted_sum(samples, offsets - least, axis)
+    weights = windowed_sinc(offsets[:, 0] + TAPS - 1 - torch.arange(2 * TAPS))
     return correlated(samples, (weights / weights.sum(1, keepdim=True)).expand(len(frames), -1), axis)
 
 
-def numbered(count: int, axis: int) -> Tensor:
-    """So many numbers from 0 on, along an axis: (1, count, 1) or (1, 1, count)."""
+def arange_along(axis: int, count: int) -> Tensor:
+    """Return the numbers from 0 to count - 1 along an axis of frames: (1, count, 1) or (1, 1, count)."""
     return torch.arange(count)[None, :, None] if axis == 1 else torch.arange(count)[None, None]
 
 
-def weighted(samples: Tensor, rest: Tensor, axis: int) -> Tensor:
-    """Samples (n, Y, X) at places of their own, so much further on than TAPS - 1 plus their number along an axis."""
-    count = rest.shape[axis]
-    reach = samples.shape[axis] - count + 1
-    table, nearest = sinc_table(reach - TAPS), (rest * FINEST).round().int().flatten()
-    total = torch.zeros_like(rest)
-    for tap in range(reach):
-        weights = table[(reach - 1 - tap) * FINEST :].index_select(0, nearest)
+def weighted_sum(samples: Tensor, offsets: Tensor, axis: int) -> Tensor:
+    """Interpolate samples (n, Y, X) along an axis at the coordinates index + TAPS - 1 + offset, for offsets >= 0."""
+    count = offsets.shape[axis]
+    taps = samples.shape[axis] - count + 1
+    table, steps = sinc_table(taps - TAPS), (offsets * TABLE_STEPS).round().int().flatten()
+    total = torch.zeros_like(offsets)
+    for tap in range(taps):
+        weights = table[(taps - 1 - tap) * TABLE_STEPS :].index_select(0, steps)
         total.addcmul_(samples.narrow(axis, tap, count), weights.view(total.shape))
     return total
 
 
 @lru_cache
-def sinc_table(side: int) -> Tensor:
-    """Weights of samples up to so many pixels away to both sides, FINEST a pixel; those a pixel apart have the sum 1."""
-    weights = sinc(torch.arange(-side * FINEST, side * FINEST + 1) / FINEST)
-    sums = weights[:-1].view(-1, FINEST).sum(0).repeat(2 * side)
+def sinc_table(reach: int) -> Tensor:
+    """Return the weights of samples at distances from -reach to reach pixels, in steps of 1 / TABLE_STEPS.
+
+    The weights of samples that are one pixel apart have the sum 1.
+    """
+    weights = windowed_sinc(torch.arange(-reach * TABLE_STEPS, reach * TABLE_STEPS + 1) / TABLE_STEPS)
+    sums = weights[:-1].view(-1, TABLE_STEPS).sum(0).repeat(2 * reach)
     return weights / torch.cat([sums, sums[:1]])
 
 
-def sinc(away: Tensor) -> Tensor:
-    """Weights of samples so many pixels away, in a Kaiser window of TAPS to each side."""
-    window = torch.special.i0(SHAPE * (1 - (away / TAPS).square()).clamp(min=0).sqrt())
-    return torch.where(away.abs() <= TAPS, torch.sinc(away) * window, 0)
+def windowed_sinc(distance: Tensor) -> Tensor:
+    """Return the weights of samples at a distance in pixels: a sinc in a Kaiser window of TAPS pixels on each side."""
+    window = torch.special.i0(KAISER_BETA * (1 - (distance / TAPS).square()).clamp(min=0).sqrt())
+    return torch.where(distance.abs() <= TAPS, torch.sinc(distance) * window, 0)

@@ -1,12 +1,13 @@
-"""How the columns and rows of a camera differ, the same in all frames, while the scene moves over them.
+"""Fixed pattern of a camera: how its columns and rows differ, the same in all frames, while the scene moves.
 
-Held still with the scene this would move, as noise that no other frame has at the same place. It is what frames have in
-the mean where they have it, and the scene does not show there:
+On the canvas (`denoise.motion`) the pattern would move, as noise that differs from frame to frame. It is what the mean
+of the recorded frames shows, and the mean scene, displaced as in the frames, does not:
 
-    recorded mean = scene as shown + pattern,    mean of what is held still = scene + pattern as held
+    recorded mean = displaced scene + pattern,    mean on the canvas = scene + pattern as held
 
-so that the first, less what the second shows, is the pattern less what holding and showing leave of it, and so on.
-Wrong displacements leave some of the scene there, too, but not the same in all parts of a column.
+So the first, less the scene from the second as the frames would show it, is the pattern less what holding and releasing
+leave of it; the remainder is found by iteration. Wrong displacements leave some of the scene there, too, but not the
+same in all parts of a column.
 """
 
 from __future__ import annotations
@@ -16,98 +17,102 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from denoise.motion import Motion, Pattern
-from denoise.waves import cosines, members
+from denoise.motion import FixedPattern, Motion
+from denoise.waves import dct_matrix, octave_membership
 
-PIECE = 16  # frames that are moved together
-STRIPS = 4  # of the field, that have to agree
-EDGE = 4  # pixels that a guess reaches further
-SURE = 5.0  # deviations by chance, from which they have the same in them
-GAINS = 0.5, 2.0  # that are believed
-FEWEST = 4  # waves of an octave, to tell what is chance: none of the longest
+CHUNK = 16  # frames that are resampled together
+STRIPS = 4  # parts of each column, or row, that have to agree
+EDGE = 4  # pixels by which interpolation reaches further than the margins
+MIN_SIGNIFICANCE = 5.0  # standard errors, from which a common signal is no chance
+GAIN_RANGE = 0.5, 2.0  # of plausible gains
+MIN_WAVES = 4  # frequencies of an octave, to estimate the error: the lowest octaves have fewer
 ROUNDS = 3  # each finds what is left of the pattern
 TINY = torch.finfo().tiny
 
-Way = Callable[[Tensor, int], Tensor]  # images (n, ., .) as so many frames have them, from one on
+# `hold` or `release` of a motion: takes images (n, ., .) and the number of the first one's frame
+Resample = Callable[[Tensor, int], Tensor]
 
 
-def pattern_of(recorded: Tensor, held: Tensor, motion: Motion) -> tuple[Pattern | None, Tensor]:
-    """That of a movie which moves so, None where there is none; and its mean scene (H, W) without it.
+def estimate_pattern(recorded: Tensor, held: Tensor, motion: Motion) -> tuple[FixedPattern | None, Tensor]:
+    """Return the fixed pattern of a movie with this motion, or None, and its mean scene (H, W) without the pattern.
 
-    recorded (Y, X) and held (H, W): means of its frames, as they are and as they are held still. A line's part of the
-    pattern is an offset, or a gain: then it grows with the scene's light, in all lines alike.
+    recorded (Y, X) and held (H, W): means of its frames as recorded, and on the canvas. The pattern of a line is an
+    offset, or a gain: then it is proportional to the scene's brightness, with the same slope in all lines.
     """
-    frames, known = len(motion.by), inside(recorded, motion)
-    level, slope = recorded[known].mean(), torch.zeros(())
-    lines = extra = torch.zeros_like(recorded)
-    found, scene = None, held
+    frame_count, valid = len(motion.shifts), interior_mask(recorded, motion)
+    level, slope = recorded[valid].mean(), torch.zeros(())
+    lines = effect = torch.zeros_like(recorded)
+    pattern, scene = None, held
     for _ in range(ROUNDS):
-        shown = in_the_mean(motion.release, scene, frames)
-        brighter, missed = shown - level, (recorded - shown).where(known, torch.nan)
-        more = of_lines(missed - extra, 1 + slope * brighter)
-        if not bool(more.any()):
+        shown = mean_resampled(motion.release, scene, frame_count)
+        contrast, residual = shown - level, (recorded - shown).where(valid, torch.nan)
+        correction = fit_lines(residual - effect, 1 + slope * contrast)
+        if not bool(correction.any()):
             break
-        lines = lines + more
-        slope = part_of(missed - lines, lines * brighter)
-        gain = (1 + slope * lines).clamp(*GAINS)
-        found = Pattern(gain, lines * (1 - slope * level))
-        extra = lines * (1 + slope * brighter)
-        scene = held - in_the_mean(motion.hold, extra, frames)
-    return found, scene
+        lines = lines + correction
+        slope = significant_slope(residual - lines, lines * contrast)
+        gain = (1 + slope * lines).clamp(*GAIN_RANGE)
+        pattern = FixedPattern(gain, lines * (1 - slope * level))
+        effect = lines * (1 + slope * contrast)
+        scene = held - mean_resampled(motion.hold, effect, frame_count)
+    return pattern, scene
 
 
-def in_the_mean(way: Way, image: Tensor, frames: int) -> Tensor:
-    """An image as so many frames have it, in the mean; 0 where none of them does."""
+def mean_resampled(resample: Resample, image: Tensor, frame_count: int) -> Tensor:
+    """Return the mean over the frames of an image that is resampled for each of them; 0 where none of them covers it."""
     total, count = torch.zeros(()), torch.zeros(())
-    for start in range(0, frames, PIECE):
-        its = way(image.expand(min(PIECE, frames - start), -1, -1), start)
-        total = total + its.nansum(0)
-        count = count + its.isfinite().sum(0)
+    for start in range(0, frame_count, CHUNK):
+        frames = resample(image.expand(min(CHUNK, frame_count - start), -1, -1), start)
+        total = total + frames.nansum(0)
+        count = count + frames.isfinite().sum(0)
     return total / count.clamp(min=1)
 
 
-def inside(image: Tensor, motion: Motion) -> Tensor:
-    """Pixels (Y, X) where frames show nothing that only some of them have seen: no guess."""
-    known = torch.ones_like(image, dtype=torch.bool)
+def interior_mask(image: Tensor, motion: Motion) -> Tensor:
+    """Return the mask (Y, X) of pixels that are so far inside that no displaced frame needs extrapolation there."""
+    mask = torch.ones_like(image, dtype=torch.bool)
     for axis, margins in enumerate(motion.margins):
         edge = min(max(margins) + EDGE, image.shape[axis] // 2)
-        known.narrow(axis, 0, edge).fill_(False)
-        known.narrow(axis, image.shape[axis] - edge, edge).fill_(False)
-    return known
+        mask.narrow(axis, 0, edge).fill_(False)
+        mask.narrow(axis, image.shape[axis] - edge, edge).fill_(False)
+    return mask
 
 
-def of_lines(missed: Tensor, light: Tensor) -> Tensor:
-    """What columns and rows have in common (Y, X) of what is missed, NaN where that is not known, in such light."""
-    columns = of_columns(missed, light)
-    rows = of_columns((missed - light * columns).T, light.T)
+def fit_lines(residual: Tensor, brightness: Tensor) -> Tensor:
+    """Fit a residual (Y, X), NaN where it is not known, by brightness * (c[x] + r[y]); return c + r (Y, X)."""
+    columns = fit_columns(residual, brightness)
+    rows = fit_columns((residual - brightness * columns).T, brightness.T)
     return columns + rows[:, None]
 
 
-def of_columns(missed: Tensor, light: Tensor) -> Tensor:
-    """What all parts of a column tell alike (X,), by least squares."""
-    light = light.where(missed.isfinite(), torch.nan)
-    parts = zip(missed.tensor_split(STRIPS), light.tensor_split(STRIPS))
-    told = [(its * by).nansum(0) / by.square().nansum(0).clamp(min=TINY) for its, by in parts]
-    return in_common(torch.stack(told))
+def fit_columns(residual: Tensor, brightness: Tensor) -> Tensor:
+    """Fit a residual (Y, X) by brightness * c[x]; return c (X,) as far as all strips of the field agree on it."""
+    brightness = brightness.where(residual.isfinite(), torch.nan)
+    strips = zip(residual.tensor_split(STRIPS), brightness.tensor_split(STRIPS))
+    estimates = [(y * x).nansum(0) / x.square().nansum(0).clamp(min=TINY) for y, x in strips]
+    return common_signal(torch.stack(estimates))
 
 
-def in_common(lines: Tensor) -> Tensor:
-    """What lines (n, N) have in common (N,): octave by octave as much as they tell alike, if it is no chance."""
-    waves, member = cosines(lines.shape[1]), members(lines.shape[1])
-    spectra, count, pairs = lines @ waves.T, member.sum(0), len(lines) * (len(lines) - 1) / 2
+def common_signal(signals: Tensor) -> Tensor:
+    """Return what n signals (n, N) have in common (N,): a Wiener filter in each octave of their DCT.
+
+    Octaves in which the signals agree no more than by chance are 0.
+    """
+    dct, membership = dct_matrix(signals.shape[1]), octave_membership(signals.shape[1])
+    spectra, count, pairs = signals @ dct.T, membership.sum(0), len(signals) * (len(signals) - 1) / 2
     mean, noise = spectra.mean(0), spectra.var(0)
-    powers = torch.stack([mean.square() - noise / len(lines), mean.square(), noise]) @ member / count
-    shared, power, chance = powers[0], powers[1], powers[2] / (count * pairs).sqrt()
-    sure = (shared > SURE * chance) & (count >= FEWEST)
-    gain = torch.where(sure, shared / power.clamp(min=TINY), 0).clamp(0, 1)
-    return (mean * (member @ gain)) @ waves
+    powers = torch.stack([mean.square() - noise / len(signals), mean.square(), noise]) @ membership / count
+    shared, power, error = powers[0], powers[1], powers[2] / (count * pairs).sqrt()
+    significant = (shared > MIN_SIGNIFICANCE * error) & (count >= MIN_WAVES)
+    gain = torch.where(significant, shared / power.clamp(min=TINY), 0).clamp(0, 1)
+    return (mean * (membership @ gain)) @ dct
 
 
-def part_of(missed: Tensor, expected: Tensor) -> Tensor:
-    """How much of what is expected (Y, X) is in what is missed, NaN where that is not known; 0 if it may be chance."""
-    known = missed.isfinite()
-    missed, expected = missed[known], expected[known]
-    power = expected.square().sum().clamp(min=TINY)
-    part = (missed * expected).sum() / power
-    chance = ((missed - part * expected).square().mean() / power).sqrt()
-    return part if bool(part > SURE * chance) else torch.zeros(())
+def significant_slope(residual: Tensor, regressor: Tensor) -> Tensor:
+    """Regress a residual (Y, X), NaN where it is not known, on a regressor (Y, X): the slope, 0 if it may be chance."""
+    valid = residual.isfinite()
+    residual, regressor = residual[valid], regressor[valid]
+    power = regressor.square().sum().clamp(min=TINY)
+    slope = (residual * regressor).sum() / power
+    error = ((residual - slope * regressor).square().mean() / power).sqrt()
+    return slope if bool(slope > MIN_SIGNIFICANCE * error) else torch.zeros(())

@@ -1,7 +1,8 @@
-"""Odd rows out of phase.
+"""Phase of bidirectional scanning: odd rows that are displaced along x.
 
-A scanner that writes odd rows on its way back may have them further left or right by a part of a pixel, the same in all
-frames. Movement and structure cannot be told where rows are out of phase, so they are put in phase first, and back.
+A scanner that writes odd rows on its way back may displace them by a fraction of a pixel or more, the same in all
+frames. Motion and structure cannot be estimated while rows are out of phase. So the phase is corrected first, and the
+output gets it back.
 """
 
 from __future__ import annotations
@@ -14,65 +15,76 @@ from torch import Tensor
 from denoise.agreement import GRID, ITERATIONS, MIN_SIZE, TINY, black_squares
 from denoise.motion import STILL, Motion
 
-OUT_OF_PHASE = 0.3  # pixels: less than that costs hardly anything
-FURTHEST = 4  # odd rows are sought up to this part of a cell's width
-FINE = 0.02  # pixels between two places at which they are sought
-ALIKE = 0.3  # of what is found is what half of the field may differ by
-LIKELIER = 20.0  # in the logarithm of likelihood, than that rows are in phase
-COHERENT = 0.99  # at most: structure is not the same in two rows
+MIN_PHASE = 0.3  # pixels: less than that costs hardly anything
+SEARCH_FRACTION = 4  # shifts up to a region's width divided by this are compared
+SHIFT_STEP = 0.02  # pixels between two shifts that are compared
+MAX_DEVIATION = 0.3  # of the phase, by which each half of the field may differ from it
+MIN_LOG_RATIO = 20.0  # of the likelihoods of the phase and of no phase
+MAX_COHERENCE = 0.99  # two rows never have quite the same structure
 
 
-def phase_of(image: Tensor) -> float:
-    """By how many pixels the odd rows of a mean image (Y, X) lie further on along x; 0.0 where they do not, or may not.
+def estimate_phase(image: Tensor) -> float:
+    """Return the pixels by which the odd rows of a mean image (Y, X) are displaced along x.
 
-    As the rows beside them tell: half of the field like the other one, and far likelier than that all are in phase.
-    Where structure slants, rows fit further on to the left nearly as they do to the right.
+    0.0 unless both halves of the field agree on the phase, and it is far likelier than that rows are in phase. The
+    phase of the opposite sign has to be unlikely, too: where structure is slanted, it fits nearly as well.
     """
     if min(image.shape) < MIN_SIZE:
         return 0.0
-    shifts, halves = row_fits(image)
-    fits = halves.sum(0)
-    phase, *told = (float(shifts[its.argmax()]) for its in (fits, *halves))
-    if abs(phase) < OUT_OF_PHASE or max(abs(its - phase) for its in told) > ALIKE * abs(phase):
+    shifts, half_likelihoods = shift_likelihoods(image)
+    likelihood = half_likelihoods.sum(0)
+    best = int(likelihood.argmax())
+    phase = float(shifts[best])
+    deviation = max(abs(float(shifts[half.argmax()]) - phase) for half in half_likelihoods)
+    if abs(phase) < MIN_PHASE or deviation > MAX_DEVIATION * abs(phase):
         return 0.0
-    in_place, mirrored = (
-        float(fits.max() - fits[n]) for n in (len(shifts) // 2, len(shifts) - 1 - fits.argmax())
-    )
-    if in_place < LIKELIER or mirrored < in_place / 2:  # worse by so much
+    over_none = float(likelihood.max() - likelihood[len(shifts) // 2])
+    over_opposite = float(likelihood.max() - likelihood[len(shifts) - 1 - best])
+    if over_none < MIN_LOG_RATIO or over_opposite < over_none / 2:
         return 0.0
     for _ in range(ITERATIONS):
-        shifts, halves = row_fits(in_phase(phase).hold(image[None], 0)[0])
-        phase += float(shifts[halves.sum(0).argmax()])
+        shifts, half_likelihoods = shift_likelihoods(phase_correction(phase).hold(image[None], 0)[0])
+        phase += float(shifts[half_likelihoods.sum(0).argmax()])
     return phase
 
 
-def in_phase(phase: float) -> Motion:
-    """Odd rows are put where the others are; without the columns that some rows do not show."""
+def phase_correction(phase: float) -> Motion:
+    """Return the motion that holds odd rows in line with even ones, without the columns that some rows do not cover."""
     cut = math.ceil(abs(phase))
-    return Motion(STILL.by, phase, ((0, 0), (-cut, -cut)))
+    return Motion(STILL.shifts, phase, ((0, 0), (-cut, -cut)))
 
 
-def row_fits(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Shifts (S,) in pixels, and how likely odd rows of an image (Y, X) lie so much further on: (2 halves, S).
+def shift_likelihoods(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return shifts (S,) of the odd rows of an image (Y, X) in pixels, and their log likelihoods: (2 halves, S).
 
-    Logarithms of likelihood, but for a constant: what waves along x of odd rows share with those of the rows beside,
-    each kind of wave by its coherence (Knapp and Carter, IEEE ASSP 1976). The halves are the black and white squares
-    of a chess board.
+    Up to a constant, from the cross-spectrum of odd rows and the means of their neighbours, each frequency weighted by
+    its coherence (Knapp and Carter, IEEE ASSP 1976). The halves are the black and white squares of a chess board.
     """
     side = image.shape[1] // GRID
-    odd, above, below = (image[start : image.shape[0] - 2 + start : 2] for start in (1, 0, 2))
-    parts = torch.stack([odd, (above + below) / 2])[..., : side * GRID].unflatten(-1, (GRID, side))
-    parts = (parts - parts.mean(-1, keepdim=True)) * torch.hann_window(side, periodic=False)
-    odds, others = torch.fft.rfft(parts)  # (rows, GRID, waves)
-    shared, power = odds * others.conj(), odds.abs().square().sum((0, 1)) * others.abs().square().sum((0, 1))
-    strength = shared.sum((0, 1)).abs().clamp(min=TINY)
-    count = odds[..., 0].numel()
-    coherence = (strength.square() / power.clamp(min=TINY) - 1 / count).clamp(0, COHERENT)
-    coherence[0] = 0  # the mean tells nothing
-    shared = shared * (count * coherence / (1 - coherence) / strength)
-    cells = torch.stack([its.sum(0) for its in shared.tensor_split(GRID)])  # (GRID, GRID, waves)
+    odd, neighbours = row_spectra(image, side)
+    cross = odd * neighbours.conj()
+    power = odd.abs().square().sum((0, 1)) * neighbours.abs().square().sum((0, 1))
+    strength = cross.sum((0, 1)).abs().clamp(min=TINY)
+    count = odd[..., 0].numel()
+    coherence = (strength.square() / power.clamp(min=TINY) - 1 / count).clamp(0, MAX_COHERENCE)
+    coherence[0] = 0  # a shift does not change the mean
+    weighted = cross * (count * coherence / (1 - coherence) / strength)
+    regions = torch.stack([rows.sum(0) for rows in weighted.tensor_split(GRID)])  # (GRID, GRID, frequencies)
     black = black_squares().view(GRID, GRID)
-    steps = round(side / FURTHEST / FINE)
-    shifts = torch.arange(-steps, steps + 1) * FINE
-    turns = torch.exp(2j * math.pi * torch.fft.rfftfreq(side) * shifts[:, None])
-    return shifts, torch.stack([(cells[its].sum(0) * turns).sum(1).real for its in (black, ~black)])
+    steps = round(side / SEARCH_FRACTION / SHIFT_STEP)
+    shifts = torch.arange(-steps, steps + 1) * SHIFT_STEP
+    rotations = torch.exp(2j * math.pi * torch.fft.rfftfreq(side) * shifts[:, None])
+    return shifts, torch.stack([(regions[half].sum(0) * rotations).sum(1).real for half in (black, ~black)])
+
+
+def row_spectra(image: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Return spectra of an image's odd rows, and of the means of the rows beside them: (rows, GRID, frequencies).
+
+    Each row is split into GRID parts of `side` pixels, in a Hann window.
+    """
+    odd, above, below = (image[start : image.shape[0] - 2 + start : 2] for start in (1, 0, 2))
+    rows = torch.stack([odd, (above + below) / 2])
+    parts = rows[..., : side * GRID].unflatten(-1, (GRID, side))
+    parts = (parts - parts.mean(-1, keepdim=True)) * torch.hann_window(side, periodic=False)
+    odd_spectra, neighbour_spectra = torch.fft.rfft(parts)
+    return odd_spectra, neighbour_spectra

@@ -45,7 +45,7 @@ from torch import Tensor
 from denoise.context import Context, inpainted, reciprocal
 from denoise.smoothing import NO_MEMORY, Memory, neighbour_correlations
 from denoise.tiling import tile_axis, tile_grid
-from denoise.waves import cosines
+from denoise.waves import dct_matrix
 
 # DCT coefficients (K, N, n) of the noisy and of the pilot windows -> cleaned ones, and weights (K, 1, n) of the windows
 Shrinkage = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -315,7 +315,7 @@ def clean_windows(
     left, right = window_margins(sizes[1], size[1], step[1])
     stacked = torch.stack([images, pilots])
     padded = F.pad(stacked, (left, right, top, bottom), mode="replicate")  # (2, K, Y', X')
-    rows, columns = (cosines(side).to(images.device) for side in size)
+    rows, columns = (dct_matrix(side).to(images.device) for side in size)
     basis = torch.kron(rows, columns)  # (N, N), N pixels of a window
     patches = padded.unfold(2, size[0], step[0]).unfold(3, size[1], step[1])  # (2, K, y, x, *size)
     patches = patches.permute(0, 1, 4, 5, 2, 3).reshape(2, len(images), len(basis), -1)

@@ -68,7 +68,7 @@ class StaticPixels:
         return filter_image(recorded, kernel), filter_image(predicted, kernel).clamp(min=0), margin
 
     @property
-    def against(self) -> float:
+    def contradiction(self) -> float:
         """Predicted variance that is opposed: the mean over the field, in variances of a pixel; 0 up to MAX_OPPOSED.
 
         Above that the displacements may be activity, or chance.
@@ -82,4 +82,4 @@ class StaticPixels:
         """The mask (Y, X) of static pixels; empty where they are few, or the displacements may be no movement."""
         recorded, predicted, margin = self.covariances
         area = (recorded + margin < STATIC_SHARE * predicted).float().mean()
-        return (recorded + margin < MOVING_SHARE * predicted) & (area > MIN_AREA) & (not self.against)
+        return (recorded + margin < MOVING_SHARE * predicted) & (area > MIN_AREA) & (not self.contradiction)

@@ -257,7 +257,7 @@ class Refiner:
         projections = (residuals.nan_to_num() @ self.smooth.mT).transpose(0, 1).unsqueeze(-1)
         shifts = remaining_shifts(products.sum(1), projections.sum(1))
         displacements = remaining_shifts(products, projections)
-        return motion.by - shifts, motion.displacements(*self.centres) - displacements
+        return motion.shifts - shifts, motion.displacements(*self.centres) - displacements
 
 
 def remaining_shifts(products: Tensor, projections: Tensor) -> Tensor:
@@ -291,9 +291,9 @@ def motion_of(blocks: Callable[[], Iterable[Tensor]]) -> Motion:
     refiners = [Refiner(scene) for scene in scenes]
     shifts, displacements = refine(numbered_pieces(blocks(), size), refiners, motion)
     agreed = agreed_shifts(shifts, displacements)
-    motion = Motion(agreed if len(agreed) else torch.zeros_like(shifts), against=static.against)
+    motion = Motion(agreed if len(agreed) else torch.zeros_like(shifts), contradiction=static.contradiction)
     motion = fit_bends(motion, displacements, refiners)
-    if len(motion.bends):
+    if len(motion.deformation):
         return refit_bends(blocks, size, motion)
     return motion if len(agreed) else STILL
 
@@ -377,10 +377,10 @@ def agreed_shifts(shifts: Tensor, displacements: Tensor) -> Tensor:
     black = black_squares()
     masks = [valid & black, valid & ~black]
     if not all(bool(mask.any()) for mask in masks):
-        return STILL.by
+        return STILL.shifts
     halves = torch.stack([weighted_mean(displacements[:, mask]) for mask in masks], 1)
     if not bool(halves_agree(halves[valid_frames]).any()):
-        return STILL.by
+        return STILL.shifts
     return wiener_filter(weighted_mean(displacements[:, valid]), halves)
 
 
@@ -399,20 +399,20 @@ def fit_bends(motion: Motion, displacements: Tensor, refiners: Sequence[Refiner]
     significant[:LINEAR] |= significant_terms(displacements, basis[:LINEAR], black)
     if not bool(significant[1:].any()):
         return motion
-    significant[0] = significant[0].any() | motion.by.any()
+    significant[0] = significant[0].any() | motion.shifts.any()
     kept = significant.any(1)
     kept[0] = True
     fitted = wiener_filter(*fit_halves(displacements, basis[kept], black)).unflatten(1, (-1, 2))
     coefficients = displacements.new_zeros(len(displacements), *significant.shape)  # (T, 6, 2)
     coefficients[:, kept] = fitted * significant[kept]
     shifts, bends = coefficients[:, 0], coefficients[:, 1:]
-    return replace(motion, by=shifts, bends=bends - bends.mean(0), half=half)
+    return replace(motion, shifts=shifts, deformation=bends - bends.mean(0), half_size=half)
 
 
 def refit_bends(blocks: Callable[[], Iterable[Tensor]], size: int, motion: Motion) -> Motion:
     """Fit bends again, to frames that are held by the motion found so far, and in more of the field."""
     first = first_frames(blocks, BEND_SIDE)
-    margin = max(max(margins) for margins in motion.whole().margins)
+    margin = max(max(margins) for margins in motion.with_full_margins().margins)
     padded = Scene(*mean_and_variance(first)).padded(margin)
     scenes, _ = held_scenes(numbered_pieces(blocks(), size, BEND_SIDE), known_estimator(motion), padded)
     refiners = [Refiner(scene) for scene in crop_to_valid(scenes)]
@@ -433,7 +433,7 @@ def refining_estimator(scenes: Sequence[Scene], motion: Motion) -> Estimator:
     def estimate(fold: int, start: int, frames: Tensor) -> Motion:
         previous = motion.during(start, len(frames))
         shifts, _ = refiners[fold].refine(frames, previous)
-        return replace(previous, by=torch.where(shifts.isfinite(), shifts, previous.by))
+        return replace(previous, shifts=torch.where(shifts.isfinite(), shifts, previous.shifts))
 
     return estimate
 
@@ -454,7 +454,7 @@ def held_scenes(pieces: Iterable[Piece], estimate: Estimator, like: Scene) -> tu
     for fold, start, frames in pieces:
         motion = replace(estimate(fold, start, frames), margins=like.margins)
         folds[fold].update(motion.hold(frames, 0))
-        shifts.append(motion.by)
+        shifts.append(motion.shifts)
     means = torch.stack([moments.mean for moments in folds])
     scenes = []
     for fold in range(FOLDS):

@@ -1,4 +1,4 @@
-"""The waves of which time courses and images are made."""
+"""Discrete cosine transform of time courses and images, and its frequencies in octaves."""
 
 import numpy as np
 import torch
@@ -6,18 +6,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def cosines(size: int) -> Tensor:
-    """The orthonormal discrete cosine transform (DCT-II) as a matrix (size, size)."""
+def dct_matrix(size: int) -> Tensor:
+    """Return the orthonormal discrete cosine transform (DCT-II) as a matrix (size, size), one frequency per row."""
     k, n = np.mgrid[:size, :size]
     matrix = np.cos(np.pi * k * (2 * n + 1) / (2 * size)) * np.sqrt((2 - (k == 0)) / size)
     return torch.from_numpy(matrix).float()
 
 
 def octaves(count: int) -> Tensor:
-    """The octave of each of so many waves: 0, 1, 2, 2, 3, 3, 3, 3, ..."""
+    """Return the octave of each of `count` frequencies: 0, 1, 2, 2, 3, 3, 3, 3, ..."""
     return torch.arange(count).clamp(min=0.5).log2().floor().long() + 1
 
 
-def members(count: int) -> Tensor:
-    """Which octave each of so many waves belongs to, as a matrix of ones and zeros (waves, octaves)."""
+def octave_membership(count: int) -> Tensor:
+    """Return which octave each of `count` frequencies belongs to, as a matrix of ones and zeros (count, octaves)."""
     return F.one_hot(octaves(count)).float()

@@ -21,7 +21,7 @@ import torch
 from scipy.ndimage import convolve1d, map_coordinates, shift
 
 from denoise import inference
-from denoise.lines import Lines
+from denoise.lines import LineNoise
 from denoise.smoothing import NO_MEMORY, Gauge
 from denoise.tracking import Tracker
 from evaluation.benchmark import WEIGHTS, denoised
@@ -238,10 +238,10 @@ def unaware(movie: np.ndarray, model: UNet3D) -> np.ndarray:
     with (
         patch.object(Gauge, "weights", lambda _, frames: torch.zeros(len(frames), 2)),
         patch.object(inference, "memory_of", lambda *_: NO_MEMORY),
-        patch.object(inference, "rows_and_columns", lambda _: (Lines(1), Lines(2))),
+        patch.object(inference, "estimate_row_and_column_noise", lambda _: (LineNoise(1), LineNoise(2))),
         patch.object(Tracker, "moves", lambda *_: False),
         patch.object(inference, "flickers", lambda _: False),
-        patch.object(inference, "phase_of", lambda _: 0.0),
+        patch.object(inference, "estimate_phase", lambda _: 0.0),
     ):
         return denoised(movie, model)
 

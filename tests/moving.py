@@ -57,13 +57,13 @@ class Waves:
 
     def bent(self, motion: Motion, frame: int, height: int, width: int) -> np.ndarray:
         """Return the scene as it appears in one frame (Y, X) of a movie with this motion."""
-        by, bends = (x[frame].double().numpy() for x in (motion.by, motion.bends))
+        by, bends = (x[frame].double().numpy() for x in (motion.shifts, motion.deformation))
         rows, columns = np.mgrid[:height, :width].astype(float)
         columns[1::2] -= motion.phase
         y, x = rows, columns
         for _ in range(20):
-            v = 3**0.5 * np.clip((y - (height - 1) / 2) / motion.half[0], -1, 1)
-            u = 3**0.5 * np.clip((x - (width - 1) / 2) / motion.half[1], -1, 1)
+            v = 3**0.5 * np.clip((y - (height - 1) / 2) / motion.half_size[0], -1, 1)
+            u = 3**0.5 * np.clip((x - (width - 1) / 2) / motion.half_size[1], -1, 1)
             basis = np.stack([v, u, (v * v - 1) * 5**0.5 / 2, v * u, (u * u - 1) * 5**0.5 / 2])
             shift_y, shift_x = np.tensordot(bends.T, basis, 1) + by[:, None, None]
             y, x = rows - shift_y, columns - shift_x
@@ -81,7 +81,7 @@ def bent_movie(
     rng = np.random.default_rng(seed)
     by = torch.from_numpy(wander(rng, frames, jitter, jitter)).float()
     coefficients = np.stack([wander(rng, frames, bends, 0.0) for _ in range(5)], 1)
-    motion = Motion(by, bends=torch.from_numpy(coefficients).float(), half=(size / 2, size / 2))
+    motion = Motion(by, deformation=torch.from_numpy(coefficients).float(), half_size=(size / 2, size / 2))
     scene = Waves(seed)
     movie = np.stack([scene.bent(motion, t, size, size) for t in range(frames)]) * 2
     return torch.from_numpy(movie + rng.standard_normal(movie.shape)).float(), motion

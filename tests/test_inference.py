@@ -695,7 +695,7 @@ def test_cells_that_answer_in_turn_are_not_held_still(shipped: UNet3D) -> None:
 
     with patch.object(inference, "motion_of", noted):
         _, result = run(movie, shipped)
-    assert (min(found[0].reach) > 0.3, found[0].against > 0) == (True, True)
+    assert (min(found[0].max_displacement) > 0.3, found[0].contradiction > 0) == (True, True)
     assert result.motion == (0, 0)  # held by that, it would score 1.5 dB less
 
 
@@ -714,7 +714,7 @@ def test_how_a_camera_s_columns_differ_does_not_move_with_the_scene(shipped: UNe
     """Held still with it, it would be noise."""
     movie, clean = recorded("challenge", SMOOTHINGS["moves by 1 pixel, columns differ by 5%"], 1, 128, 96)
     out, result = run(movie, shipped)
-    with patch("denoise.inference.pattern_of", lambda _, held, __: (None, held)):
+    with patch("denoise.inference.estimate_pattern", lambda _, held, __: (None, held)):
         without, _ = run(movie, shipped)
     assert score(clean, out)["stsnr"] > score(clean, without)["stsnr"] + 1
     (told,) = (its for its in result.warnings if "fixed pattern" in its)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from denoise.agreement import solver
-from denoise.light import STEADY, Light, Photometer, flicker_of, flickers, light_of, moments
+from denoise.light import STEADY, Light, Photometer, estimate_light, flicker_course, flickers, pixel_moments
 from denoise.tracking import Watch
 
 
@@ -36,8 +36,8 @@ def tells_of_flicker(frames: torch.Tensor) -> bool:
     return flickers(Photometer(*Watch(frames[:64]).field).brightness(frames))
 
 
-def found(frames: torch.Tensor) -> Light:
-    return light_of(partial(frames.split, 64))
+def light_found(frames: torch.Tensor) -> Light:
+    return estimate_light(partial(frames.split, 64))
 
 
 @given(
@@ -49,23 +49,26 @@ def test_what_is_held_and_released_is_as_recorded_in_any_units(
     light: list[tuple[float, float]], scale: float, shift: float
 ) -> None:
     frames = torch.randn(len(light) + 2, 3, 4)
-    told = Light(*torch.tensor([(1.0, 0.0)] * 2 + light, dtype=torch.float64).T)
-    held = told.hold(frames[2:], 2)
+    original = Light(*torch.tensor([(1.0, 0.0)] * 2 + light, dtype=torch.float64).T)
+    held = original.hold(frames[2:], 2)
     assert held.dtype == torch.float32
     torch.testing.assert_close(
-        held, (frames[2:] - told.offset[2:, None, None].float()) / told.gain[2:, None, None].float()
+        held, (frames[2:] - original.offset[2:, None, None].float()) / original.gain[2:, None, None].float()
     )
-    torch.testing.assert_close(told.release(held, 2), frames[2:], atol=1e-4, rtol=1e-5)
-    there = told.rescaled(scale, shift)
+    torch.testing.assert_close(original.release(held, 2), frames[2:], atol=1e-4, rtol=1e-5)
+    rescaled = original.rescaled(scale, shift)
     torch.testing.assert_close(
-        there.hold(scale * frames + shift, 0),
-        scale * told.hold(frames, 0) + shift,
+        rescaled.hold(scale * frames + shift, 0),
+        scale * original.hold(frames, 0) + shift,
         atol=1e-2 * scale + 1e-3,
         rtol=1e-3,
     )
-    back = there.rescaled(1 / scale, -shift / scale)
+    back = rescaled.rescaled(1 / scale, -shift / scale)
     torch.testing.assert_close(
-        torch.stack([back.gain, back.offset]), torch.stack([told.gain, told.offset]), atol=1e-6, rtol=0
+        torch.stack([back.gain, back.offset]),
+        torch.stack([original.gain, original.offset]),
+        atol=1e-6,
+        rtol=0,
     )
 
 
@@ -73,12 +76,12 @@ def test_frames_that_got_hardly_any_light_are_missing_and_come_out_dark() -> Non
     """A shutter is closed in every fifth frame: what stands for the scene there comes out as what was recorded."""
     course = torch.zeros(200)
     course[::5] = -1
-    light = found(recording(course, 0.1, offset=50.0))
+    light = light_found(recording(course, 0.1, offset=50.0))
     held = light.hold(recording(course, 0.1, offset=50.0), 0)
     assert held[::5].isnan().all()
     assert not held[1::5].isnan().any()
-    told = light.release(held.nanmean(0).expand(5, -1, -1), 0)
-    torch.testing.assert_close(told[0], torch.full((64, 64), 50.0), atol=0.1, rtol=0)
+    released = light.release(held.nanmean(0).expand(5, -1, -1), 0)
+    torch.testing.assert_close(released[0], torch.full((64, 64), 50.0), atol=0.1, rtol=0)
 
 
 def test_in_steady_light_frames_pass_untouched() -> None:
@@ -100,7 +103,7 @@ def test_flicker_is_found_and_held(noise: float, rms: float) -> None:
     course = random_course(200, rms)
     frames = recording(course, noise, offset=50.0)
     assert tells_of_flicker(frames)
-    light = found(frames)
+    light = light_found(frames)
     held = light.hold(recording(course, 0.0, offset=50.0), 0)
     assert float(held.std(0).square().mean()) < 3 * noise**2 / 4096
     assert float(light.gain.mean()) == pytest.approx(1, abs=1e-4)
@@ -111,7 +114,7 @@ def test_flicker_is_found_in_narrow_fields() -> None:
     course = random_course(300, 0.1)
     frames = recording(course, noise=1.0)[:, :16]
     assert tells_of_flicker(frames)
-    light = found(frames)
+    light = light_found(frames)
     assert float((light.gain - 1 - course + course.mean()).abs().max()) < 0.06
 
 
@@ -119,7 +122,7 @@ def test_flicker_is_found_in_narrow_fields() -> None:
 def test_flicker_is_held_where_bright_pixels_are_cut_off(cut: float) -> None:
     """Most pixels of the scene are at some time, or half of them; the others tell of the light."""
     course = random_course(200, 0.15)
-    light = found(recording(course, 0.1).clamp(max=cut))
+    light = light_found(recording(course, 0.1).clamp(max=cut))
     torch.testing.assert_close(light.gain.float() - 1, course - course.mean(), atol=0.04, rtol=0)
 
 
@@ -155,8 +158,8 @@ def test_a_movie_without_its_usual_brightness_is_in_steady_light() -> None:
     """What is left of the scene is noise: by its size, light would differ by several times itself."""
     frames = recording(random_course(300, 0.1), noise=1.0)
     around = torch.stack([frames[max(0, t - 25) : t + 26].mean(0) for t in range(300)])
-    assert not found(frames).steady
-    assert found(frames - around + 3).steady
+    assert not light_found(frames).steady
+    assert light_found(frames - around + 3).steady
 
 
 def test_a_process_that_runs_through_the_field_is_no_light() -> None:
@@ -167,12 +170,12 @@ def test_a_process_that_runs_through_the_field_is_no_light() -> None:
     for row in range(64):
         frames[:, row, row - 1 : row + 2] = lit[:, row, row - 1 : row + 2]
         frames[:, row, 62 - row : 65 - row] = lit[:, row, 62 - row : 65 - row]
-    assert found(frames).steady
-    assert not found(lit).steady
+    assert light_found(frames).steady
+    assert not light_found(lit).steady
 
 
 def test_a_movie_of_one_brightness_is_in_steady_light() -> None:
-    assert found(torch.ones(40, 40, 40)).steady
+    assert light_found(torch.ones(40, 40, 40)).steady
 
 
 def test_frames_that_show_nothing_are_lit_as_those_beside() -> None:
@@ -181,7 +184,7 @@ def test_frames_that_show_nothing_are_lit_as_those_beside() -> None:
     frames = recording(course, 0.1)
     frames[50] = torch.nan
     frames[20, 5] = torch.nan
-    gain = found(frames).gain
+    gain = light_found(frames).gain
     between = (gain[49] + gain[51]) / 2
     assert float(gain[50]) == pytest.approx(float(between), abs=0.05)
     assert float((gain[:50] - 1 - course[:50] + course[:50].mean()).abs().max()) < 0.03
@@ -191,11 +194,11 @@ def test_moments_are_those_of_all_frames() -> None:
     frames = torch.randn(50, 6, 7) + 1000
     frames[3, 2] = torch.nan
     frames[5:45:8, 0, 1] = 2000  # 5 of 50, in several blocks
-    mean, variance, count, cut = moments(frames.split(16))
+    mean, variance, count, clipped = pixel_moments(frames.split(16))
     torch.testing.assert_close(mean, frames.nanmean(0))
     torch.testing.assert_close(count, frames.isfinite().sum(0).double())
-    assert float(cut[0, 1]) == pytest.approx(0.1)
-    assert int(cut.count_nonzero()) == 1
+    assert float(clipped[0, 1]) == pytest.approx(0.1)
+    assert int(clipped.count_nonzero()) == 1
     expected = torch.from_numpy(np.nanvar(frames.numpy(), axis=0))
     torch.testing.assert_close(variance, expected, atol=1e-3, rtol=1e-3)
 
@@ -204,8 +207,8 @@ def test_the_solver_tells_amounts_of_patterns_exactly() -> None:
     patterns, weights = torch.randn(2, 50), torch.rand(50)
     solved = solver(patterns * weights, patterns)
     assert solved is not None
-    told = solved @ (3 * patterns[0] - 2 * patterns[1])
-    torch.testing.assert_close(told, torch.tensor([3.0, -2.0]), atol=1e-4, rtol=0)
+    amounts = solved @ (3 * patterns[0] - 2 * patterns[1])
+    torch.testing.assert_close(amounts, torch.tensor([3.0, -2.0]), atol=1e-4, rtol=0)
 
 
 def test_the_mixture_is_that_in_which_both_halves_flicker_alike() -> None:
@@ -213,6 +216,6 @@ def test_the_mixture_is_that_in_which_both_halves_flicker_alike() -> None:
     course = random_course(400, 1.0)
     shared = course[:, None, None] * torch.tensor([0.6, 0.8])
     own = torch.randn(400, 2, 2, generator=torch.Generator().manual_seed(3))
-    told, mixture = flicker_of(shared + own)
+    estimate, mixture = flicker_course(shared + own)
     assert abs(float(mixture @ torch.tensor([0.6, 0.8]))) > 0.98
-    assert abs(float(np.corrcoef(told, course)[0, 1])) > 0.75
+    assert abs(float(np.corrcoef(estimate, course)[0, 1])) > 0.75

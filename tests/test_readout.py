@@ -39,7 +39,7 @@ from denoise.readout import (
     strongest_patterns,
 )
 from denoise.tiling import tile_axis, tile_grid
-from denoise.waves import cosines
+from denoise.waves import dct_matrix
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -208,7 +208,7 @@ def test_fast_changes_and_fine_structure_are_read_in_the_recording() -> None:
 
 def test_a_coefficient_is_shrunk_to_its_share_of_signal() -> None:
     """One window, one pattern in it of strength 3 in the pilot: its share is 9 / (9 + 1)."""
-    pattern = torch.outer(cosines(8)[2], cosines(8)[5])
+    pattern = torch.outer(dct_matrix(8)[2], dct_matrix(8)[5])
     cleaned = clean_windows(5 * pattern[None], 3 * pattern[None], Window((8, 8), (8, 8)))
     assert torch.allclose(cleaned, 5 * 0.9 * pattern[None], atol=1e-5)
 
@@ -318,8 +318,8 @@ def test_bands_of_an_image_have_no_seams(height: int, width: int, band: int) -> 
 
 
 def test_the_cosine_transform_is_orthonormal() -> None:
-    assert torch.allclose(cosines(8) @ cosines(8).mT, torch.eye(8), atol=1e-6)
-    assert torch.allclose(cosines(2), torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / math.sqrt(2), atol=1e-6)
+    assert torch.allclose(dct_matrix(8) @ dct_matrix(8).mT, torch.eye(8), atol=1e-6)
+    assert torch.allclose(dct_matrix(2), torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / math.sqrt(2), atol=1e-6)
 
 
 # ---- the mean image

@@ -148,7 +148,7 @@ def test_repeated_frames_are_found_between_pixels() -> None:
     """Frames that are held still where they were repeated: as much is shared, of weaker noise."""
     frames = repeated(10, noise(70, 80, 96).numpy())
     by = repeated(10, np.random.default_rng(2).uniform(-0.5, 0.5, (70, 2)).astype(np.float32))
-    held = Motion(torch.from_numpy(by)).whole().hold(torch.from_numpy(frames), 0)
+    held = Motion(torch.from_numpy(by)).with_full_margins().hold(torch.from_numpy(frames), 0)
     assert memory_of(held) == NO_MEMORY
     memory = memory_of(held, interpolated=True)
     assert memory.variance == pytest.approx(10 / 9, rel=0.05)

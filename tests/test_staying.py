@@ -48,7 +48,7 @@ def test_no_pixel_of_a_moving_scene_is_static_whatever_the_noise_of_its_means(
 ) -> None:
     static = static_pixels(moving_movie(smooth_noise(168, 168), by, noise), by)
     assert not static.mask.any()
-    assert static.against == 0
+    assert static.contradiction == 0
 
 
 def test_columns_that_do_not_move_are_static(by: np.ndarray) -> None:
@@ -66,7 +66,7 @@ def test_no_pixel_is_static_where_frames_move_against_the_prediction(by: np.ndar
     frames = moving_movie(smooth_noise(168, 168), by, 1.0)
     frames[:, :, 64:] = moving_movie(smooth_noise(168, 168), -by, 1.0)[:, :, 64:]
     static = static_pixels(frames, by)
-    assert static.against > 0.01
+    assert static.contradiction > 0.01
     assert not static.mask.any()
 
 
@@ -77,7 +77,7 @@ def test_the_edge_of_a_lens_does_not_bias_displacements(noise: float, error: flo
     frames = moving_movie(scene, by, 0.0) * lens()
     frames += noise * torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
     assert moves(in_blocks(frames))
-    estimated = motion_of(partial(in_blocks, frames)).by.numpy()
+    estimated = motion_of(partial(in_blocks, frames)).shifts.numpy()
     errors = (estimated - estimated.mean(0)) - (by - by.mean(0))
     assert errors.std(0).max() < error
 

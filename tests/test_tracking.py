@@ -11,7 +11,7 @@ from moving import bent_movie, displaced, displacement_field, in_blocks, moving_
 from scipy.ndimage import gaussian_filter
 
 from denoise.motion import Motion
-from denoise.phase import in_phase, phase_of
+from denoise.phase import estimate_phase, phase_correction
 from denoise.tracking import (
     Refiner,
     Scene,
@@ -33,16 +33,18 @@ def test_regions_without_structure_in_one_of_the_means_are_left_out() -> None:
     frames = moving_movie(scene, wander(np.random.default_rng(0), 64, 1.0, 0.0), 0.0)
     frames[:, 64:96, 32:64] = 0
     frames[16:32, 64:96, 32:64] = torch.from_numpy(scene[:32, :32])
-    by = motion_of(lambda: in_blocks(frames)).by
+    by = motion_of(lambda: in_blocks(frames)).shifts
     assert by.shape in {(64, 2), (0, 2)}
 
 
 def test_displacements_are_found_where_rows_are_out_of_phase() -> None:
     by = wander(np.random.default_rng(3), 300, 0.8, 0.0)
     frames = oddly(moving_movie(smooth_noise(168, 168), by, 1.0), 1.3)
-    phase = phase_of(frames.mean(0))
+    phase = estimate_phase(frames.mean(0))
     assert phase == pytest.approx(1.3, abs=0.15)
-    estimated = motion_of(lambda: (in_phase(phase).hold(block, 0) for block in in_blocks(frames))).by.numpy()
+    estimated = motion_of(
+        lambda: (phase_correction(phase).hold(block, 0) for block in in_blocks(frames))
+    ).shifts.numpy()
     errors = (estimated - estimated.mean(0)) - (by - by.mean(0))
     assert errors.std(0).max() < 0.05
 
@@ -54,7 +56,7 @@ def test_a_frame_is_not_registered_to_a_mean_that_includes_it() -> None:
     assert [(fold, start) for fold, start, _ in pieces] == [(0, 0), (1, 16), (2, 32), (3, 48)]
     first = [Scene(frames.mean(0), torch.zeros(40, 40))] * 4  # without weights nothing is displaced
     scenes, motion = held_scenes(pieces, tracking_estimator(first, 4), first[0])
-    assert not motion.by.any()
+    assert not motion.shifts.any()
     for fold, scene in enumerate(scenes):
         others = torch.cat([frames[: 16 * fold], frames[16 * fold + 16 :]])
         torch.testing.assert_close(scene.mean, others.mean(0), atol=1e-5, rtol=0)
@@ -110,7 +112,7 @@ def test_displacements_are_found(noise: float, error: float, drift: float) -> No
     by = wander(np.random.default_rng(3), 300, 0.8, drift)
     frames = moving_movie(smooth_noise(168, 168), by, noise)
     assert moves(in_blocks(frames))
-    estimated = motion_of(partial(in_blocks, frames)).by.numpy()
+    estimated = motion_of(partial(in_blocks, frames)).shifts.numpy()
     errors = (estimated - estimated.mean(0)) - (by - by.mean(0))
     assert errors.std(0).max() < error
     assert float(np.abs(errors).max()) < 6 * error
@@ -142,14 +144,14 @@ def test_activity_and_noise_are_no_movement(noise: float) -> None:
 def test_movies_without_structure_or_too_small_ones_stand_still(frames: torch.Tensor) -> None:
     assert not moves(in_blocks(frames))
     assert motion_of(partial(in_blocks, frames)).still
-    assert phase_of(frames[0].nan_to_num()) == 0
+    assert estimate_phase(frames[0].nan_to_num()) == 0
 
 
 def test_displacements_of_missing_frames_are_interpolated() -> None:
     by = np.stack([np.linspace(0, 3, 200), np.zeros(200)], 1)
     frames = moving_movie(smooth_noise(168, 168), by, 0.3)
     frames[100:104] = torch.nan
-    estimated = motion_of(partial(in_blocks, frames)).by.numpy()
+    estimated = motion_of(partial(in_blocks, frames)).shifts.numpy()
     errors = (estimated - estimated.mean(0)) - (by - by.mean(0))
     assert float(np.abs(errors).max()) < 0.05
 
@@ -186,5 +188,5 @@ def test_bends_of_the_field_are_found(jitter: float) -> None:
 def test_rigid_movement_has_no_bends() -> None:
     frames, _ = bent_movie(200, 96, 0.5, 0.0)
     motion = motion_of(partial(in_blocks, frames))
-    assert len(motion.by)
-    assert not len(motion.bends)
+    assert len(motion.shifts)
+    assert not len(motion.deformation)
