@@ -27,19 +27,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from denoise.console import listed
-from denoise.deflated import DEFLATE_RATIO
+from denoise.deflated import MAX_DEFLATE_RATIO
 from denoise.movies import (
-    FRAME_BYTES,
+    MAX_FRAME_BYTES,
     MICROMETRES,
     SECONDS,
     Movie,
     MovieInfo,
     Pages,
-    believed_length,
-    believed_pixel_size,
     check_frames,
-    errors_of,
+    convert_errors,
     fail,
+    plausible_length,
+    plausible_pixel_size,
 )
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".nwb")
@@ -71,13 +71,13 @@ CHUNK_NAME = re.compile(r"(?:c[./])?(\d+(?:[./]\d+)*)")  # of either version, be
 
 def open_container(path: Path, dataset: str | None) -> Pages:
     """Open an HDF5, NWB or Zarr file's dataset, or the only one that can be a movie. Raises MovieError."""
-    with errors_of(path, "the file cannot be opened"):
+    with convert_errors(path, "the file cannot be opened"):
         return _open_hdf5(path, dataset) if is_hdf5(path) else _open_zarr(path, dataset)
 
 
 def container_files(path: Path) -> list[Path]:
     """The files that open_container reads. Raises MovieError."""
-    with errors_of(path, "the file cannot be opened"):
+    with convert_errors(path, "the file cannot be opened"):
         return [path] if is_hdf5(path) else [path / name for name in _zarr_files(path)]
 
 
@@ -85,7 +85,7 @@ def is_hdf5(path: Path) -> bool:
     return path.name.lower().endswith(HDF5_SUFFIXES)
 
 
-def library(name: str, path: Path) -> Any:
+def import_library(name: str, path: Path) -> Any:
     """h5py or zarr, which are no part of requirements.txt."""
     try:
         return importlib.import_module(name)
@@ -148,7 +148,7 @@ def _open_hdf5(path: Path, wanted: str | None) -> Pages:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
         fail(path, "expected an HDF5 file, found an empty one, a folder, pipe or device; copy it again")
-    h5py = library("h5py", path)
+    h5py = import_library("h5py", path)
     with ExitStack() as stack:
         file = stack.enter_context(h5py.File(path, "r", locking=False, rdcc_nbytes=HDF5_CACHE))
         inside = _hdf5_inside(file)
@@ -228,13 +228,15 @@ def _check_hdf5(path: Path, dataset: Any) -> tuple[int, int, int]:
         fail(
             path, f"expected compression by {known}, found filter {', '.join(strange)}; repack it (h5repack)"
         )
-    if dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > FRAME_BYTES:
-        fail(path, f"expected chunks of at most {FRAME_BYTES >> 20} MiB, found {dataset.chunks}: repack it")
+    if dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > MAX_FRAME_BYTES:
+        fail(
+            path, f"expected chunks of at most {MAX_FRAME_BYTES >> 20} MiB, found {dataset.chunks}: repack it"
+        )
     if dataset.chunks:
         _check_chunks(path, dataset)
     stored = min(dataset.id.get_storage_size(), path.stat().st_size)
     needed = math.prod(dataset.shape) * dataset.dtype.itemsize
-    if needed > stored * (DEFLATE_RATIO if filters else 1):
+    if needed > stored * (MAX_DEFLATE_RATIO if filters else 1):
         fail(
             path,
             f"expected {needed} bytes of voxels, found {stored}: cut off or never written; copy it again",
@@ -285,7 +287,7 @@ def _element_size(attributes: Any) -> tuple[float, float] | None:
     if "element_size_um" not in attributes or attributes.get_id("element_size_um").shape != (3,):
         return None
     _, y, x = (float(length) for length in attributes["element_size_um"])
-    return believed_pixel_size((y, x))
+    return plausible_pixel_size((y, x))
 
 
 def _nwb_series(
@@ -380,7 +382,7 @@ def _nwb_pixel_size(file: Any, name: str) -> tuple[float, float] | None:
         str(attribute(spacing.attrs, "unit") or "meters"), ""
     )
     first, second = (float(length) * MICROMETRES.get(unit, math.nan) for length in spacing[:2])
-    return believed_pixel_size((first, second))
+    return plausible_pixel_size((first, second))
 
 
 def _nwb_notes(dataset: Any) -> tuple[str, ...]:
@@ -410,7 +412,7 @@ def _open_zarr(path: Path, wanted: str | None) -> Pages:
     image = ome_image(path, name)
     axes = _zarr_axes(path, image.scales, sizes)
     told = _zarr_calibration(image, axes)._replace(notes=_zarr_notes(path, name, arrays[name], files))
-    array = library("zarr", path).open_array(store=str(path / name), mode="r")
+    array = import_library("zarr", path).open_array(store=str(path / name), mode="r")
     dtype = check_frames(path, (1, *sizes[-2:]), np.dtype(array.dtype))  # type: ignore[arg-type]
     shape = (math.prod(sizes[:-2]), *sizes[-2:])
     info = MovieInfo(path, shape, dtype, axes, *told)  # type: ignore[arg-type]
@@ -501,10 +503,10 @@ def _check_zarr(path: Path, name: str, array: _ZarrArray, files: list[str]) -> t
     except TypeError:
         dtype = None
     dtype = check_frames(path, (1, *array.shape[-2:]), dtype)  # type: ignore[arg-type]
-    if math.prod(array.chunks) * dtype.itemsize > FRAME_BYTES:
+    if math.prod(array.chunks) * dtype.itemsize > MAX_FRAME_BYTES:
         fail(
             path,
-            f"expected chunks of at most {FRAME_BYTES >> 20} MiB, found {array.chunks}; save it in smaller ones",
+            f"expected chunks of at most {MAX_FRAME_BYTES >> 20} MiB, found {array.chunks}; save it in smaller ones",
         )
     own = _below(name, files)
     stored = sum(
@@ -513,7 +515,7 @@ def _check_zarr(path: Path, name: str, array: _ZarrArray, files: list[str]) -> t
         if not one.endswith((".zarray", ".zattrs", "zarr.json"))
     )
     needed = math.prod(array.shape) * dtype.itemsize
-    if needed > stored * DEFLATE_RATIO + EMPTY_BYTES:
+    if needed > stored * MAX_DEFLATE_RATIO + EMPTY_BYTES:
         fail(
             path,
             f"expected {needed} bytes of voxels, found {stored}: cut off or never written; copy it again",
@@ -546,7 +548,7 @@ def _is_chunk(name: str, grid: list[int]) -> bool:
     return len(place) == len(grid) and all(n < end for n, end in zip(place, grid))
 
 
-def dicts(value: object) -> list[dict[str, Any]]:
+def json_objects(value: object) -> list[dict[str, Any]]:
     """The objects of a JSON list."""
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
@@ -567,7 +569,7 @@ def ome_image(path: Path, name: str) -> OmeImage:
         if scales := _multiscales(attributes):
             told = [
                 one
-                for one in dicts(scales.get("datasets"))
+                for one in json_objects(scales.get("datasets"))
                 if one.get("path") == str(array.relative_to(group))
             ]
             return OmeImage(attributes, scales, told[0] if told else {})
@@ -579,7 +581,7 @@ def _full_resolutions(path: Path, files: list[str]) -> list[str]:
     found: dict[PurePosixPath, str] = {}
     groups = {PurePosixPath(name).parent for name in files if name.endswith((".zattrs", "zarr.json"))}
     for group in sorted(groups, key=lambda group: (len(group.parts), group)):
-        arrays = dicts(_multiscales(_zarr_attributes(path / group)).get("datasets"))
+        arrays = json_objects(_multiscales(_zarr_attributes(path / group)).get("datasets"))
         if arrays and not any(group.is_relative_to(image) for image in found):
             found[group] = str(group / str(arrays[0].get("path")))
     return list(found.values())
@@ -594,7 +596,7 @@ def _zarr_attributes(group: Path) -> dict[str, Any]:
 
 def _multiscales(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """The first image's description; {} in a plain Zarr."""
-    return next(iter(dicts(attributes.get("multiscales"))), {})
+    return next(iter(json_objects(attributes.get("multiscales"))), {})
 
 
 def _zarr_axes(path: Path, scales: Mapping[str, Any], sizes: tuple[int, ...]) -> str:
@@ -614,13 +616,13 @@ def _zarr_axes(path: Path, scales: Mapping[str, Any], sizes: tuple[int, ...]) ->
     return axes
 
 
-def ome_steps(told: Mapping[str, Any], kind: str, axes: int) -> list[float]:
+def ome_transform(told: Mapping[str, Any], kind: str, axes: int) -> list[float]:
     """The "scale" or "translation" along each axis that OME tells of an image; [] if it tells none that fits.
 
     >>> ome_steps({"coordinateTransformations": [{"type": "scale", "scale": [0.1, 5, 4]}]}, "scale", 3)
     [0.1, 5.0, 4.0]
     """
-    for one in dicts(told.get("coordinateTransformations")):
+    for one in json_objects(told.get("coordinateTransformations")):
         steps = one.get(kind)
         if isinstance(steps, list) and len(steps) == axes and all(isinstance(n, (int, float)) for n in steps):
             return [float(step) for step in steps]
@@ -632,9 +634,9 @@ def _zarr_calibration(image: OmeImage, axes: str) -> _Calibration:
     steps = np.ones(len(axes))
     known = False
     for one in (image.array, image.scales):
-        if scale := ome_steps(one, "scale", len(axes)):
+        if scale := ome_transform(one, "scale", len(axes)):
             steps, known = steps * np.array(scale), True
-    described = dicts(image.scales.get("axes"))
+    described = json_objects(image.scales.get("axes"))
     units = {str(axis.get("name")).upper(): str(axis.get("unit", "")).lower() for axis in described}
     if not known:
         return _Calibration(None)
@@ -648,7 +650,7 @@ def _zarr_calibration(image: OmeImage, axes: str) -> _Calibration:
         float(steps[axes.index("T")]) * SECONDS.get(units.get("T", ""), math.nan) if "T" in axes else math.nan
     )
     interval = time if 0 < time < math.inf else None
-    return _Calibration(believed_pixel_size((y, x)), interval, plane_spacing=believed_length(z))
+    return _Calibration(plausible_pixel_size((y, x)), interval, plane_spacing=plausible_length(z))
 
 
 SHORT = {
@@ -664,6 +666,6 @@ SHORT = {
 def _zarr_channels(image: OmeImage, axes: str, sizes: tuple[int, ...]) -> list[str]:
     """Labels of the channels; [] if not each has one."""
     rendering = image.attributes.get("omero")
-    channels = dicts(rendering.get("channels")) if isinstance(rendering, dict) else []
+    channels = json_objects(rendering.get("channels")) if isinstance(rendering, dict) else []
     labels = [str(channel.get("label") or "") for channel in channels]
     return labels if "C" in axes and len(labels) == sizes[axes.index("C")] and all(labels) else []

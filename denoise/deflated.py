@@ -16,7 +16,7 @@ import numpy as np
 
 PIECE = 1 << 16  # bytes read, and unpacked, at once
 READERS = 2  # at different places
-DEFLATE_RATIO = 1032  # no deflate stream holds more bytes than this for each byte of its own
+MAX_DEFLATE_RATIO = 1032  # no deflate stream holds more bytes than this for each byte of its own
 PADDING = 1 << 20  # bytes that may follow the last voxel
 ZLIB_OR_GZIP = zlib.MAX_WBITS + 32  # zlib's code for a header of either
 

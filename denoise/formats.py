@@ -18,7 +18,7 @@ import numpy as np
 
 from denoise import containers, reading
 from denoise.movies import FRAME_AXES, Movie, MovieError, MovieInfo, Pages, Source
-from denoise.ome import described_by, ome_places
+from denoise.ome import ome_metadata_file, ome_places
 from denoise.page_headers import TIFF_SUFFIXES
 from denoise.reading import open_movie, open_pages
 
@@ -78,37 +78,37 @@ def open_recording(path: Path, frames: Range = (None, None), dataset: str | None
     Raises MovieError.
     """
     if path.name.lower().endswith(containers.SUFFIXES):
-        return split(containers.open_container(path, dataset), frames)
+        return split_pages(containers.open_container(path, dataset), frames)
     try:
         movie = open_movie(path)
     except MovieError:
         if not path.name.lower().endswith(TIFF_SUFFIXES):
             raise
         pages = open_pages(path)
-        if len(kept_axes(pages)[0]) < 4:
+        if len(non_singleton_axes(pages)[0]) < 4:
             pages.movie.close()
             raise  # what open_movie says: it has no more axes than a movie
-        return split(pages, frames)
-    return split(Pages(movie, "TYX", movie.info.shape, []), frames)
+        return split_pages(pages, frames)
+    return split_pages(Pages(movie, "TYX", movie.info.shape, []), frames)
 
 
-def split(pages: Pages, frames: Range) -> Recording:
+def split_pages(pages: Pages, frames: Range) -> Recording:
     """The movies of a file of many pages: one for each channel, plane, ...; closed on an error. Raises MovieError."""
     try:
-        axes, sizes = kept_axes(pages)
+        axes, sizes = non_singleton_axes(pages)
         place = frame_axis(pages.movie.info.path, axes)
-        stored = in_order_of_frames(sizes, place)  # (T, ...) number of the page in the input
-        kept = chosen_frames(pages.movie.info.path, len(stored), frames)
+        stored = page_numbers(sizes, place)  # (T, ...) number of the page in the input
+        kept = select_frames(pages.movie.info.path, len(stored), frames)
     except BaseException:
         pages.movie.close()
         raise
     sources = [PartSource(pages.movie, stored[(kept, *where)]) for where in np.ndindex(stored.shape[1:])]
     sizes[place] = len(kept)
-    recording = recording_of(pages.movie.info, pages.channels, (axes, sizes, place), sources, pages.movie)
+    recording = make_recording(pages.movie.info, pages.channels, (axes, sizes, place), sources, pages.movie)
     return replace(recording, dataset=pages.dataset, first=int(kept[0]))
 
 
-def recording_of(
+def make_recording(
     info: MovieInfo, channels: list[str], layout: Layout, sources: Sequence[Source], holder: Closable
 ) -> Recording:
     """A recording of these axes, sizes and place of the frames' axis, with a source for each part."""
@@ -116,16 +116,16 @@ def recording_of(
     info = replace(
         info, shape=(sizes[place], sizes[-2], sizes[-1]), axes=axes if len(axes) > 3 else info.axes
     )
-    written = in_order_of_frames(sizes, place)  # (T, ...) number of the page in the output
+    written = page_numbers(sizes, place)  # (T, ...) number of the page in the output
     others = axes[:place] + axes[place + 1 : -2]
     parts = [
-        Part(name_of(others, where, channels), Movie(info, source), written[(slice(None), *where)])
+        Part(part_name(others, where, channels), Movie(info, source), written[(slice(None), *where)])
         for where, source in zip(np.ndindex(written.shape[1:]), sources)
     ]
     return Recording(info, axes, tuple(sizes), parts, channels, holder, axes[place])
 
 
-def kept_axes(pages: Pages) -> tuple[str, list[int]]:
+def non_singleton_axes(pages: Pages) -> tuple[str, list[int]]:
     """Axes and sizes without those of length 1; with time, of one frame, where only such a one can count frames."""
     kept = [(axis, size) for axis, size in zip(pages.axes, pages.sizes) if size > 1 or axis in "YX"]
     axes, sizes = "".join(axis for axis, _ in kept), [size for _, size in kept]
@@ -146,7 +146,7 @@ def frame_axis(path: Path, axes: str) -> int:
     return axes.index(time)
 
 
-def in_order_of_frames(sizes: Sequence[int], place: int) -> np.ndarray:
+def page_numbers(sizes: Sequence[int], place: int) -> np.ndarray:
     """Numbers of the pages of a file of sizes (..., Y, X), with the axis of frames first.
 
     >>> in_order_of_frames([2, 3, 9, 9], 1).tolist()  # two channels, three frames
@@ -156,7 +156,7 @@ def in_order_of_frames(sizes: Sequence[int], place: int) -> np.ndarray:
     return np.moveaxis(np.arange(math.prod(leading)).reshape(leading), place, 0)
 
 
-def chosen_frames(path: Path, count: int, frames: Range) -> np.ndarray:
+def select_frames(path: Path, count: int, frames: Range) -> np.ndarray:
     """The numbers of frames [start, stop) of a movie, counted as Python does. Raises MovieError if there is none."""
     kept = np.arange(count)[slice(*frames)]
     if not len(kept):
@@ -165,7 +165,7 @@ def chosen_frames(path: Path, count: int, frames: Range) -> np.ndarray:
     return kept
 
 
-def name_of(axes: str, where: tuple[int, ...], channels: list[str]) -> str:
+def part_name(axes: str, where: tuple[int, ...], channels: list[str]) -> str:
     """For people, counted from 1: "channel 2 (GCaMP), plane 1"."""
     words = []
     for axis, number in zip(axes, where):
@@ -225,13 +225,13 @@ def open_series(paths: Sequence[Path], frames: Range = (None, None)) -> Recordin
 
     Each is opened once here, to see whether all fit together, and again when it is read. Raises MovieError.
     """
-    pieces = [piece_of(path) for path in paths]
+    pieces = [open_piece(path) for path in paths]
     first = pieces[0]
     for piece in pieces:
-        refuse_another(piece, first)
-    description = described_by(first.path)
-    refuse_other_axes(paths, description)
-    kept = chosen_frames(first.path, sum(piece.frames for piece in pieces), frames)
+        check_same_frames(piece, first)
+    description = ome_metadata_file(first.path)
+    check_ome_series(paths, description)
+    kept = select_frames(first.path, sum(piece.frames for piece in pieces), frames)
     files = SeriesFiles(pieces)
     pages = files.open(0)
     told = pages.movie.info
@@ -252,20 +252,20 @@ def open_series(paths: Sequence[Path], frames: Range = (None, None)) -> Recordin
     sizes[first.place] = len(kept)
     number = math.prod(sizes[:-2]) // len(kept)
     sources = [SeriesSource(files, part, int(kept[0])) for part in range(number)]
-    return recording_of(info, pages.channels, (first.axes, sizes, first.place), sources, files)
+    return make_recording(info, pages.channels, (first.axes, sizes, first.place), sources, files)
 
 
-def piece_of(path: Path) -> Piece:
+def open_piece(path: Path) -> Piece:
     """Open a file of a series, and close it."""
     pages = open_pages(path, of_series=True)
     pages.movie.close()
-    axes, sizes = kept_axes(pages)
+    axes, sizes = non_singleton_axes(pages)
     if not set(axes) & set(FRAME_AXES):
         axes, sizes = f"T{axes}", [1, *sizes]  # a single image is a frame of the series
     return Piece(path, axes, sizes, frame_axis(path, axes), pages.movie.info.dtype)
 
 
-def refuse_another(piece: Piece, first: Piece) -> None:
+def check_same_frames(piece: Piece, first: Piece) -> None:
     """Raise MovieError if a file of a series has other frames than the first one."""
     told = [
         f"frames of {' x '.join(f'{axis} {size}' for axis, size in one.rest.items())}, {one.dtype}"
@@ -278,7 +278,7 @@ def refuse_another(piece: Piece, first: Piece) -> None:
         )
 
 
-def refuse_other_axes(paths: Sequence[Path], description: Path) -> None:
+def check_ome_series(paths: Sequence[Path], description: Path) -> None:
     """Raise MovieError if by OME the files of a series are not of one channel and plane that they go on in time.
 
     description: the file whose OME-XML tells of them.
@@ -323,7 +323,7 @@ class SeriesFiles:
         while start < stop:
             number = int(np.searchsorted(self.ends, start, side="right"))
             piece, end = self.pieces[number], int(self.ends[number])
-            pages = in_order_of_frames(piece.sizes, piece.place).reshape(piece.frames, -1)[:, part]
+            pages = page_numbers(piece.sizes, piece.place).reshape(piece.frames, -1)[:, part]
             offset = end - piece.frames
             source = PartSource(self.open(number).movie, pages)
             found.append(source.frames(start - offset, min(stop, end) - offset))

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from denoise.deflated import DEFLATE_RATIO, DeflatedFrames, Inflated, Stored
+from denoise.deflated import MAX_DEFLATE_RATIO, DeflatedFrames, Inflated, Stored
 from denoise.movies import (
     MICROMETRES,
     SECONDS,
@@ -27,11 +27,11 @@ from denoise.movies import (
     MovieInfo,
     RawFrames,
     Source,
-    believed_interval,
-    believed_pixel_size,
     check_frames,
     fail,
     movie_shape,
+    plausible_interval,
+    plausible_pixel_size,
 )
 
 ITK_READERS = {".mha": "Meta", ".mhd": "Meta", ".nrrd": "Nrrd", ".nii": "Nifti", ".nii.gz": "Nifti"}
@@ -209,7 +209,7 @@ def _check_size(path: Path, voxels: _Voxels, reader: sitk.ImageFileReader) -> No
         )
     needed = header + math.prod(reader.GetSize()) * itemsize
     there = voxels.file.stat().st_size - voxels.start
-    most = {"raw": 1, "deflated": DEFLATE_RATIO}.get(
+    most = {"raw": 1, "deflated": MAX_DEFLATE_RATIO}.get(
         voxels.way, itemsize
     )  # a voxel of text is a byte or more
     if needed > there * most:
@@ -269,12 +269,14 @@ def _calibration(
 ) -> tuple[tuple[float, float] | None, float | None]:
     """Spacing in the units told, else millimetres along X and Y and seconds along the frames; 1 is not known."""
     spacing = [float(f"{value:.7g}") for value in reader.GetSpacing()]  # NIfTI's are float32
-    place = frames_place(reader.GetSize())
+    place = frame_axis_index(reader.GetSize())
     units = [*told, *[""] * len(spacing)]
     x, y = (length * MICROMETRES.get(unit or "mm", math.nan) for length, unit in zip(spacing, units[:2]))
     step = spacing[place] * SECONDS.get(units[place] or "s", math.nan) * _nifti_third(reader, place)
-    pixel_size = None if spacing[0] == spacing[1] == 1 and not any(units[:2]) else believed_pixel_size((y, x))
-    return pixel_size, None if step == 1 and not units[place] else believed_interval(float(f"{step:.7g}"))
+    pixel_size = (
+        None if spacing[0] == spacing[1] == 1 and not any(units[:2]) else plausible_pixel_size((y, x))
+    )
+    return pixel_size, None if step == 1 and not units[place] else plausible_interval(float(f"{step:.7g}"))
 
 
 def _nifti_third(reader: sitk.ImageFileReader, place: int) -> float:
@@ -285,7 +287,7 @@ def _nifti_third(reader: sitk.ImageFileReader, place: int) -> float:
     return NIFTI_TIMES.get(units & 56, math.nan) / NIFTI_LENGTHS.get(units & 7, 1.0)
 
 
-def frames_place(sizes: Sequence[int]) -> int:
+def frame_axis_index(sizes: Sequence[int]) -> int:
     """Which axis of sizes (X, Y, ...) counts the frames: the first longer than 1 behind X and Y, else the last."""
     return next((axis for axis in range(2, len(sizes)) if sizes[axis] > 1), len(sizes) - 1)
 
@@ -301,7 +303,7 @@ class _Ranges:
 
     def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
         size = list(self._reader.GetSize())
-        axis = frames_place(size)
+        axis = frame_axis_index(size)
         index = [0] * len(size)
         index[axis], size[axis] = start, stop - start
         self._reader.SetExtractIndex(index)

@@ -22,9 +22,9 @@ import numpy as np
 
 READABLE = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 FRAME_AXES = "TZIQ"  # that may count frames: time, planes (as ImageJ calls the pages of a stack), unnamed
-FRAME_BYTES = 2**30  # a larger frame (16,384 x 16,384 float32) is no frame but a broken header
-BROKEN = "check that it is complete, or export it again"
-JOIN = "--series makes one movie of TIFF files whose names differ by one number alone"
+MAX_FRAME_BYTES = 2**30  # a larger frame (16,384 x 16,384 float32) is no frame but a broken header
+DAMAGED_ADVICE = "check that it is complete, or export it again"
+SERIES_ADVICE = "--series makes one movie of TIFF files whose names differ by one number alone"
 
 MICROMETRES = {
     **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00b5m", "micron", "microns", "micrometer"), 1.0),
@@ -38,7 +38,7 @@ SECONDS = {
     **dict.fromkeys(("min", "minute", "minutes"), 60.0),
     **dict.fromkeys(("h", "hour", "hours"), 3600.0),
 }
-PIXEL_SIZES = (1e-4, 1e5)  # micrometres that are believed; a resolution tag can hold them all
+PIXEL_SIZE_RANGE = (1e-4, 1e5)  # micrometres that are believed; a resolution tag can hold them all
 
 Shape = tuple[int, int, int]  # (T, Y, X)
 
@@ -100,7 +100,7 @@ class Movie:
             raise ValueError(f"{self.info.path}: the movie is closed; read inside its with block")
         if start == stop:
             return np.empty((0, *size), self.info.dtype)
-        with self._turn, errors_of(self.info.path, f"frames {start} to {stop} cannot be read"):
+        with self._turn, convert_errors(self.info.path, f"frames {start} to {stop} cannot be read"):
             block = self._source.frames(start, stop, step).reshape(len(range(start, stop, step)), *size)
             return np.ascontiguousarray(block, self.info.dtype)  # (n, Y, X)
 
@@ -179,7 +179,7 @@ def _line(path: Path, text: str) -> str:
 
 
 @contextmanager
-def errors_of(path: Path, what: str, advice: str = BROKEN) -> Iterator[None]:
+def convert_errors(path: Path, what: str, advice: str = DAMAGED_ADVICE) -> Iterator[None]:
     """Turn any exception into a MovieError: on damaged files the libraries fail in every way there is."""
     try:
         yield
@@ -205,7 +205,10 @@ def movie_shape(path: Path, axes: str, shape: tuple[int, ...], one_frame: bool) 
         sizes = [("T", 1), *sizes]
     elif kept == "YX":
         size = " x ".join(str(n) for _, n in sizes)
-        fail(path, f"expected a movie (T, Y, X), found axes YX of sizes {size}: a single image; {JOIN}")
+        fail(
+            path,
+            f"expected a movie (T, Y, X), found axes YX of sizes {size}: a single image; {SERIES_ADVICE}",
+        )
     elif "S" in kept:
         fail(path, f"expected one intensity per voxel, {found}: colours; convert it to grayscale")
     elif not kept.endswith("YX"):
@@ -220,24 +223,27 @@ def check_frames(path: Path, shape: Shape, dtype: np.dtype | None) -> np.dtype:
     """The movie's dtype, after a check that frames of this size and type are no nonsense."""
     if dtype is None or dtype.name not in READABLE:
         fail(path, f"expected one of {', '.join(READABLE)}, found {dtype or 'an unknown type'}; convert it")
-    if math.prod(shape[1:]) * dtype.itemsize > FRAME_BYTES:
+    if math.prod(shape[1:]) * dtype.itemsize > MAX_FRAME_BYTES:
         size = f"{shape[1]} x {shape[2]} {dtype}"
-        fail(path, f"expected frames of at most {FRAME_BYTES >> 20} MiB, found {size}: the header is broken")
+        fail(
+            path,
+            f"expected frames of at most {MAX_FRAME_BYTES >> 20} MiB, found {size}: the header is broken",
+        )
     return dtype.newbyteorder("=")
 
 
-def believed_pixel_size(size: tuple[float, float]) -> tuple[float, float] | None:
+def plausible_pixel_size(size: tuple[float, float]) -> tuple[float, float] | None:
     """A pixel size, if both of its micrometres make sense; NaN does not."""
-    return size if all(believed_length(length) for length in size) else None
+    return size if all(plausible_length(length) for length in size) else None
 
 
-def believed_length(length: float) -> float | None:
+def plausible_length(length: float) -> float | None:
     """Micrometres that make sense, else None."""
-    low, high = PIXEL_SIZES
+    low, high = PIXEL_SIZE_RANGE
     return length if low <= length <= high else None
 
 
-def believed_interval(seconds: float) -> float | None:
+def plausible_interval(seconds: float) -> float | None:
     """Seconds that make sense, else None; NaN does not."""
     return seconds if 0 < seconds < math.inf else None
 

@@ -18,7 +18,7 @@ from xml.etree.ElementTree import Element
 
 import tifffile
 
-from denoise.movies import SECONDS, as_number, believed_interval, errors_of
+from denoise.movies import SECONDS, as_number, convert_errors, plausible_interval
 from denoise.page_headers import TIFF_SUFFIXES, count_pages
 
 
@@ -50,16 +50,16 @@ def ome_interval(ome: Element) -> float | None:
         if math.isfinite(time) and all(plane.get(the) == planes[0].get(the) for the in ("TheC", "TheZ")):
             times[as_number(plane.get("TheT"))] = time
     steps = [times[number + 1] - time for number, time in times.items() if number + 1 in times]
-    return believed_interval(float(f"{median(steps):.9g}")) if steps else None  # 0.3 - 0.2 is no 0.1
+    return plausible_interval(float(f"{median(steps):.9g}")) if steps else None  # 0.3 - 0.2 is no 0.1
 
 
-def ome_images(ome: Element) -> float:
+def count_ome_images(ome: Element) -> float:
     """How many images OME speaks of, in this file and others; NaN if it does not say."""
     told = ome_pixels(ome)
     return math.prod(as_number(told.get(f"Size{axis}")) for axis in "TCZ")
 
 
-def ome_others(path: Path, ome: Element) -> list[str]:
+def other_ome_files(path: Path, ome: Element) -> list[str]:
     """Other files that hold a part of what this one does, as its OME-XML tells; [] of one that goes by another name."""
     for pixels in ome.iterfind(".//{*}Pixels"):
         names = dict.fromkeys(
@@ -76,9 +76,9 @@ def ome_places(path: Path) -> dict[str, set[tuple[int, int, int]]]:
     By the files' names, "" where it names none; {} where it speaks of this file alone. Raises MovieError.
     """
     pages = count_pages(path)
-    with errors_of(path, "its OME-XML cannot be read"), tifffile.TiffFile(path, _multifile=False) as tif:
+    with convert_errors(path, "its OME-XML cannot be read"), tifffile.TiffFile(path, _multifile=False) as tif:
         ome = parse_ome(tif)
-        if not tif.is_ome or ome_images(ome) == pages:
+        if not tif.is_ome or count_ome_images(ome) == pages:
             return {}
         found: dict[str, set[tuple[int, int, int]]] = {}
         for number, image in enumerate(ome.iterfind("{*}Image")):
@@ -88,9 +88,9 @@ def ome_places(path: Path) -> dict[str, set[tuple[int, int, int]]]:
         return found
 
 
-def described_by(path: Path) -> Path:
+def ome_metadata_file(path: Path) -> Path:
     """The file beside a TIFF whose OME-XML tells of it, as Bruker's first one does of all others; else itself."""
-    with errors_of(path, "its OME-XML cannot be read"), tifffile.TiffFile(path, _multifile=False) as tif:
+    with convert_errors(path, "its OME-XML cannot be read"), tifffile.TiffFile(path, _multifile=False) as tif:
         element = parse_ome(tif).find("{*}BinaryOnly")
     name = "" if element is None else element.get("MetadataFile", "")
     file = path.with_name(name) if name.lower().endswith(TIFF_SUFFIXES) and name == Path(name).name else path

@@ -21,9 +21,9 @@ from denoise import same
 from denoise.atomic import PartFolder
 from denoise.containers import ZARR_SUFFIXES
 from denoise.formats import UNNAMED, Part, Recording
-from denoise.movies import MICROMETRES, MovieError, errors_of
+from denoise.movies import MICROMETRES, MovieError, convert_errors
 from denoise.page_headers import TIFF_SUFFIXES
-from denoise.writing import CLASSIC_BYTES, PAGE_BYTES, UNWRITABLE, MovieWriter
+from denoise.writing import CLASSIC_TIFF_BYTES, DISK_ADVICE, PAGE_HEADER_BYTES, MovieWriter
 
 IMAGEJ_AXES = "TZC"  # in ImageJ's order of pages, slowest first
 IMAGEJ_TYPES = ("uint8", "uint16", "float32")
@@ -73,8 +73,10 @@ class PartsWriter(MovieWriter):
         if len(recording.parts) == 1:
             return super()._description()
         order = "".join(axis for axis in IMAGEJ_AXES if axis in recording.axes)
-        size = math.prod(recording.sizes) * self.dtype.itemsize + self._shape[0] * PAGE_BYTES
-        fits = recording.axes == f"{order}YX" and self.dtype.name in IMAGEJ_TYPES and size <= CLASSIC_BYTES
+        size = math.prod(recording.sizes) * self.dtype.itemsize + self._shape[0] * PAGE_HEADER_BYTES
+        fits = (
+            recording.axes == f"{order}YX" and self.dtype.name in IMAGEJ_TYPES and size <= CLASSIC_TIFF_BYTES
+        )
         one_unit = self._pixel_size or not recording.info.plane_spacing  # as ImageJ has for all lengths
         return self._imagej() if fits and one_unit and not recording.channels else self._ome()
 
@@ -144,7 +146,7 @@ class ZarrWriter(PartsWriter):
         if self.zarr is None:
             raise ValueError(f"{self._path}: frames are written inside the with block")
         self._check_next(frames)
-        with errors_of(self._path, "the folder cannot be written", UNWRITABLE):
+        with convert_errors(self._path, "the folder cannot be written", DISK_ADVICE):
             self.zarr.append(part, self.done[part.name], frames)
         self.done[part.name] += len(frames)
         self._written += len(frames)

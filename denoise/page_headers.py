@@ -14,7 +14,7 @@ from denoise.movies import fail
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf2", ".tf8")  # the last three: BigTIFF, as some programs name it
 
 # What every page of a movie must share, with the value that a missing tag stands for.
-LAYOUT: dict[int, tuple[str, int | None]] = {
+LAYOUT_TAGS: dict[int, tuple[str, int | None]] = {
     256: ("ImageWidth", None),
     257: ("ImageLength", None),
     258: ("BitsPerSample", 1),
@@ -95,7 +95,7 @@ def _page_header(
         fail(path, f"expected page {page} at byte {offset}, found none: cut off or damaged; copy it again")
     layout = {}
     for code, kind, number, value in dialect.entry.iter_unpack(block):
-        if (code not in LAYOUT and code != SUBFILE_TYPE) or (code in OF_EACH_SAMPLE and number != 1):
+        if (code not in LAYOUT_TAGS and code != SUBFILE_TYPE) or (code in OF_EACH_SAMPLE and number != 1):
             continue
         if number != 1 or kind not in INTEGER_BYTES:  # tifffile would calculate with a list
             fail(
@@ -103,13 +103,13 @@ def _page_header(
                 f"expected one whole number as tag {code} of page {page}, found none: damaged; copy it again",
             )
         layout[code] = int.from_bytes(value[: INTEGER_BYTES[kind]], dialect.order)  # type: ignore[arg-type]
-        if code in LAYOUT and layout[code] == LAYOUT[code][1]:
+        if code in LAYOUT_TAGS and layout[code] == LAYOUT_TAGS[code][1]:
             del layout[code]
     return layout, dialect.offset.unpack(following)[0]
 
 
 def _difference(layout: dict[int, int], first: dict[int, int]) -> str:
     """In what a page is not like the first."""
-    code = next(code for code in LAYOUT if layout.get(code) != first.get(code))
-    name, default = LAYOUT[code]
+    code = next(code for code in LAYOUT_TAGS if layout.get(code) != first.get(code))
+    name, default = LAYOUT_TAGS[code]
     return f"{name} {layout.get(code, default)} after {first.get(code, default)}"

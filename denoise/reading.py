@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 from denoise.itk import ITK_READERS, open_itk, voxel_file
-from denoise.movies import Movie, Pages, errors_of, fail
+from denoise.movies import Movie, Pages, convert_errors, fail
 from denoise.page_headers import TIFF_SUFFIXES
 from denoise.tiff import open_tiff, open_tiff_pages
 
@@ -30,7 +30,7 @@ def open_movie(path: Path) -> Movie:
     Raises MovieError.
     """
     path = Path(path)
-    with errors_of(path, "the file cannot be opened"):
+    with convert_errors(path, "the file cannot be opened"):
         _check_file(path)
         return open_tiff(path) if path.name.lower().endswith(TIFF_SUFFIXES) else open_itk(path)
 
@@ -41,7 +41,7 @@ def open_pages(path: Path, of_series: bool = False) -> Pages:
     of_series: it is one of a recording's files; what OME says of all of them together is not its shape.
     """
     path = Path(path)
-    with errors_of(path, "the file cannot be opened"):
+    with convert_errors(path, "the file cannot be opened"):
         _check_file(path)
         return open_tiff_pages(path, of_series)
 
@@ -51,7 +51,7 @@ def movie_files(path: Path) -> list[Path]:
 
     Raises MovieError.
     """
-    with errors_of(path, "the file cannot be opened"):
+    with convert_errors(path, "the file cannot be opened"):
         _check_file(path)
         voxels = path if path.name.lower().endswith(TIFF_SUFFIXES) else voxel_file(path)
         return list(dict.fromkeys([path, voxels]))

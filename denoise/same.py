@@ -26,16 +26,16 @@ import numpy as np
 from denoise.containers import (
     SERIES_TYPES,
     attribute,
-    dicts,
+    import_library,
     is_hard_link,
-    library,
+    json_objects,
     nwb_times,
     ome_image,
-    ome_steps,
+    ome_transform,
     soft_link,
 )
 from denoise.formats import Part, Recording
-from denoise.itk import DATA_FILE, HEADER_BYTES, HEADER_END, NIFTI_TYPES, frames_place
+from denoise.itk import DATA_FILE, HEADER_BYTES, HEADER_END, NIFTI_TYPES, frame_axis_index
 from denoise.movies import MovieError
 
 META_TYPES = {
@@ -65,7 +65,7 @@ NWB_HOLDERS = (None, "NWBFile", "ProcessingModule")  # types of groups that are 
 NWB_TIMES = ("data", "timestamps", "starting_time", "control", "control_description")
 IMAGE = "0"  # the array in a Zarr folder, OME's usual name for the full resolution
 CHUNK_BYTES = 1 << 23  # of a Zarr chunk, at least one frame
-NO_HEADER = "write TIFF, without --format same"
+TIFF_ADVICE = "write TIFF, without --format same"
 
 
 def begin(file: BinaryIO, recording: Recording, dtype: np.dtype) -> int:
@@ -92,7 +92,7 @@ def with_frames(sizes: Sequence[int], frames: int) -> list[int]:
     >>> with_frames([9, 7, 1, 50], 20)
     [9, 7, 1, 20]
     """
-    place = frames_place(sizes)
+    place = frame_axis_index(sizes)
     return [*sizes[:place], frames, *sizes[place + 1 :]]
 
 
@@ -120,7 +120,7 @@ def _value(path: Path, lines: list[str], sign: str, key: str) -> str:
         if line.split(sign)[0].strip().lower() == key and sign in line
     ]
     if not found:
-        raise MovieError(f"{path}: expected {key} in its header, found none to copy; {NO_HEADER}")
+        raise MovieError(f"{path}: expected {key} in its header, found none to copy; {TIFF_ADVICE}")
     return found[0]
 
 
@@ -157,7 +157,7 @@ def nifti_header(path: Path, frames: int, dtype: np.dtype) -> bytes:
         head = file.read(NIFTI.size)
     order = "<" if head[:4] == struct.pack("<i", NIFTI.size) else ">"
     if head[:4] != struct.pack(f"{order}i", NIFTI.size):
-        raise MovieError(f"{path}: expected NIfTI-1, found another version; {NO_HEADER}")
+        raise MovieError(f"{path}: expected NIfTI-1, found another version; {TIFF_ADVICE}")
     fields = list(struct.unpack(order + NIFTI.format[1:], head))
     axes = fields[NIFTI_DIM]
     sizes = with_frames(fields[NIFTI_DIM + 1 : NIFTI_DIM + 1 + axes], frames)
@@ -173,7 +173,7 @@ def nifti_header(path: Path, frames: int, dtype: np.dtype) -> bytes:
 
 def _begin_hdf5(file: BinaryIO, recording: Recording, dtype: np.dtype) -> int:
     """A dataset of the input's name, with its attributes and those of the groups around it."""
-    h5py = library("h5py", recording.info.path)
+    h5py = import_library("h5py", recording.info.path)
     with h5py.File(recording.info.path, "r", locking=False) as old, h5py.File(file, "w") as new:
         name = recording.dataset
         groups = [name.rsplit("/", depth)[0] for depth in range(name.count("/"), 0, -1)]
@@ -219,7 +219,7 @@ def _copy_nwb(h5py: Any, old: Any, new: Any, recording: Recording) -> None:
     if kind not in SERIES_TYPES or holder not in NWB_HOLDERS:
         raise MovieError(
             f"{recording.info.path}: expected a series of its own in acquisition or a processing module, "
-            f"found {recording.dataset}, no series or a part of more; {NO_HEADER}"
+            f"found {recording.dataset}, no series or a part of more; {TIFF_ADVICE}"
         )
     for place in NWB_PLACES:
         new.require_group(place)
@@ -263,7 +263,7 @@ def _copy_times(h5py: Any, old: Any, new: Any, recording: Recording) -> None:
     else:
         raise MovieError(
             f"{recording.info.path}: expected starting_time or timestamps in {old.name}, as NWB demands, found none "
-            f"in this file; {NO_HEADER}"
+            f"in this file; {TIFF_ADVICE}"
         )
 
 
@@ -353,7 +353,7 @@ class ZarrFolder:
     def _image(self) -> dict[str, Any]:
         """OME's description of it: the input's, for the axes that are kept."""
         given, scales, entry = ome_image(self.recording.info.path, self.recording.dataset)
-        described = {str(axis.get("name")).upper(): axis for axis in dicts(scales.get("axes"))}
+        described = {str(axis.get("name")).upper(): axis for axis in json_objects(scales.get("axes"))}
         steps = {
             "scale": [1.0] * len(self.recording.axes),
             **_steps(entry, [*described], self.recording.axes),
@@ -387,7 +387,7 @@ def _steps(told: Mapping[str, Any], names: Sequence[str], axes: str) -> dict[str
     >>> _steps({"coordinateTransformations": [{"type": "scale", "scale": [0.1, 5, 0.5, 0.4]}]}, "TZYX", "TYX")
     {'scale': [0.1, 0.5, 0.4]}
     """
-    along = {kind: dict(zip(names, ome_steps(told, kind, len(names)))) for kind in NEUTRAL}
+    along = {kind: dict(zip(names, ome_transform(told, kind, len(names)))) for kind in NEUTRAL}
     return {kind: [steps.get(axis, NEUTRAL[kind]) for axis in axes] for kind, steps in along.items() if steps}
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import tifffile
 
-from denoise.movies import as_number, believed_interval, fail
+from denoise.movies import as_number, fail, plausible_interval
 
 FRAMES_OF_A_VOLUME = (  # of a fast stack, from 2020 on and before; the slices alone lack the flyback
     "hStackManager.numFramesPerVolumeWithFlyback",
@@ -113,9 +113,9 @@ def scanimage_interval(told: dict[str, Any]) -> float | None:
     """Seconds from one image of a plane to the next; not told of the volumes of a slow stack."""
     volume = _volume(told)
     if volume.fast:
-        return believed_interval(1 / (as_number(told.get("SI.hRoiManager.scanVolumeRate")) or math.nan))
+        return plausible_interval(1 / (as_number(told.get("SI.hRoiManager.scanVolumeRate")) or math.nan))
     if volume.frames == 1:
         return None
-    return believed_interval(
+    return plausible_interval(
         _average(told) / (as_number(told.get("SI.hRoiManager.scanFrameRate")) or math.nan)
     )

@@ -19,9 +19,9 @@ import numpy as np
 import tifffile
 
 from denoise.movies import (
-    JOIN,
     MICROMETRES,
     SECONDS,
+    SERIES_ADVICE,
     Movie,
     MovieInfo,
     Pages,
@@ -29,14 +29,14 @@ from denoise.movies import (
     Shape,
     Source,
     as_number,
-    believed_interval,
-    believed_length,
-    believed_pixel_size,
     check_frames,
     fail,
     movie_shape,
+    plausible_interval,
+    plausible_length,
+    plausible_pixel_size,
 )
-from denoise.ome import channel_names, ome_images, ome_interval, ome_others, ome_pixels, parse_ome
+from denoise.ome import channel_names, count_ome_images, ome_interval, ome_pixels, other_ome_files, parse_ome
 from denoise.page_headers import count_pages
 from denoise.scanimage import scanimage_axes, scanimage_interval, scanimage_settings
 
@@ -77,7 +77,7 @@ def _open(path: Path, shape_of: ShapeOf, of_series: bool = False) -> tuple[Movie
         tif = _tifffile(stack, path, pages)
         ome = parse_ome(tif)
         calibrated = _calibration(tif, ome)
-        if of_series and tif.is_ome and ome_images(ome) != pages:
+        if of_series and tif.is_ome and count_ome_images(ome) != pages:
             tif.close()
             tif = stack.enter_context(tifffile.TiffFile(path, is_ome=False))
             ome = parse_ome(tif)
@@ -89,7 +89,7 @@ def _open(path: Path, shape_of: ShapeOf, of_series: bool = False) -> tuple[Movie
         dtype = check_frames(path, shape, series.dtype)
         _check_storage(path, tif, series, shape, pages)
         axes = THIN_AXES if _is_thin(tif, series) else series.axes
-        notes = _notes(tif, series, ome_others(path, ome))
+        notes = _notes(tif, series, other_ome_files(path, ome))
         pixel_size, interval, spacing = calibrated
         info = MovieInfo(path, shape, dtype, axes, pixel_size, interval, notes, spacing)
         source = _source(path, tif, series, shape)
@@ -181,7 +181,7 @@ def _notes(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, others: list
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         notes.append(f"its OME-XML names other files of the same movie, which are not read with it ({others[0]}{more}): "
-                     f"{JOIN}")  # fmt: skip
+                     f"{SERIES_ADVICE}")  # fmt: skip
     if _is_thin(tif, series):
         notes.append(f"the file names no axes: {' x '.join(map(str, series.shape))} are taken as time, y, x")
     told = tif.imagej_metadata or {}
@@ -208,7 +208,7 @@ def _check_storage(
     if _long(page.shape) != _long(shape[1:]) and not in_one:
         fail(path, f"expected pages of one frame {shape[1:]}, found {page.shape}; save it as a plain stack")
     if not in_one and (pages not in (1, frames) or (pages < frames and series.dataoffset is None)):
-        advice = JOIN if _is_split(tif, pages) else "export it again"
+        advice = SERIES_ADVICE if _is_split(tif, pages) else "export it again"
         fail(path, f"expected {frames} frames by its description, found {pages} pages; {advice}")
     if series.dataoffset is None and any(one is None or one.parent is not tif for one in series):
         fail(path, "expected all frames in this file, found some in others or missing; save it as one file")
@@ -320,14 +320,14 @@ def _plane_spacing(page: tifffile.TiffPage, told: Mapping[str, Any]) -> float | 
     """PhysicalSizeZ (OME), else spacing in the unit of the pixels (ImageJ)."""
     unit = RESOLUTION_UNITS.get(page.resolutionunit, "")
     if "PhysicalSizeZ" in told:
-        return believed_length(_measure(told, "PhysicalSizeZ", MICROMETRES, "um"))
-    return believed_length(_measure(told, "spacing", MICROMETRES, unit, "unit"))
+        return plausible_length(_measure(told, "PhysicalSizeZ", MICROMETRES, "um"))
+    return plausible_length(_measure(told, "spacing", MICROMETRES, unit, "unit"))
 
 
 def _pixel_size(page: tifffile.TiffPage, told: Mapping[str, Any]) -> tuple[float, float] | None:
     if "PhysicalSizeX" in told:  # null in our own files of unknown pixel size: their resolution is nominal
         lengths = [_measure(told, f"PhysicalSize{axis}", MICROMETRES, "um") for axis in "YX"]
-        return believed_pixel_size((lengths[0], lengths[1]))
+        return plausible_pixel_size((lengths[0], lengths[1]))
     unit = RESOLUTION_UNITS.get(page.resolutionunit, "")
     per_x, per_y = page.resolution
     if "XResolution" not in page.tags or min(per_x, per_y) <= 0:
@@ -335,7 +335,7 @@ def _pixel_size(page: tifffile.TiffPage, told: Mapping[str, Any]) -> tuple[float
     if unit == "inch" and {per_x, per_y} <= PRINTER_DPI:
         return None
     micrometres = MICROMETRES.get(str(told.get("unit", unit)).lower(), math.nan)
-    return believed_pixel_size((_decimal(micrometres / per_y), _decimal(micrometres / per_x)))
+    return plausible_pixel_size((_decimal(micrometres / per_y), _decimal(micrometres / per_x)))
 
 
 def _decimal(length: float) -> float:
@@ -346,10 +346,10 @@ def _decimal(length: float) -> float:
 def _interval(told: Mapping[str, Any]) -> float | None:
     """TimeIncrement (OME), else finterval, else fps (ImageJ)."""
     if "TimeIncrement" in told:
-        return believed_interval(_measure(told, "TimeIncrement", SECONDS, "s"))
-    interval = believed_interval(_measure(told, "finterval", SECONDS, "s", "tunit"))
+        return plausible_interval(_measure(told, "TimeIncrement", SECONDS, "s"))
+    interval = plausible_interval(_measure(told, "finterval", SECONDS, "s", "tunit"))
     rate = as_number(told.get("fps"))
-    return interval or (believed_interval(1 / rate) if rate else None)
+    return interval or (plausible_interval(1 / rate) if rate else None)
 
 
 def _measure(

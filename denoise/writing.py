@@ -22,20 +22,20 @@ import tifffile
 from denoise.atomic import PartFile, PartFolder
 from denoise.movies import (
     MICROMETRES,
-    PIXEL_SIZES,
+    PIXEL_SIZE_RANGE,
     READABLE,
     Shape,
-    believed_interval,
-    believed_pixel_size,
-    errors_of,
+    convert_errors,
     fail,
+    plausible_interval,
+    plausible_pixel_size,
 )
 
 WRITABLE = READABLE[:-1]  # the platform imports float64, but its evaluation cannot read it
-CLASSIC_BYTES = 3_900_000_000  # a classic TIFF ends at 4 GiB
-UNWRITABLE = "check space and permissions"
-PAGE_BYTES = 512  # room for one page header, generously
-NOMINAL = (1.0, 1.0)  # micrometres: the platform's importer refuses a TIFF without a resolution
+CLASSIC_TIFF_BYTES = 3_900_000_000  # a classic TIFF ends at 4 GiB
+DISK_ADVICE = "check space and permissions"
+PAGE_HEADER_BYTES = 512  # room for one page header, generously
+NOMINAL_PIXEL_SIZE = (1.0, 1.0)  # micrometres: the platform's importer refuses a TIFF without a resolution
 
 
 class MovieWriter:
@@ -70,7 +70,7 @@ class MovieWriter:
         self._pixel_size = pixel_size
         self._interval = frame_interval
         self._check()
-        self._bytes = math.prod(self._shape) * self.dtype.itemsize + self._shape[0] * PAGE_BYTES
+        self._bytes = math.prod(self._shape) * self.dtype.itemsize + self._shape[0] * PAGE_HEADER_BYTES
         self._written = 0
         self._part: PartFile | PartFolder | None = None
 
@@ -79,9 +79,9 @@ class MovieWriter:
             raise ValueError(f"shape {self._shape} must be (T, Y, X), each at least 1")
         if self.dtype.name not in WRITABLE:
             raise ValueError(f"dtype {self.dtype} must be one of {', '.join(WRITABLE)}")
-        if self._pixel_size is not None and believed_pixel_size(self._pixel_size) is None:
-            raise ValueError(f"pixel size {self._pixel_size} must lie within {PIXEL_SIZES} micrometres")
-        if self._interval is not None and believed_interval(self._interval) is None:
+        if self._pixel_size is not None and plausible_pixel_size(self._pixel_size) is None:
+            raise ValueError(f"pixel size {self._pixel_size} must lie within {PIXEL_SIZE_RANGE} micrometres")
+        if self._interval is not None and plausible_interval(self._interval) is None:
             raise ValueError(f"frame interval {self._interval} must be a positive number of seconds")
 
     def __enter__(self) -> MovieWriter:
@@ -109,7 +109,7 @@ class MovieWriter:
 
     def _write_headers(self, file: BinaryIO) -> int:
         """Write all but the voxels; the offset where they go. Until then the file has a hole there."""
-        with tifffile.TiffWriter(file, bigtiff=self._bytes > CLASSIC_BYTES) as tif:
+        with tifffile.TiffWriter(file, bigtiff=self._bytes > CLASSIC_TIFF_BYTES) as tif:
             place = tif.write(
                 shape=self._shape,
                 dtype=self.dtype,
@@ -123,7 +123,7 @@ class MovieWriter:
 
     def _resolution(self) -> dict[str, Any]:
         """The resolution tags, for tifffile."""
-        per_y, per_x = (MICROMETRES["cm"] / length for length in self._pixel_size or NOMINAL)
+        per_y, per_x = (MICROMETRES["cm"] / length for length in self._pixel_size or NOMINAL_PIXEL_SIZE)
         return {"resolution": (per_x, per_y), "resolutionunit": "CENTIMETER"}
 
     def _description(self) -> str:
@@ -138,7 +138,7 @@ class MovieWriter:
         """Write the next frames (n, Y, X), of the writer's dtype."""
         file = self._file
         self._check_next(frames)
-        with errors_of(self._path, "the file cannot be written", UNWRITABLE):
+        with convert_errors(self._path, "the file cannot be written", DISK_ADVICE):
             file.write(np.ascontiguousarray(frames).data)
         self._written += len(frames)
 
@@ -174,7 +174,7 @@ class MovieWriter:
     def _cleanly(self, what: str) -> Iterator[None]:
         """Leave nothing behind on any exception, KeyboardInterrupt included."""
         try:
-            with errors_of(self._path, what, UNWRITABLE):
+            with convert_errors(self._path, what, DISK_ADVICE):
                 yield
         except BaseException:
             self._discard()

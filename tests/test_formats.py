@@ -14,7 +14,7 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image, TiffImagePlugin
 
-from denoise.formats import in_order_of_frames, open_recording
+from denoise.formats import open_recording, page_numbers
 from denoise.movies import MovieError
 from denoise.outputs import output_writer
 from denoise.reading import open_movie
@@ -338,5 +338,5 @@ def test_missing_frames_of_a_part_leave_no_file(tmp_path: Path) -> None:
 
 
 def test_pages_by_hand() -> None:
-    assert in_order_of_frames([3, 2, 9, 9], 0).tolist() == [[0, 1], [2, 3], [4, 5]]
-    assert in_order_of_frames([2, 3, 9, 9], 1).tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert page_numbers([3, 2, 9, 9], 0).tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert page_numbers([2, 3, 9, 9], 1).tolist() == [[0, 3], [1, 4], [2, 5]]

@@ -19,7 +19,7 @@ from denoise import layout
 from denoise.formats import SERIES_OPEN, open_recording, open_series
 from denoise.layout import LayoutError, plan_movies
 from denoise.movies import MovieError
-from denoise.ome import described_by
+from denoise.ome import ome_metadata_file
 from denoise.outputs import output_writer
 
 
@@ -350,7 +350,7 @@ def test_what_tells_of_a_file_lies_beside_it(tmp_path: Path, name: str) -> None:
     (folder / "link.tif").symlink_to(outside)
     path = folder / "x_1.tif"
     save_by_pillow(path, pixels(1), BINARY_ONLY.format(name))
-    assert described_by(path) == path
+    assert ome_metadata_file(path) == path
 
 
 def test_a_file_read_without_the_others_of_its_movie_tells_of_them(tmp_path: Path) -> None:
