@@ -127,7 +127,7 @@ class SameWriter(PartsWriter):
         super().__init__(path, recording, dtype)
 
     def _write_headers(self, file: BinaryIO) -> int:
-        return same.begin(file, self.recording, self.dtype)
+        return same.write_header(file, self.recording, self.dtype)
 
 
 class ZarrWriter(PartsWriter):

@@ -97,8 +97,8 @@ def test_a_big_endian_nifti_becomes_little_endian(tmp_path: Path) -> None:
     movie = pixels(4, 5, 6, dtype="int16")
     sitk.WriteImage(image_of(movie), str(tmp_path / "a.nii"))
     content = (tmp_path / "a.nii").read_bytes()
-    big = struct.Struct(">" + same.NIFTI.format[1:])
-    head = big.pack(*same.NIFTI.unpack(content[: same.NIFTI.size]))
+    big = struct.Struct(">" + same.NIFTI_HEADER.format[1:])
+    head = big.pack(*same.NIFTI_HEADER.unpack(content[: same.NIFTI_HEADER.size]))
     (tmp_path / "b.nii").write_bytes(head + bytes(4) + movie.astype(">i2").tobytes())
     copy(tmp_path / "b.nii", tmp_path / "c.nii", "int16")
     assert (tmp_path / "c.nii").read_bytes() == content
