@@ -65,9 +65,15 @@ HDF5_CACHE_BYTES = 1 << 27  # of decompressed chunks
 ZARR_2_CODECS = {"blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "delta", "shuffle"}
 ZARR_3_CODECS = {"bytes", "transpose", "blosc", "gzip", "zstd", "crc32c", "sharding_indexed"}
 MAX_JSON_BYTES = 1 << 24
-MAX_MISSING_BYTES = (
-    1 << 32
-)  # of voxels without stored chunks; a Zarr header that claims more is taken for broken
+OME_LENGTH_UNITS = {  # OME's names -> keys of MICROMETRES
+    "micrometer": "um",
+    "nanometer": "nm",
+    "millimeter": "mm",
+    "centimeter": "cm",
+    "meter": "m",
+    "inch": "inch",
+}
+MAX_MISSING_BYTES = 1 << 32  # of voxels whose chunks are not stored; a Zarr header that claims more is broken
 CHUNK_NAME = re.compile(r"(?:c[./])?(\d+(?:[./]\d+)*)")  # relative to the array's folder; Zarr 2 and 3
 
 
@@ -678,16 +684,6 @@ def _zarr_calibration(image: OmeImage, axes: str) -> _Calibration:
         interval if 0 < interval < math.inf else None,
         plane_spacing=plausible_length(lengths["Z"]),
     )
-
-
-OME_LENGTH_UNITS = {
-    "micrometer": "um",
-    "nanometer": "nm",
-    "millimeter": "mm",
-    "centimeter": "cm",
-    "meter": "m",
-    "inch": "inch",
-}
 
 
 def _zarr_channels(image: OmeImage, axes: str, sizes: tuple[int, ...]) -> list[str]:
