@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_formats import OME, imagej, pixels, save_by_pillow
 
 from denoise import layout
-from denoise.formats import SERIES_OPEN, open_recording, open_series
+from denoise.formats import MAX_OPEN_FILES, open_recording, open_series
 from denoise.layout import LayoutError, plan_movies
 from denoise.movies import MovieError
 from denoise.ome import ome_metadata_file
@@ -398,7 +398,7 @@ def test_few_files_are_open_at_a_time_and_none_at_last(tmp_path: Path) -> None:
         tifffile.imwrite(path, pixels(40)[int(path.stem[2:])], compression="zlib", metadata=None)  # held open
     with open_series(paths) as series:
         np.testing.assert_array_equal(series.parts[0].movie.read(0, 40), pixels(40))
-        assert len(series.source.opened) == SERIES_OPEN  # type: ignore[attr-defined]
+        assert len(series.source.opened) == MAX_OPEN_FILES  # type: ignore[attr-defined]
     # the fixture no_file_left_open looks for the rest
 
 
