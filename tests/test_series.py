@@ -162,9 +162,9 @@ def test_endings_of_one_row_may_differ(tmp_path: Path) -> None:
 @given(st.lists(st.integers(0, 10**6), min_size=2, max_size=30, unique=True))
 def test_order_of_any_numbers(numbers: list[int]) -> None:
     names = sorted((f"x_{number}.tif" for number in numbers), key=layout._natural_key)
-    (row,) = layout._in_series(names, "top")
-    assert row.title == "x.tif"
-    assert row.files == [f"x_{number}.tif" for number in sorted(numbers)]
+    (series,) = layout._group_series(names, "top")
+    assert series.title == "x.tif"
+    assert series.files == [f"x_{number}.tif" for number in sorted(numbers)]
 
 
 def test_gaps_are_told(tmp_path: Path) -> None:
