@@ -427,8 +427,8 @@ def _warn_of_gaps(title: str, numbers: list[int]) -> list[str]:
 
 
 def _plan_challenge(source: Path, root: Path, output: Path) -> Plan:
-    places, warnings = _challenge_image_places(root)
-    place, movies = _find_challenge_movies(places, root, _resolved(output), warnings)
+    search_paths, warnings = _challenge_search_paths(root)
+    path, movies = _find_challenge_movies(search_paths, root, _resolved(output), warnings)
     warnings = list(dict.fromkeys(warnings))
     if not movies:
         expected = f"one movie in images/{INPUT_SOCKET}"
@@ -436,7 +436,7 @@ def _plan_challenge(source: Path, root: Path, output: Path) -> Plan:
         raise LayoutError("; ".join([message, *warnings[:NAMES_SHOWN]]))
     if len(movies) > 1:
         raise LayoutError(
-            f"{place}: expected one movie, as the challenge takes one output, found {len(movies)}: "
+            f"{path}: expected one movie, as the challenge takes one output, found {len(movies)}: "
             f"{listed([path.name for path in movies])}; "
             f"leave one there, or give a folder without inputs.json and images/{INPUT_SOCKET} to denoise all"
         )
@@ -449,11 +449,11 @@ def _plan_challenge(source: Path, root: Path, output: Path) -> Plan:
 
 
 def _find_challenge_movies(
-    places: list[Path], root: Path, skip: Path, warnings: list[str]
+    search_paths: list[Path], root: Path, skip: Path, warnings: list[str]
 ) -> tuple[Path, list[Path]]:
-    """Return the first of `places` that holds a movie, and its movies; add warnings about ignored files."""
-    for place in places:
-        files = _list_files(place, skip)
+    """Return the first of `search_paths` that holds a movie, and its movies; add warnings about ignored files."""
+    for path in search_paths:
+        files = _list_files(path, skip)
         outside = _outside_of(files.movies, root)
         movies = sorted(set(files.movies) - set(outside), key=lambda path: _natural_key(path.name))
         warnings += [f"{_relative(path, root)}: {reason}" for path, reason in files.unusable.items()]
@@ -461,28 +461,28 @@ def _find_challenge_movies(
             f"{_relative(path, root)}: a link that leaves the input folder, ignored" for path in outside
         ]
         if movies:
-            return place, movies
+            return path, movies
     return root, []
 
 
-def _challenge_image_places(root: Path) -> tuple[list[Path], list[str]]:
+def _challenge_search_paths(root: Path) -> tuple[list[Path], list[str]]:
     """Return where to look for the challenge's image, in order, and warnings about inputs.json.
 
     These are the socket's path in inputs.json, the socket's usual folder, the paths of other sockets, and all of `root`:
     an unusual inputs.json must not keep a run from finding its image.
     """
-    socket_places: list[Path] = []
-    other_places: list[Path] = []
+    socket_paths: list[Path] = []
+    other_paths: list[Path] = []
     entries, warnings = _read_inputs_json(root / "inputs.json")
     for entry in entries:
         slug, relative = _slug_and_path(entry)
-        place = _place_inside(root, relative)
-        if place is not None:
-            (socket_places if slug == INPUT_SOCKET else other_places).append(place)
+        path = _path_inside(root, relative)
+        if path is not None:
+            (socket_paths if slug == INPUT_SOCKET else other_paths).append(path)
         elif relative is not None:
             shown = repr(relative)[:200]
             warnings.append(f"inputs.json: relative_path {shown} is no path inside the input folder, ignored")
-    return [*socket_places, _socket_folder(root), *other_places, root], warnings
+    return [*socket_paths, _socket_folder(root), *other_paths, root], warnings
 
 
 def _read_inputs_json(path: Path) -> tuple[list[object], list[str]]:
@@ -510,15 +510,15 @@ def _slug_and_path(entry: object) -> tuple[object, object]:
     return None, None
 
 
-def _place_inside(root: Path, relative: object) -> Path | None:
+def _path_inside(root: Path, relative: object) -> Path | None:
     """Return `relative` below `root`, links resolved; None if it is no path or leads out of `root`."""
     if not isinstance(relative, str):
         return None
     try:
-        place = _resolved(root / relative)
+        path = _resolved(root / relative)
     except (OSError, ValueError):  # a zero byte or a lone surrogate
         return None
-    return place if place.is_relative_to(root) else None
+    return path if path.is_relative_to(root) else None
 
 
 def _earlier_results(movies: list[Path], root: Path) -> dict[Path, set[Path]]:
@@ -598,7 +598,7 @@ def _is_plain_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _refuse_outputs_among_inputs(plan: Plan, root: Path, output: Path) -> None:
-    """Raise LayoutError if an output would overwrite an input, lie inside one (Zarr is a folder), or become a later input.
+    """Raise LayoutError if an output would overwrite an input, lie inside one (Zarr is a folder), or be a later run's input.
 
     An output folder below the input folder is allowed: its contents are not read.
     """
