@@ -428,7 +428,7 @@ def _warn_of_gaps(title: str, numbers: list[int]) -> list[str]:
 
 def _plan_challenge(source: Path, root: Path, output: Path) -> Plan:
     search_paths, warnings = _challenge_search_paths(root)
-    path, movies = _find_challenge_movies(search_paths, root, _resolved(output), warnings)
+    search_path, movies = _find_challenge_movies(search_paths, root, _resolved(output), warnings)
     warnings = list(dict.fromkeys(warnings))
     if not movies:
         expected = f"one movie in images/{INPUT_SOCKET}"
@@ -436,7 +436,7 @@ def _plan_challenge(source: Path, root: Path, output: Path) -> Plan:
         raise LayoutError("; ".join([message, *warnings[:NAMES_SHOWN]]))
     if len(movies) > 1:
         raise LayoutError(
-            f"{path}: expected one movie, as the challenge takes one output, found {len(movies)}: "
+            f"{search_path}: expected one movie, as the challenge takes one output, found {len(movies)}: "
             f"{listed([path.name for path in movies])}; "
             f"leave one there, or give a folder without inputs.json and images/{INPUT_SOCKET} to denoise all"
         )
@@ -452,8 +452,8 @@ def _find_challenge_movies(
     search_paths: list[Path], root: Path, skip: Path, warnings: list[str]
 ) -> tuple[Path, list[Path]]:
     """Return the first of `search_paths` that holds a movie, and its movies; add warnings about ignored files."""
-    for path in search_paths:
-        files = _list_files(path, skip)
+    for search_path in search_paths:
+        files = _list_files(search_path, skip)
         outside = _outside_of(files.movies, root)
         movies = sorted(set(files.movies) - set(outside), key=lambda path: _natural_key(path.name))
         warnings += [f"{_relative(path, root)}: {reason}" for path, reason in files.unusable.items()]
@@ -461,7 +461,7 @@ def _find_challenge_movies(
             f"{_relative(path, root)}: a link that leaves the input folder, ignored" for path in outside
         ]
         if movies:
-            return path, movies
+            return search_path, movies
     return root, []
 
 
@@ -598,7 +598,7 @@ def _is_plain_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _refuse_outputs_among_inputs(plan: Plan, root: Path, output: Path) -> None:
-    """Raise LayoutError if an output would overwrite an input, lie inside one (Zarr is a folder), or be a later run's input.
+    """Raise LayoutError if an output would overwrite an input, lie in one (Zarr is a folder), or be a later run's input.
 
     An output folder below the input folder is allowed: its contents are not read.
     """
