@@ -314,8 +314,8 @@ def _choose_nwb_series(
     if wanted is None:
         imaging = [name for name in candidates if objects[name].neurodata_type in IMAGING_TYPES]
         likely = imaging or [*candidates]
-        own = [name for name in likely if candidates[name].is_numeric and f"{name}/data" in objects]
-        candidates = {name: candidates[name] for name in own or likely}
+        stored_here = [name for name in likely if candidates[name].is_numeric and f"{name}/data" in objects]
+        candidates = {name: candidates[name] for name in stored_here or likely}
     else:
         wanted = wanted.strip("/").removesuffix("/data")
         matches = [name for name in candidates if name.rsplit("/", 1)[-1] == wanted]

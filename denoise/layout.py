@@ -257,11 +257,11 @@ def _warn_of_series(movie: _Series) -> list[str]:
 
 def _warn_of_unsupported(files: _FoundFiles, root: Path) -> list[str]:
     """Return a warning if there are recordings whose formats cannot be read."""
-    headers = {path.parent for path in files.movies if path.name.lower().endswith(RAW_HEADER_SUFFIXES)}
+    header_folders = {path.parent for path in files.movies if path.name.lower().endswith(RAW_HEADER_SUFFIXES)}
     names = []
     for path in files.others:
         suffix = path.suffix.lower()
-        has_header = suffix == ".raw" and path.parent in headers
+        has_header = suffix == ".raw" and path.parent in header_folders
         if suffix in UNSUPPORTED_SUFFIXES and not has_header:
             names.append(_relative(path, root))
     if not names:

@@ -46,27 +46,18 @@ META_TYPES = {
     "int32": "INT",
     "float32": "FLOAT",
 }
-NIFTI_HEADER = struct.Struct("<i10s18sihbb8h3f4h8f3fhbb4f2i80s24s2h18f16s4s")  # version 1: 348 bytes
-DIM, DATATYPE, BITPIX, VOX_OFFSET = 7, 19, 20, 30  # indices among its fields
+NIFTI_HEADER = struct.Struct("<i10s18sihbb8h3f4h8f3fhbb4f2i80s24s2h18f16s4s")  # NIfTI-1: 348 bytes
+DIM, DATATYPE, BITPIX, VOX_OFFSET = 7, 19, 20, 30  # indices of its fields
 NIFTI_CODES = {np.dtype(name).name: code for code, name in NIFTI_TYPES.items()}
 NIFTI_START = 352  # byte of the first voxel: after the header and four zeros, which mean no extensions
+# Entries of an NWB file that the output needs, too: of the root, groups that must exist, of "general".
 NWB_SESSION = ("identifier", "session_description", "session_start_time", "timestamps_reference_time",
                "file_create_date", "specifications")  # fmt: skip
-NWB_GROUPS = (
-    "acquisition",
-    "analysis",
-    "processing",
-    "stimulus/presentation",
-    "stimulus/templates",
-    "general",
-)
+NWB_GROUPS = ("acquisition", "analysis", "processing", "stimulus/presentation", "stimulus/templates",
+              "general")  # fmt: skip
 NWB_GENERAL = ("devices", "optophysiology", "subject")
-NWB_PARENT_TYPES = (
-    None,
-    "NWBFile",
-    "ProcessingModule",
-)  # types of groups that stay valid with a single series
-NWB_REWRITTEN = ("data", "timestamps", "starting_time", "control", "control_description")
+NWB_PARENT_TYPES = (None, "NWBFile", "ProcessingModule")  # groups that stay valid with a single series
+NWB_REWRITTEN = ("data", "timestamps", "starting_time", "control", "control_description")  # not copied
 ARRAY_NAME = "0"  # of the array in a Zarr folder: OME's usual name of the full resolution
 CHUNK_BYTES = 1 << 23  # of a Zarr chunk, which has at least one frame
 TIFF_ADVICE = "write TIFF, without --format same"
@@ -132,7 +123,7 @@ def meta_header(path: Path, frames: int, dtype: np.dtype) -> bytes:
     lines = _header_lines(path, "ElementDataFile")
     sizes = replace_frames([int(size) for size in _field_value(path, lines, "=", "dimsize").split()], frames)
     replaced = ("binarydata", "binarydatabyteordermsb", "elementbyteordermsb", "compresseddata", "compresseddatasize",
-            "headersize", "dimsize", "elementtype")  # fmt: skip
+                "headersize", "dimsize", "elementtype")  # fmt: skip
     lines = _replace_fields(lines, "=", dict.fromkeys(replaced))
     lines += ["BinaryData = True", "BinaryDataByteOrderMSB = False", "CompressedData = False"]
     lines += [f"DimSize = {' '.join(map(str, sizes))}", f"ElementType = MET_{META_TYPES[dtype.name]}"]

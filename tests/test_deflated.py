@@ -55,15 +55,15 @@ METAIMAGE = (
 NRRD = "NRRD0004\ntype: int16\ndimension: 3\nsizes: 18 20 7\nendian: {}\nencoding: {}\n"
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize(
-    "word", ["BinaryDataByteOrderMSB = True", "ElementByteOrderMSB = T", "ElementByteOrderMSB = False"]
+    "byte_order", ["BinaryDataByteOrderMSB = True", "ElementByteOrderMSB = T", "ElementByteOrderMSB = False"]
 )
-def test_byte_orders_of_metaimage(tmp_path: Path, word: str, packed: bool) -> None:
-    data = frames_of("int16").astype("<i2" if "False" in word else ">i2").tobytes()
-    data = zlib.compress(data) if packed else data
-    told = f"{word}\nCompressedData = {packed}\nCompressedDataSize = {len(data)}"
-    head = METAIMAGE.format(told if packed else word)
+def test_byte_orders_of_metaimage(tmp_path: Path, byte_order: str, compressed: bool) -> None:
+    data = frames_of("int16").astype("<i2" if "False" in byte_order else ">i2").tobytes()
+    data = zlib.compress(data) if compressed else data
+    fields = f"{byte_order}\nCompressedData = {compressed}\nCompressedDataSize = {len(data)}"
+    head = METAIMAGE.format(fields if compressed else byte_order)
     (tmp_path / "a.mha").write_bytes(head.encode() + b"ElementDataFile = LOCAL\n" + data)
     agrees_with_simpleitk(tmp_path / "a.mha")
 
