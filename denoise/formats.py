@@ -1,9 +1,9 @@
-"""Recordings of several channels and planes: every one is a movie of its own, and the result has the same axes.
+"""Open recordings of several channels and planes: each is a movie of its own, and the result has the recording's axes.
 
-    open_recording(path, frames) -> Recording: its parts are movies (T, Y, X)
-    open_series(paths, frames) -> Recording: several files as one
+    open_recording(path, frames) -> Recording, whose parts are movies (T, Y, X)
+    open_series(paths, frames) -> Recording of several files
 
-denoise.outputs writes what becomes of them.
+denoise.outputs writes the results.
 """
 
 from __future__ import annotations
@@ -18,22 +18,26 @@ import numpy as np
 
 from denoise import containers, reading
 from denoise.movies import FRAME_AXES, Movie, MovieError, MovieInfo, Pages, Source
-from denoise.ome import described_by, ome_places
+from denoise.ome import ome_metadata_file, ome_places
 from denoise.page_headers import TIFF_SUFFIXES
 from denoise.reading import open_movie, open_pages
 
-NAMES = {"C": "channel", "Z": "plane"}
-UNNAMED = "IQ"  # as tifffile calls axes that it was not told the names of
+AXIS_NAMES = {"C": "channel", "Z": "plane"}
+UNNAMED = "IQ"  # tifffile's names of unnamed axes
 SUFFIXES = (*reading.SUFFIXES, *containers.SUFFIXES)  # what open_recording reads, in upper or lower case
-SERIES_OPEN = 4  # files of a series that are open at a time
+MAX_OPEN_FILES = 4  # of a series at a time
 
-Range = tuple[int | None, int | None]  # [start, stop) as Python counts
-Layout = tuple[str, list[int], int]  # axes, their sizes, the place of the frames' axis
+FrameRange = tuple[int | None, int | None]  # [start, stop) like a slice
+Axes = tuple[str, list[int], int]  # axes, their sizes, index of the axis that counts the frames
 
 
 @dataclass(frozen=True)
 class Part:
-    """One channel and plane: its name ("" where there is but one), its movie, its pages in the file (T,)."""
+    """One channel and plane of a recording.
+
+    name: "" where there is only one part.
+    pages: (T,) numbers of its frames among the pages of the output.
+    """
 
     name: str
     movie: Movie
@@ -42,9 +46,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Recording:
-    """An open recording of one or more movies of like shape. A context manager.
+    """An open recording of one or more movies of equal shape. A context manager.
 
-    axes and sizes are of the result: the file's own, singletons left out, its time cut by `frames`.
+    axes and sizes: of the result; the file's own without singletons, and with the selected frames only.
     """
 
     info: MovieInfo  # of each part
@@ -53,9 +57,9 @@ class Recording:
     parts: list[Part]
     channels: list[str]
     source: Closable
-    frame_axis: str  # which of the axes counts the frames
-    first: int = 0  # number of the first frame, of those of the file
-    dataset: str = ""  # its place in a container of several
+    frame_axis: str  # the one of the axes that counts the frames
+    first: int = 0  # number of the first selected frame in the file
+    dataset: str = ""  # its name in a container of several
 
     def __enter__(self) -> Recording:
         return self
@@ -65,68 +69,72 @@ class Recording:
 
 
 class Closable(Protocol):
-    """What holds files open."""
+    """A resource to close, such as open files."""
 
     def close(self) -> None: ...
 
 
-def open_recording(path: Path, frames: Range = (None, None), dataset: str | None = None) -> Recording:
-    """Open a file of one movie, or of several channels or planes; frames [start, stop) of each part.
+def open_recording(path: Path, frames: FrameRange = (None, None), dataset: str | None = None) -> Recording:
+    """Open a file of one movie, or of several channels or planes.
 
-    dataset: which array of an HDF5, NWB or Zarr file; the only one that can be a movie where it is not told.
+    frames: range [start, stop) of frames to select from each part.
+    dataset: name of an array in an HDF5, NWB or Zarr file; None for the only one that can be a movie.
 
     Raises MovieError.
     """
     if path.name.lower().endswith(containers.SUFFIXES):
-        return split(containers.open_container(path, dataset), frames)
+        return split_pages(containers.open_container(path, dataset), frames)
     try:
         movie = open_movie(path)
     except MovieError:
         if not path.name.lower().endswith(TIFF_SUFFIXES):
             raise
         pages = open_pages(path)
-        if len(kept_axes(pages)[0]) < 4:
+        if len(non_singleton_axes(pages)[0]) < 4:
             pages.movie.close()
-            raise  # what open_movie says: it has no more axes than a movie
-        return split(pages, frames)
-    return split(Pages(movie, "TYX", movie.info.shape, []), frames)
+            raise  # the error of open_movie, as the file has no more axes than a movie
+        return split_pages(pages, frames)
+    return split_pages(Pages(movie, "TYX", movie.info.shape, []), frames)
 
 
-def split(pages: Pages, frames: Range) -> Recording:
-    """The movies of a file of many pages: one for each channel, plane, ...; closed on an error. Raises MovieError."""
+def split_pages(pages: Pages, frames: FrameRange) -> Recording:
+    """Split a file's pages into one movie for each channel, plane, ... Raises MovieError; the file is then closed."""
     try:
-        axes, sizes = kept_axes(pages)
-        place = frame_axis(pages.movie.info.path, axes)
-        stored = in_order_of_frames(sizes, place)  # (T, ...) number of the page in the input
-        kept = chosen_frames(pages.movie.info.path, len(stored), frames)
+        axes, sizes = non_singleton_axes(pages)
+        time = frame_axis(pages.movie.info.path, axes)
+        file_pages = page_numbers(sizes, time)  # (T, ...)
+        selected = select_frames(pages.movie.info.path, len(file_pages), frames)
     except BaseException:
         pages.movie.close()
         raise
-    sources = [PartSource(pages.movie, stored[(kept, *where)]) for where in np.ndindex(stored.shape[1:])]
-    sizes[place] = len(kept)
-    recording = recording_of(pages.movie.info, pages.channels, (axes, sizes, place), sources, pages.movie)
-    return replace(recording, dataset=pages.dataset, first=int(kept[0]))
-
-
-def recording_of(
-    info: MovieInfo, channels: list[str], layout: Layout, sources: Sequence[Source], holder: Closable
-) -> Recording:
-    """A recording of these axes, sizes and place of the frames' axis, with a source for each part."""
-    axes, sizes, place = layout
-    info = replace(
-        info, shape=(sizes[place], sizes[-2], sizes[-1]), axes=axes if len(axes) > 3 else info.axes
-    )
-    written = in_order_of_frames(sizes, place)  # (T, ...) number of the page in the output
-    others = axes[:place] + axes[place + 1 : -2]
-    parts = [
-        Part(name_of(others, where, channels), Movie(info, source), written[(slice(None), *where)])
-        for where, source in zip(np.ndindex(written.shape[1:]), sources)
+    sources = [
+        PartSource(pages.movie, file_pages[(selected, *index)]) for index in np.ndindex(file_pages.shape[1:])
     ]
-    return Recording(info, axes, tuple(sizes), parts, channels, holder, axes[place])
+    sizes[time] = len(selected)
+    recording = make_recording(pages.movie.info, pages.channels, (axes, sizes, time), sources, pages.movie)
+    return replace(recording, dataset=pages.dataset, first=int(selected[0]))
 
 
-def kept_axes(pages: Pages) -> tuple[str, list[int]]:
-    """Axes and sizes without those of length 1; with time, of one frame, where only such a one can count frames."""
+def make_recording(
+    info: MovieInfo, channels: list[str], layout: Axes, sources: Sequence[Source], holder: Closable
+) -> Recording:
+    """Return a recording of these axes with a source for each part. holder: closes the files of all sources."""
+    axes, sizes, time = layout
+    info = replace(info, shape=(sizes[time], sizes[-2], sizes[-1]), axes=axes if len(axes) > 3 else info.axes)
+    output_pages = page_numbers(sizes, time)  # (T, ...)
+    part_axes = axes[:time] + axes[time + 1 : -2]
+    parts = []
+    for index, source in zip(np.ndindex(output_pages.shape[1:]), sources):
+        name = part_name(part_axes, index, channels)
+        parts.append(Part(name, Movie(info, source), output_pages[(slice(None), *index)]))
+    return Recording(info, axes, tuple(sizes), parts, channels, holder, axes[time])
+
+
+def non_singleton_axes(pages: Pages) -> tuple[str, list[int]]:
+    """Return axes and sizes without those of length 1.
+
+    If no remaining axis can count frames, but one of length 1 can, a time axis of one frame is put first.
+    """
     kept = [(axis, size) for axis, size in zip(pages.axes, pages.sizes) if size > 1 or axis in "YX"]
     axes, sizes = "".join(axis for axis, _ in kept), [size for _, size in kept]
     if not set(axes) & set(FRAME_AXES) and set(pages.axes) & set(FRAME_AXES):
@@ -135,51 +143,54 @@ def kept_axes(pages: Pages) -> tuple[str, list[int]]:
 
 
 def frame_axis(path: Path, axes: str) -> int:
-    """Which of the axes counts the frames: time, else an unnamed one, else planes. Raises MovieError."""
-    time = next((axis for axis in f"T{UNNAMED}Z" if axis in axes), None)
-    frames_twice = sum(axis in f"T{UNNAMED}" for axis in axes) > 1  # no output could name the second one
-    if time is None or frames_twice or len(set(axes)) < len(axes):
+    """Return the index of the axis that counts the frames: time, else an unnamed one, else planes. Raises MovieError."""
+    frame_axes = [axis for axis in f"T{UNNAMED}Z" if axis in axes]
+    has_two = sum(axis in f"T{UNNAMED}" for axis in axes) > 1  # the output could not name the second one
+    if not frame_axes or has_two or len(set(axes)) < len(axes):
         raise MovieError(
             f"{path}: expected one axis of frames and others that are named, found axes {axes}; "
             "save it as an ImageJ hyperstack, OME-TIFF or OME-Zarr, which name them"
         )
-    return axes.index(time)
+    return axes.index(frame_axes[0])
 
 
-def in_order_of_frames(sizes: Sequence[int], place: int) -> np.ndarray:
-    """Numbers of the pages of a file of sizes (..., Y, X), with the axis of frames first.
+def page_numbers(sizes: Sequence[int], time: int) -> np.ndarray:
+    """Return the numbers of the pages of a file of sizes (..., Y, X), with the axis of frames moved to the front.
 
-    >>> in_order_of_frames([2, 3, 9, 9], 1).tolist()  # two channels, three frames
+    >>> page_numbers([2, 3, 9, 9], 1).tolist()  # two channels, three frames
     [[0, 3], [1, 4], [2, 5]]
     """
     leading = sizes[:-2]
-    return np.moveaxis(np.arange(math.prod(leading)).reshape(leading), place, 0)
+    return np.moveaxis(np.arange(math.prod(leading)).reshape(leading), time, 0)
 
 
-def chosen_frames(path: Path, count: int, frames: Range) -> np.ndarray:
-    """The numbers of frames [start, stop) of a movie, counted as Python does. Raises MovieError if there is none."""
-    kept = np.arange(count)[slice(*frames)]
-    if not len(kept):
-        asked = ":".join("" if end is None else str(end) for end in frames)
-        raise MovieError(f"{path}: expected frames {asked}, found {count} frames; give another --frames")
-    return kept
+def select_frames(path: Path, count: int, frames: FrameRange) -> np.ndarray:
+    """Return the numbers of frames [start, stop), interpreted like a slice. Raises MovieError if there is none."""
+    selected = np.arange(count)[slice(*frames)]
+    if not len(selected):
+        requested = ":".join("" if bound is None else str(bound) for bound in frames)
+        raise MovieError(f"{path}: expected frames {requested}, found {count} frames; give another --frames")
+    return selected
 
 
-def name_of(axes: str, where: tuple[int, ...], channels: list[str]) -> str:
-    """For people, counted from 1: "channel 2 (GCaMP), plane 1"."""
+def part_name(axes: str, index: tuple[int, ...], channels: list[str]) -> str:
+    """Return a name for people, counted from 1: "channel 2 (GCaMP), plane 1"."""
     words = []
-    for axis, number in zip(axes, where):
-        called = f" ({channels[number]})" if axis == "C" and number < len(channels) else ""
-        words.append(f"{NAMES.get(axis, axis)} {number + 1}{called}")
+    for axis, number in zip(axes, index):
+        channel_name = f" ({channels[number]})" if axis == "C" and number < len(channels) else ""
+        words.append(f"{AXIS_NAMES.get(axis, axis)} {number + 1}{channel_name}")
     return ", ".join(words)
 
 
 class PartSource:
-    """Some pages of a file of many, as frames; a denoise.movies.Source. Closes nothing: others share the file."""
+    """Some pages of a file as the frames of a part; a denoise.movies.Source. The recording closes the shared file.
+
+    pages: (T,) numbers of the pages, evenly spaced.
+    """
 
     def __init__(self, movie: Movie, pages: np.ndarray) -> None:
         self.movie = movie
-        self.pages = pages  # (T,) evenly spaced
+        self.pages = pages
 
     def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
         pages = self.pages[start:stop:step]
@@ -191,7 +202,7 @@ class PartSource:
 
 
 def recording_files(path: Path) -> list[Path]:
-    """The files that open_recording reads for a recording. Raises MovieError."""
+    """Return the files that open_recording reads. Raises MovieError."""
     if path.name.lower().endswith(containers.SUFFIXES):
         return containers.container_files(path)
     return reading.movie_files(path)
@@ -200,135 +211,128 @@ def recording_files(path: Path) -> list[Path]:
 # ---- several files as one recording ------------------------------------------------------------------------
 
 
-class Piece(NamedTuple):
-    """One file of a series: what it holds, in the order of its pages."""
+class SeriesFile(NamedTuple):
+    """One file of a series: axes and sizes in the order of its pages."""
 
     path: Path
     axes: str
     sizes: list[int]
-    place: int  # of the axis of frames
+    time: int  # index of the axis that counts the frames
     dtype: np.dtype
 
     @property
     def frames(self) -> int:
-        return self.sizes[self.place]
+        return self.sizes[self.time]
 
     @property
-    def rest(self) -> dict[str, int]:
-        """All axes but that of frames, with their sizes."""
-        return dict(zip(self.axes[: self.place] + self.axes[self.place + 1 :],
-                        self.sizes[: self.place] + self.sizes[self.place + 1 :]))  # fmt: skip
+    def frame_sizes(self) -> dict[str, int]:
+        """The sizes of all axes but that of the frames."""
+        return {axis: size for i, (axis, size) in enumerate(zip(self.axes, self.sizes)) if i != self.time}
 
 
-def open_series(paths: Sequence[Path], frames: Range = (None, None)) -> Recording:
-    """The TIFF files of one recording, in order, as one: the frames of each follow those of the one before.
+def open_series(paths: Sequence[Path], frames: FrameRange = (None, None)) -> Recording:
+    """Open the TIFF files of one recording, given in order; their frames are concatenated. Raises MovieError.
 
-    Each is opened once here, to see whether all fit together, and again when it is read. Raises MovieError.
+    Each file is opened here to check that all match, and opened again when its frames are read.
     """
-    pieces = [piece_of(path) for path in paths]
-    first = pieces[0]
-    for piece in pieces:
-        refuse_another(piece, first)
-    description = described_by(first.path)
-    refuse_other_axes(paths, description)
-    kept = chosen_frames(first.path, sum(piece.frames for piece in pieces), frames)
-    files = SeriesFiles(pieces)
-    pages = files.open(0)
-    told = pages.movie.info
-    if description != first.path:
-        with open_pages(description, of_series=True).movie as movie:
-            told = movie.info
-    notes = pages.movie.info.notes
-    if first.axes[first.place] == "Z":
-        notes += ("the files name planes and no time: planes count as frames",)
-    info = replace(
-        pages.movie.info,
-        notes=notes,
-        axes=first.axes,
-        pixel_size=told.pixel_size,
-        frame_interval=told.frame_interval,
-    )
+    series_files = [describe_file(path) for path in paths]
+    first = series_files[0]
+    for file in series_files:
+        check_same_frames(file, first)
+    metadata_file = ome_metadata_file(first.path)
+    check_ome_series(paths, metadata_file)
+    selected = select_frames(first.path, sum(file.frames for file in series_files), frames)
+    series = OpenSeries(series_files)
+    pages = series.open(0)
+    info = replace(pages.movie.info, axes=first.axes)
+    if metadata_file != first.path:
+        with open_pages(metadata_file, of_series=True).movie as movie:
+            calibration = movie.info
+        info = replace(info, pixel_size=calibration.pixel_size, frame_interval=calibration.frame_interval)
+    if first.axes[first.time] == "Z":
+        notes = (*info.notes, "the files name planes and no time: planes count as frames")
+        info = replace(info, notes=notes)
     sizes = [*first.sizes]
-    sizes[first.place] = len(kept)
-    number = math.prod(sizes[:-2]) // len(kept)
-    sources = [SeriesSource(files, part, int(kept[0])) for part in range(number)]
-    return recording_of(info, pages.channels, (first.axes, sizes, first.place), sources, files)
+    sizes[first.time] = len(selected)
+    part_count = math.prod(sizes[:-2]) // len(selected)
+    sources = [SeriesPart(series, part, int(selected[0])) for part in range(part_count)]
+    return make_recording(info, pages.channels, (first.axes, sizes, first.time), sources, series)
 
 
-def piece_of(path: Path) -> Piece:
-    """Open a file of a series, and close it."""
+def describe_file(path: Path) -> SeriesFile:
+    """Open a file of a series, describe it, and close it. Raises MovieError."""
     pages = open_pages(path, of_series=True)
     pages.movie.close()
-    axes, sizes = kept_axes(pages)
+    axes, sizes = non_singleton_axes(pages)
     if not set(axes) & set(FRAME_AXES):
-        axes, sizes = f"T{axes}", [1, *sizes]  # a single image is a frame of the series
-    return Piece(path, axes, sizes, frame_axis(path, axes), pages.movie.info.dtype)
+        axes, sizes = f"T{axes}", [1, *sizes]  # a single image is one frame of the series
+    return SeriesFile(path, axes, sizes, frame_axis(path, axes), pages.movie.info.dtype)
 
 
-def refuse_another(piece: Piece, first: Piece) -> None:
-    """Raise MovieError if a file of a series has other frames than the first one."""
-    told = [
-        f"frames of {' x '.join(f'{axis} {size}' for axis, size in one.rest.items())}, {one.dtype}"
-        for one in (first, piece)
+def check_same_frames(file: SeriesFile, first: SeriesFile) -> None:
+    """Raise MovieError if the frames of a file differ in axes, sizes or dtype from those of the first file."""
+    descriptions = [
+        f"frames of {' x '.join(f'{axis} {size}' for axis, size in item.frame_sizes.items())}, {item.dtype}"
+        for item in (first, file)
     ]
-    if told[0] != told[1]:
+    if descriptions[0] != descriptions[1]:
         raise MovieError(
-            f"{piece.path}: expected {told[0]}, as in {first.path.name}, found {told[1]}; "
+            f"{file.path}: expected {descriptions[0]}, as in {first.path.name}, found {descriptions[1]}; "
             "move it away if it is of another recording"
         )
 
 
-def refuse_other_axes(paths: Sequence[Path], description: Path) -> None:
-    """Raise MovieError if by OME the files of a series are not of one channel and plane that they go on in time.
+def check_ome_series(paths: Sequence[Path], metadata_file: Path) -> None:
+    """Raise MovieError if by OME-XML the files are not of one channel and plane, each continuing the one before in time.
 
-    description: the file whose OME-XML tells of them.
+    metadata_file: the file whose OME-XML describes all of them.
     """
-    places = ome_places(description)
-    held = {place for path in paths for place in places.get(path.name, places.get("", ()))}
-    numbers = [len(set(column)) for column in zip(*held)]
-    if len(held) > 1:
-        told = ", ".join(
+    places = ome_places(metadata_file)
+    series_places = {place for path in paths for place in places.get(path.name, places.get("", ()))}
+    numbers = [len(set(column)) for column in zip(*series_places)]
+    if len(series_places) > 1:
+        found = ", ".join(
             f"{number} {name}(s)" for number, name in zip(numbers, ("image", "channel", "plane"))
         )
         raise MovieError(
-            f"{paths[0]}: expected files that follow each other in time, as --series takes them, found {told} "
+            f"{paths[0]}: expected files that follow each other in time, as --series takes them, found {found} "
             "in them by its OME-XML; leave --series out, or save them as one file"
         )
 
 
-class SeriesFiles:
-    """The files of a series; a few of them are open at a time."""
+class OpenSeries:
+    """The files of a series, of which at most MAX_OPEN_FILES are open at a time."""
 
-    def __init__(self, pieces: list[Piece]) -> None:
-        self.pieces = pieces
-        self.ends = np.cumsum([piece.frames for piece in pieces])  # (files,) number of the frame behind each
-        self.opened: dict[int, Pages] = {}
+    def __init__(self, files: list[SeriesFile]) -> None:
+        self.files = files
+        self.ends = np.cumsum([file.frames for file in files])  # (files,) number of the frame after each file
+        self.opened: dict[int, Pages] = {}  # by the file's number, oldest first
 
     def open(self, number: int) -> Pages:
         if number not in self.opened:
-            if len(self.opened) >= SERIES_OPEN:
+            if len(self.opened) >= MAX_OPEN_FILES:
                 self.opened.pop(next(iter(self.opened))).movie.close()
-            pages = open_pages(self.pieces[number].path, of_series=True)
+            pages = open_pages(self.files[number].path, of_series=True)
             self.opened[number] = pages
-            self._refuse_changed(self.pieces[number], pages)
+            self._check_unchanged(self.files[number], pages)
         return self.opened[number]
 
-    def _refuse_changed(self, piece: Piece, pages: Pages) -> None:
-        if pages.movie.info.shape[0] != math.prod(piece.sizes[:-2]):
-            raise MovieError(f"{piece.path}: expected the file that it was, found another; run it again")
+    def _check_unchanged(self, file: SeriesFile, pages: Pages) -> None:
+        if pages.movie.info.shape[0] != math.prod(file.sizes[:-2]):
+            raise MovieError(f"{file.path}: expected the file that it was, found another; run it again")
 
     def read(self, part: int, start: int, stop: int) -> np.ndarray:
-        """Frames (stop - start, Y, X) of a part, from as many files as it takes."""
-        found = []
+        """Return frames (stop - start, Y, X) of a part, from as many files as necessary."""
+        blocks = []
         while start < stop:
             number = int(np.searchsorted(self.ends, start, side="right"))
-            piece, end = self.pieces[number], int(self.ends[number])
-            pages = in_order_of_frames(piece.sizes, piece.place).reshape(piece.frames, -1)[:, part]
-            offset = end - piece.frames
+            file, file_end = self.files[number], int(self.ends[number])
+            pages = page_numbers(file.sizes, file.time).reshape(file.frames, -1)[:, part]
+            file_start = file_end - file.frames
             source = PartSource(self.open(number).movie, pages)
-            found.append(source.frames(start - offset, min(stop, end) - offset))
-            start = min(stop, end)
-        return np.concatenate(found)
+            blocks.append(source.frames(start - file_start, min(stop, file_end) - file_start))
+            start = min(stop, file_end)
+        return np.concatenate(blocks)
 
     def close(self) -> None:
         for pages in self.opened.values():
@@ -336,16 +340,16 @@ class SeriesFiles:
         self.opened.clear()
 
 
-class SeriesSource:
-    """The frames of one part of a series, from frame `first` on; a denoise.movies.Source."""
+class SeriesPart:
+    """The frames of one part of a series, beginning with frame `first`; a denoise.movies.Source."""
 
-    def __init__(self, files: SeriesFiles, part: int, first: int) -> None:
-        self.files = files
+    def __init__(self, series: OpenSeries, part: int, first: int) -> None:
+        self.series = series
         self.part = part
         self.first = first
 
     def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
-        return self.files.read(self.part, self.first + start, self.first + stop)[::step]
+        return self.series.read(self.part, self.first + start, self.first + stop)[::step]
 
     def close(self) -> None:
         """The recording closes the files."""

@@ -1,11 +1,11 @@
-"""What a movie is, as all that read and write one agree on it: its info, its frames, one line for what is wrong.
+"""The movie type that all readers and writers share, and the checks of what files say about their movies.
 
-    MovieInfo, Movie    what a file says of its movie; read(start, stop) -> (n, Y, X)
-    Source              where the frames come from: one for each way in which files hold them
-    ArrayMovie          a movie in memory; Readable is what it shares with Movie
+    MovieInfo, Movie    an open movie: its metadata, and read(start, stop) -> (n, Y, X)
+    Source              where its frames come from: one class for each way of storing them
+    ArrayMovie          a movie in memory; Readable is the interface that it shares with Movie
     MovieError          what is wrong with a file: expected, found, what to do
 
-denoise.reading opens files, denoise.writing makes them.
+denoise.reading opens files, denoise.writing writes them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import NamedTuple, NoReturn, Protocol
 import numpy as np
 
 READABLE = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
-FRAME_AXES = "TZIQ"  # that may count frames: time, planes (as ImageJ calls the pages of a stack), unnamed
-FRAME_BYTES = 2**30  # a larger frame (16,384 x 16,384 float32) is no frame but a broken header
-BROKEN = "check that it is complete, or export it again"
-JOIN = "--series makes one movie of TIFF files whose names differ by one number alone"
+FRAME_AXES = "TZIQ"  # axes that may count frames: time, planes (ImageJ's name of a stack's pages), unnamed
+MAX_FRAME_BYTES = 2**30  # 16,384 x 16,384 float32; a header that claims larger frames is broken
+DAMAGED_ADVICE = "check that it is complete, or export it again"
+SERIES_ADVICE = "--series makes one movie of TIFF files whose names differ by one number alone"
 
 MICROMETRES = {
     **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00b5m", "micron", "microns", "micrometer"), 1.0),
@@ -38,26 +38,26 @@ SECONDS = {
     **dict.fromkeys(("min", "minute", "minutes"), 60.0),
     **dict.fromkeys(("h", "hour", "hours"), 3600.0),
 }
-PIXEL_SIZES = (1e-4, 1e5)  # micrometres that are believed; a resolution tag can hold them all
+PIXEL_SIZE_RANGE = (1e-4, 1e5)  # micrometres that are plausible; resolution tags often hold nonsense
 
 Shape = tuple[int, int, int]  # (T, Y, X)
 
 
 class MovieError(Exception):
-    """A movie cannot be read or written; one line says which file, what was expected, found, what to do."""
+    """A movie cannot be read or written; one line says which file, what was expected, what was found, and what to do."""
 
 
 @dataclass(frozen=True)
 class MovieInfo:
-    """What a file says about its movie.
+    """The metadata of a movie.
 
-    shape: (T, Y, X), singleton axes left out.
+    shape: (T, Y, X), without singleton axes.
     dtype: as stored, in native byte order.
     axes: the file's own: "TYX", "IYX" or "QYX" (unnamed), "ZYX" (an ImageJ stack), "TZYX" (of one plane), ...
-    pixel_size: (y, x) in micrometres, None if the file does not say or says something absurd.
-    frame_interval: seconds, None likewise.
-    notes: what a user should know of it.
-    plane_spacing: micrometres from plane to plane, None likewise.
+    pixel_size: (y, x) in micrometres, None if the file has none or an implausible one.
+    frame_interval: in seconds, None likewise.
+    notes: remarks for the user about this file.
+    plane_spacing: distance of neighbouring planes in micrometres, None likewise.
     """
 
     path: Path
@@ -71,27 +71,27 @@ class MovieInfo:
 
 
 class Source(Protocol):
-    """Where a movie's frames come from: an open file of some format."""
+    """The frames of an open file; one class for each way of storing them."""
 
     def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
-        """Frames start, start + step, ... before stop: (n, Y, X), a new array each time, 0 <= start < stop <= T."""
+        """Return frames start, start + step, ... before stop: (n, Y, X), a new array, 0 <= start < stop <= T."""
 
     def close(self) -> None:
         """Close the file."""
 
 
 class Movie:
-    """An open movie, read by frame ranges. A context manager; threads that read take turns."""
+    """An open movie, read by ranges of frames. A context manager. Safe to read from several threads."""
 
     def __init__(self, info: MovieInfo, source: Source) -> None:
         self.info = info
         self._source: Source | None = source
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def read(self, start: int, stop: int, step: int = 1) -> np.ndarray:
-        """Decode frames start, start + step, ... before stop only: (n, Y, X), info.dtype, C-contiguous.
+        """Read frames start, start + step, ... before stop, and no others: (n, Y, X), info.dtype, C-contiguous.
 
-        Raises MovieError if the file fails, ValueError for frames that the movie does not have.
+        Raises MovieError if the file cannot be read, ValueError for frames that the movie does not have.
         """
         frames, *size = self.info.shape
         if not 0 <= start <= stop <= frames:
@@ -100,12 +100,12 @@ class Movie:
             raise ValueError(f"{self.info.path}: the movie is closed; read inside its with block")
         if start == stop:
             return np.empty((0, *size), self.info.dtype)
-        with self._turn, errors_of(self.info.path, f"frames {start} to {stop} cannot be read"):
+        with self._lock, convert_errors(self.info.path, f"frames {start} to {stop} cannot be read"):
             block = self._source.frames(start, stop, step).reshape(len(range(start, stop, step)), *size)
             return np.ascontiguousarray(block, self.info.dtype)  # (n, Y, X)
 
     def close(self) -> None:
-        """Close the file; a second time does nothing."""
+        """Close the file. Closing it again does nothing."""
         if self._source is not None:
             self._source.close()
             self._source = None
@@ -118,7 +118,7 @@ class Movie:
 
 
 class HasShape(Protocol):
-    """What is asked of a movie's info where it comes from no file: (T, Y, X) and the dtype of its voxels."""
+    """The part of MovieInfo that movies in memory have, too: (T, Y, X) and the dtype of the voxels."""
 
     @property
     def shape(self) -> Shape: ...
@@ -128,7 +128,7 @@ class HasShape(Protocol):
 
 
 class Readable(Protocol):
-    """What is asked of a movie that is denoised: its info, and frames [start, stop) on demand. Movie, ArrayMovie."""
+    """The interface of a movie to denoise: info, and frames [start, stop) on demand. Movie and ArrayMovie have it."""
 
     @property
     def info(self) -> HasShape: ...
@@ -138,14 +138,14 @@ class Readable(Protocol):
 
 @dataclass(frozen=True)
 class ArrayInfo:
-    """As HasShape."""
+    """The HasShape of an ArrayMovie."""
 
     shape: Shape
     dtype: np.dtype
 
 
 class ArrayMovie:
-    """A movie (T, Y, X) in memory, to be read as one in a file is."""
+    """A movie (T, Y, X) in memory, with the reading interface of Movie."""
 
     def __init__(self, frames: np.ndarray) -> None:
         self.frames = frames
@@ -156,46 +156,49 @@ class ArrayMovie:
 
 
 class Pages(NamedTuple):
-    """A file's images as the frames of a movie, the file's axes with their sizes, and names of its channels."""
+    """All images of a file as frames of one movie; the file's axes, their sizes, and the channels' names."""
 
     movie: Movie
     axes: str
     sizes: tuple[int, ...]
     channels: list[str]
-    dataset: str = ""  # its place, in a container of several arrays
+    dataset: str = ""  # its name in a container of several arrays
 
 
 # ---- errors ------------------------------------------------------------------------------------------------
 
 
 def fail(path: Path, text: str) -> NoReturn:
-    """Raise MovieError: the file's name and the text, in one line."""
-    raise MovieError(_line(path, text))
+    """Raise MovieError with the file's name and the text, on one line."""
+    raise MovieError(_error_line(path, text))
 
 
-def _line(path: Path, text: str) -> str:
+def _error_line(path: Path, text: str) -> str:
     name = str(path)
     return f"{name if name.isprintable() else ascii(name)}: {' '.join(text.split())}"
 
 
 @contextmanager
-def errors_of(path: Path, what: str, advice: str = BROKEN) -> Iterator[None]:
-    """Turn any exception into a MovieError: on damaged files the libraries fail in every way there is."""
+def convert_errors(path: Path, problem: str, advice: str = DAMAGED_ADVICE) -> Iterator[None]:
+    """Convert any exception to a MovieError: on damaged files the libraries raise almost anything."""
     try:
         yield
     except MovieError:
         raise
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{error}"[-300:]
-        text = f"{what}: {reason or type(error).__name__}; {advice}"
-        raise MovieError(_line(path, text)) from error
+        text = f"{problem}: {reason or type(error).__name__}; {advice}"
+        raise MovieError(_error_line(path, text)) from error
 
 
-# ---- the movie in a file -----------------------------------------------------------------------------------
+# ---- checks of headers -------------------------------------------------------------------------------------
 
 
 def movie_shape(path: Path, axes: str, shape: tuple[int, ...], one_frame: bool) -> Shape:
-    """(T, Y, X) of a file with these axes; one_frame: a leading axis of length 1 counts as time."""
+    """Return (T, Y, X) of a file with these axes and sizes. Raises MovieError if they are not those of one movie.
+
+    one_frame: a leading axis of length 1 counts as time.
+    """
     found = f"found axes {axes} of sizes {' x '.join(map(str, shape))}"
     if 0 in shape:
         fail(path, f"expected a movie (T, Y, X), {found}: nothing in it; export it again")
@@ -205,7 +208,10 @@ def movie_shape(path: Path, axes: str, shape: tuple[int, ...], one_frame: bool) 
         sizes = [("T", 1), *sizes]
     elif kept == "YX":
         size = " x ".join(str(n) for _, n in sizes)
-        fail(path, f"expected a movie (T, Y, X), found axes YX of sizes {size}: a single image; {JOIN}")
+        fail(
+            path,
+            f"expected a movie (T, Y, X), found axes YX of sizes {size}: a single image; {SERIES_ADVICE}",
+        )
     elif "S" in kept:
         fail(path, f"expected one intensity per voxel, {found}: colours; convert it to grayscale")
     elif not kept.endswith("YX"):
@@ -217,69 +223,72 @@ def movie_shape(path: Path, axes: str, shape: tuple[int, ...], one_frame: bool) 
 
 
 def check_frames(path: Path, shape: Shape, dtype: np.dtype | None) -> np.dtype:
-    """The movie's dtype, after a check that frames of this size and type are no nonsense."""
+    """Return the movie's dtype in native byte order, after a check that frames of this size and type are plausible."""
     if dtype is None or dtype.name not in READABLE:
         fail(path, f"expected one of {', '.join(READABLE)}, found {dtype or 'an unknown type'}; convert it")
-    if math.prod(shape[1:]) * dtype.itemsize > FRAME_BYTES:
+    if math.prod(shape[1:]) * dtype.itemsize > MAX_FRAME_BYTES:
         size = f"{shape[1]} x {shape[2]} {dtype}"
-        fail(path, f"expected frames of at most {FRAME_BYTES >> 20} MiB, found {size}: the header is broken")
+        fail(
+            path,
+            f"expected frames of at most {MAX_FRAME_BYTES >> 20} MiB, found {size}: the header is broken",
+        )
     return dtype.newbyteorder("=")
 
 
-def believed_pixel_size(size: tuple[float, float]) -> tuple[float, float] | None:
-    """A pixel size, if both of its micrometres make sense; NaN does not."""
-    return size if all(believed_length(length) for length in size) else None
+def plausible_pixel_size(size: tuple[float, float]) -> tuple[float, float] | None:
+    """Return the pixel size if both of its lengths in micrometres are plausible, else None."""
+    return size if all(plausible_length(length) for length in size) else None
 
 
-def believed_length(length: float) -> float | None:
-    """Micrometres that make sense, else None."""
-    low, high = PIXEL_SIZES
+def plausible_length(length: float) -> float | None:
+    """Return a length in micrometres if it is plausible, else None."""
+    low, high = PIXEL_SIZE_RANGE
     return length if low <= length <= high else None
 
 
-def believed_interval(seconds: float) -> float | None:
-    """Seconds that make sense, else None; NaN does not."""
+def plausible_interval(seconds: float) -> float | None:
+    """Return a time in seconds if it is positive and finite, else None."""
     return seconds if 0 < seconds < math.inf else None
 
 
 def as_number(value: object) -> float:
-    """What a header tells as a number or its text; NaN if it is none."""
+    """Return a number, or text of one, from a header as a float; NaN if it is none."""
     try:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return math.nan
 
 
-# ---- frames as they lie in a file --------------------------------------------------------------------------
+# ---- uncompressed frames in a file -------------------------------------------------------------------------
 
 
 class RawFrames:
-    """Frames that lie in a file as they are, each in one or more pieces; a Source."""
+    """Uncompressed frames, each in one or more strips of a file; a Source."""
 
     def __init__(self, path: Path, offsets: np.ndarray, sizes: np.ndarray, dtype: np.dtype) -> None:
-        self._offsets = offsets  # (T, pieces) bytes
-        self._sizes = sizes  # (pieces,) bytes
+        self._offsets = offsets  # (T, strips) in bytes
+        self._sizes = sizes  # (strips,) in bytes
         self._dtype = dtype  # in the file's byte order
         self._file = path.open("rb")
 
     def frames(self, start: int, stop: int, step: int = 1) -> np.ndarray:
-        offsets = self._offsets[start:stop:step]  # (n, pieces)
+        offsets = self._offsets[start:stop:step]  # (n, strips)
         data = np.empty(len(offsets) * int(self._sizes.sum()), np.uint8)
-        rest = data.data
+        unread = data.data
         for offset, size in self._runs(offsets):
             self._file.seek(offset)
-            if self._file.readinto(rest[:size]) != size:
+            if self._file.readinto(unread[:size]) != size:
                 raise EOFError(f"expected {size} bytes at byte {offset}, found the end of the file")
-            rest = rest[size:]
+            unread = unread[size:]
         frames, native = data.view(self._dtype), self._dtype.newbyteorder("=")
         return frames if self._dtype == native else frames.byteswap(inplace=True).view(native)
 
-    def _runs(self, pieces: np.ndarray) -> Iterator[tuple[int, int]]:
-        """(offset, size) of what is read in one go: neighbouring pieces together."""
-        offsets, sizes = pieces.ravel(), np.tile(self._sizes, len(pieces))
-        begins = np.r_[True, offsets[1:] != offsets[:-1] + sizes[:-1]]
-        sizes = np.add.reduceat(sizes, np.flatnonzero(begins))
-        return zip(offsets[begins].tolist(), sizes.tolist(), strict=True)
+    def _runs(self, offsets: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Yield (offset, size) of contiguous strips, joined to be read at once. offsets: (n, strips)."""
+        starts, sizes = offsets.ravel(), np.tile(self._sizes, len(offsets))
+        begins_run = np.r_[True, starts[1:] != starts[:-1] + sizes[:-1]]
+        sizes = np.add.reduceat(sizes, np.flatnonzero(begins_run))
+        return zip(starts[begins_run].tolist(), sizes.tolist(), strict=True)
 
     def close(self) -> None:
         self._file.close()

@@ -1,9 +1,9 @@
-"""The result of a recording: one file, or a folder, with the recording's axes.
+"""Write the result of a recording: one file, or a Zarr folder, with the recording's axes.
 
     output_writer(path, recording, dtype) -> PartsWriter: append_to(part, frames)
 
-A plain movie is written by denoise.writing as ever. A TIFF of more axes becomes an ImageJ hyperstack where the order of
-its axes allows (T, Z, C), else an OME-TIFF. What other formats need beside the voxels comes from denoise.same.
+A plain movie is written like any by denoise.writing. A TIFF of more axes becomes an ImageJ hyperstack where the order of
+its axes allows (T, Z, C), else an OME-TIFF. Headers of other formats come from denoise.same.
 
 Sources: ImageJ's TiffDecoder (description of hyperstacks); the OME model, by tifffile's OmeXml.
 """
@@ -21,31 +21,32 @@ from denoise import same
 from denoise.atomic import PartFolder
 from denoise.containers import ZARR_SUFFIXES
 from denoise.formats import UNNAMED, Part, Recording
-from denoise.movies import MICROMETRES, MovieError, errors_of
+from denoise.movies import MICROMETRES, MovieError, convert_errors
 from denoise.page_headers import TIFF_SUFFIXES
-from denoise.writing import CLASSIC_BYTES, PAGE_BYTES, UNWRITABLE, MovieWriter
+from denoise.writing import CLASSIC_TIFF_BYTES, DISK_ADVICE, PAGE_HEADER_BYTES, MovieWriter
 
-IMAGEJ_AXES = "TZC"  # in ImageJ's order of pages, slowest first
+IMAGEJ_AXES = "TZC"  # ImageJ's order of pages, slowest first
 IMAGEJ_TYPES = ("uint8", "uint16", "float32")
 
 
 def output_writer(path: Path, recording: Recording, dtype: np.dtype) -> PartsWriter:
-    """For a TIFF; by the path's ending for another format, which then is the input's own."""
+    """Return the writer for a path's suffix: TIFF, or the input's own format."""
     name = path.name.lower()
     if name.endswith(TIFF_SUFFIXES):
         return PartsWriter(path, recording, dtype)
-    return (ZarrWriter if name.endswith(ZARR_SUFFIXES) else SameWriter)(path, recording, dtype)
+    writer = ZarrWriter if name.endswith(ZARR_SUFFIXES) else SameFormatWriter
+    return writer(path, recording, dtype)
 
 
 class PartsWriter(MovieWriter):
-    """Write the parts of a recording, one after the other or by turns, into one TIFF with its axes."""
+    """Write the parts of a recording, one after the other or interleaved, into one TIFF with the recording's axes."""
 
     def __init__(self, path: Path, recording: Recording, dtype: np.dtype) -> None:
         info, self.recording = recording.info, recording
         pages = math.prod(recording.sizes[:-2])
         super().__init__(path, (pages, *info.shape[1:]), dtype, info.pixel_size, info.frame_interval)
         self.begin = 0  # byte of the first voxel
-        self.done = dict.fromkeys((part.name for part in recording.parts), 0)
+        self.frames_written = dict.fromkeys((part.name for part in recording.parts), 0)
 
     def __enter__(self) -> PartsWriter:
         super().__enter__()
@@ -54,8 +55,8 @@ class PartsWriter(MovieWriter):
 
     def append_to(self, part: Part, frames: np.ndarray) -> None:
         """Write the next frames (n, Y, X) of a part, of the writer's dtype."""
-        pages = part.pages[self.done[part.name] :][: len(frames)]
-        self.done[part.name] += len(frames)
+        pages = part.pages[self.frames_written[part.name] :][: len(frames)]
+        self.frames_written[part.name] += len(frames)
         if len(self.recording.parts) == 1:
             self.append(frames)
             return
@@ -64,21 +65,25 @@ class PartsWriter(MovieWriter):
             self.append(frame[None])
 
     def _resolution(self) -> dict[str, Any]:
-        """None where none is known: ImageJ and OME have no word that marks a nominal one, as ours has."""
+        """Return no unit if the pixel size is unknown: ImageJ and OME cannot mark a resolution as nominal, as we do."""
         nominal = self._pixel_size is None and len(self.recording.parts) > 1
         return {"resolution": (1, 1), "resolutionunit": "NONE"} if nominal else super()._resolution()
 
     def _description(self) -> str:
+        """Return the text for ImageJ if its hyperstacks can represent the recording, else OME-XML."""
         recording = self.recording
         if len(recording.parts) == 1:
             return super()._description()
         order = "".join(axis for axis in IMAGEJ_AXES if axis in recording.axes)
-        size = math.prod(recording.sizes) * self.dtype.itemsize + self._shape[0] * PAGE_BYTES
-        fits = recording.axes == f"{order}YX" and self.dtype.name in IMAGEJ_TYPES and size <= CLASSIC_BYTES
-        one_unit = self._pixel_size or not recording.info.plane_spacing  # as ImageJ has for all lengths
-        return self._imagej() if fits and one_unit and not recording.channels else self._ome()
+        size = math.prod(recording.sizes) * self.dtype.itemsize + self._shape[0] * PAGE_HEADER_BYTES
+        is_hyperstack = recording.axes == f"{order}YX" and self.dtype.name in IMAGEJ_TYPES
+        # ImageJ has one unit for all lengths.
+        one_unit = self._pixel_size or not recording.info.plane_spacing
+        if is_hyperstack and size <= CLASSIC_TIFF_BYTES and one_unit and not recording.channels:
+            return self._imagej_description()
+        return self._ome_description()
 
-    def _imagej(self) -> str:
+    def _imagej_description(self) -> str:
         spacing = self.recording.info.plane_spacing
         sizes = dict(zip(self.recording.axes, self.recording.sizes))
         lines = {
@@ -89,33 +94,33 @@ class PartsWriter(MovieWriter):
             "frames": sizes.get("T", 1),
             "hyperstack": "true",
             "mode": "grayscale",
-            "unit": "cm" if self._pixel_size else "pixel",  # of the resolution, as it is written
+            "unit": "cm" if self._pixel_size else "pixel",  # of the resolution tags
             **({"spacing": spacing / MICROMETRES["cm"]} if spacing else {}),
             **({"finterval": self._interval, "tunit": "s"} if self._interval else {}),
         }
         return "".join(f"{name}={value}\n" for name, value in lines.items())
 
-    def _ome(self) -> str:
-        told: dict[str, Any] = {}
+    def _ome_description(self) -> str:
+        metadata: dict[str, Any] = {}
         if self._pixel_size:
             y, x = self._pixel_size
-            told |= {"PhysicalSizeY": y, "PhysicalSizeX": x}
+            metadata |= {"PhysicalSizeY": y, "PhysicalSizeX": x}
         if self.recording.info.plane_spacing:
-            told["PhysicalSizeZ"] = self.recording.info.plane_spacing
+            metadata["PhysicalSizeZ"] = self.recording.info.plane_spacing
         if self._interval:
-            told |= {"TimeIncrement": self._interval, "TimeIncrementUnit": "s"}
+            metadata |= {"TimeIncrement": self._interval, "TimeIncrementUnit": "s"}
         if self.recording.channels:
-            told["Channel"] = {"Name": self.recording.channels}
+            metadata["Channel"] = {"Name": self.recording.channels}
         pages, height, width = self._shape
-        names = dict.fromkeys(UNNAMED, "T")  # OME knows no unnamed axes
+        names = dict.fromkeys(UNNAMED, "T")  # OME has no unnamed axes
         axes = "".join(names.get(axis, axis) for axis in self.recording.axes)
         xml = tifffile.OmeXml()
-        xml.addimage(self.dtype, self.recording.sizes, (pages, 1, 1, height, width, 1), axes=axes, **told)
+        xml.addimage(self.dtype, self.recording.sizes, (pages, 1, 1, height, width, 1), axes=axes, **metadata)
         return xml.tostring(declaration=True).encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 
-class SameWriter(PartsWriter):
-    """Write a movie in the format of its input, MetaImage, NRRD, NIfTI, HDF5 or NWB: a header, and frames behind it."""
+class SameFormatWriter(PartsWriter):
+    """Write a movie in the format of its input (MetaImage, NRRD, NIfTI, HDF5 or NWB): a header, then the frames."""
 
     def __init__(self, path: Path, recording: Recording, dtype: np.dtype) -> None:
         if len(recording.parts) > 1:
@@ -125,16 +130,16 @@ class SameWriter(PartsWriter):
         super().__init__(path, recording, dtype)
 
     def _write_headers(self, file: BinaryIO) -> int:
-        return same.begin(file, self.recording, self.dtype)
+        return same.write_header(file, self.recording, self.dtype)
 
 
 class ZarrWriter(PartsWriter):
-    """Write a recording as OME-Zarr: a folder, which like a file gets its name when it is complete."""
+    """Write a recording as OME-Zarr: a folder, which gets its name when it is complete, like a file."""
 
-    zarr: same.ZarrFolder | None = None  # once it has begun
+    zarr: same.ZarrFolder | None = None  # set inside the with block
 
     def __enter__(self) -> ZarrWriter:
-        with self._cleanly("the folder cannot be created"):
+        with self._discard_on_error("the folder cannot be created"):
             self._check_space()
             self._part = PartFolder(self._path)
             self.zarr = same.ZarrFolder(self._part.folder, self.recording, self.dtype)
@@ -144,9 +149,9 @@ class ZarrWriter(PartsWriter):
         if self.zarr is None:
             raise ValueError(f"{self._path}: frames are written inside the with block")
         self._check_next(frames)
-        with errors_of(self._path, "the folder cannot be written", UNWRITABLE):
-            self.zarr.append(part, self.done[part.name], frames)
-        self.done[part.name] += len(frames)
+        with convert_errors(self._path, "the folder cannot be written", DISK_ADVICE):
+            self.zarr.append(part, self.frames_written[part.name], frames)
+        self.frames_written[part.name] += len(frames)
         self._written += len(frames)
 
     def _discard(self) -> None:

@@ -1,4 +1,4 @@
-"""What ScanImage's header tells of a TIFF: the order of its pages, and the time between images of a plane.
+"""Interpret ScanImage's header of a TIFF: the order of its pages, and the time between images of a plane.
 
 Source: ScanImage's documentation of its BigTIFF format.
 """
@@ -11,27 +11,28 @@ from typing import Any, NamedTuple
 
 import tifffile
 
-from denoise.movies import as_number, believed_interval, fail
+from denoise.movies import as_number, fail, plausible_interval
 
-FRAMES_OF_A_VOLUME = (  # of a fast stack, from 2020 on and before; the slices alone lack the flyback
+FRAMES_PER_VOLUME = (  # of a fast stack, since 2020 and before; numbers of slices do not include flyback frames
     "hStackManager.numFramesPerVolumeWithFlyback",
     "hFastZ.numFramesPerVolumeWithFlyback",
     "hFastZ.numFramesPerVolume",
 )
 SLICES = ("hStackManager.actualNumSlices", "hStackManager.numSlices")  # the latter may be of an earlier stack
-STACK = ("stackMode", "actualNumSlices", "framesPerSlice", "numFramesPerVolume")  # what must agree
+# Settings that must agree, under SI.hStackManager.
+STACK_SETTINGS = ("stackMode", "actualNumSlices", "framesPerSlice", "numFramesPerVolume")
 
 
 def scanimage_settings(tif: tifffile.TiffFile) -> dict[str, Any]:
-    """ScanImage's settings, "SI.hChannels.channelSave" and so on (2016 and later); {} of another program."""
+    """Return ScanImage's settings, "SI.hChannels.channelSave" and so on (since 2016); {} for other programs' files."""
     return (tif.scanimage_metadata or {}).get("FrameData", {}) if tif.is_scanimage else {}
 
 
-class _Volume(NamedTuple):
-    """How ScanImage saved the images of a channel, as its settings tell.
+class _VolumeLayout(NamedTuple):
+    """The order in which ScanImage saved the images of a channel.
 
-    planes: of a volume; 1 where there are none.
-    frames: of a plane before the next plane follows; infinite where the settings set no end.
+    planes: of a volume; 1 without volumes.
+    frames: consecutive frames of a plane before the next plane; infinite where the settings set no end.
     fast: volumes follow each other while the scanner runs.
     """
 
@@ -40,39 +41,40 @@ class _Volume(NamedTuple):
     fast: bool = False
 
 
-def _setting(told: dict[str, Any], *names: str) -> float:
-    """The first of these settings that is a positive number; 1 if none is."""
-    numbers = (as_number(told.get(f"SI.{name}")) for name in names)
+def _positive_setting(settings: dict[str, Any], *names: str) -> float:
+    """Return the first of these settings that is a positive number, 1 if none is."""
+    numbers = (as_number(settings.get(f"SI.{name}")) for name in names)
     return next((number for number in numbers if number > 0), 1.0)
 
 
-def _average(told: dict[str, Any]) -> float:
-    """Frames that were averaged into one of the file; all other settings count them as they were acquired."""
-    return _setting(told, "hScan2D.logAverageFactor")
+def _frames_averaged(settings: dict[str, Any]) -> float:
+    """Return the number of acquired frames averaged into one of the file. All other settings count acquired frames."""
+    return _positive_setting(settings, "hScan2D.logAverageFactor")
 
 
-def _volume(told: dict[str, Any]) -> _Volume:
-    """Each frame of a volume in a fast stack is of a plane of its own, those of the flyback too."""
-    enabled = [bool(told.get(f"SI.{name}.enable")) for name in ("hFastZ", "hStackManager")]
-    mode = told.get("SI.hStackManager.stackMode")  # from 2020 on
+def _volume_layout(settings: dict[str, Any]) -> _VolumeLayout:
+    """Return the layout of the volumes. In a fast stack each frame is of a plane of its own, flyback frames included."""
+    enabled = [bool(settings.get(f"SI.{name}.enable")) for name in ("hFastZ", "hStackManager")]
+    mode = settings.get("SI.hStackManager.stackMode")  # from 2020 on
     fast = mode == "fast" if mode else enabled[0]
-    planes = _setting(told, *(FRAMES_OF_A_VOLUME if fast else ()), *SLICES)
+    planes = _positive_setting(settings, *(FRAMES_PER_VOLUME if fast else ()), *SLICES)
     if not any(enabled) or planes == 1:
-        return _Volume(1, math.inf)
-    average = _average(told)
+        return _VolumeLayout(1, math.inf)
+    averaged = _frames_averaged(settings)
     if fast:
-        return _Volume(planes / average, 1, fast=True)
-    return _Volume(planes, _setting(told, "hStackManager.framesPerSlice") / average)
+        return _VolumeLayout(planes / averaged, 1, fast=True)
+    return _VolumeLayout(planes, _positive_setting(settings, "hStackManager.framesPerSlice") / averaged)
 
 
-def _check_volume(path: Path, told: dict[str, Any], volume: _Volume) -> None:
-    """Refuse averages over the end of a volume or of a slow stack's plane, and counts that contradict each other."""
-    average, acquired = _average(told), _setting(told, "hStackManager.numFramesPerVolume")
-    of_plane = 1 if volume.fast else volume.frames * average
-    whole = volume.planes % 1 == 0 and not volume.frames % 1 > 0  # NaN for those without end
-    if not whole or acquired not in (1, _setting(told, *SLICES) * of_plane):
-        found = [f"{name} {told.get(f'SI.hStackManager.{name}')}" for name in STACK]
-        found.append(f"logAverageFactor {average:g}")
+def _check_volume(path: Path, settings: dict[str, Any], volume: _VolumeLayout) -> None:
+    """Refuse averages across the end of a volume or of a slow stack's plane, and contradictory counts."""
+    averaged = _frames_averaged(settings)
+    acquired = _positive_setting(settings, "hStackManager.numFramesPerVolume")
+    acquired_per_plane = 1 if volume.fast else volume.frames * averaged
+    is_integral = volume.planes % 1 == 0 and not volume.frames % 1 > 0  # inf % 1 is NaN, which passes
+    if not is_integral or acquired not in (1, _positive_setting(settings, *SLICES) * acquired_per_plane):
+        found = [f"{name} {settings.get(f'SI.hStackManager.{name}')}" for name in STACK_SETTINGS]
+        found.append(f"logAverageFactor {averaged:g}")
         fail(
             path,
             f"expected whole planes and volumes by ScanImage's header, found {', '.join(found)}; save each plane as "
@@ -80,24 +82,24 @@ def _check_volume(path: Path, told: dict[str, Any], volume: _Volume) -> None:
         )
 
 
-def scanimage_axes(path: Path, told: dict[str, Any], pages: int) -> tuple[str, tuple[int, ...]]:
-    """Axes and sizes of all pages, without y and x. Raises MovieError where the settings cannot be true of them.
+def scanimage_axes(path: Path, settings: dict[str, Any], pages: int) -> tuple[str, tuple[int, ...]]:
+    """Return axes and sizes of all pages, without y and x. Raises MovieError where the settings cannot be true of them.
 
-    Pages follow each other channel by channel, then plane by plane of a volume, then in time. A slow stack has all
-    frames of a plane, then those of the next.
+    Channels vary fastest, then the planes of a volume, then time. A slow stack has all frames of a plane before those of
+    the next.
     """
-    saved = told["SI.hChannels.channelSave"]
-    channels = len(saved) if isinstance(saved, (list, tuple)) else 1
-    volume = _volume(told)
+    saved_channels = settings["SI.hChannels.channelSave"]
+    channels = len(saved_channels) if isinstance(saved_channels, (list, tuple)) else 1
+    volume = _volume_layout(settings)
     if volume.planes != 1:
-        _check_volume(path, told, volume)
+        _check_volume(path, settings, volume)
     planes, endless = int(volume.planes), math.isinf(volume.frames)
     frames = 1 if endless else int(volume.frames)
-    volumes, rest = divmod(pages, channels * planes * frames)
+    volumes, remaining = divmod(pages, channels * planes * frames)
     if endless:
         frames, volumes = volumes, 1
     expected = f"expected {channels} channel(s) of {planes} plane(s)"
-    if rest or not frames or not volumes:
+    if remaining or not frames or not volumes:
         of_frames = f" of {frames} frames" if frames > 1 else ""
         expected = f"{expected}{of_frames}, as ScanImage's header says"
         fail(path, f"{expected}, found {pages} pages; save the last volume whole, or leave it out")
@@ -109,13 +111,13 @@ def scanimage_axes(path: Path, told: dict[str, Any], pages: int) -> tuple[str, t
     return "TZC", (volumes, planes, channels)
 
 
-def scanimage_interval(told: dict[str, Any]) -> float | None:
-    """Seconds from one image of a plane to the next; not told of the volumes of a slow stack."""
-    volume = _volume(told)
+def scanimage_interval(settings: dict[str, Any]) -> float | None:
+    """Return the seconds from one image of a plane to the next; None for volumes of a slow stack (rate unknown)."""
+    volume = _volume_layout(settings)
     if volume.fast:
-        return believed_interval(1 / (as_number(told.get("SI.hRoiManager.scanVolumeRate")) or math.nan))
+        volume_rate = as_number(settings.get("SI.hRoiManager.scanVolumeRate")) or math.nan
+        return plausible_interval(1 / volume_rate)
     if volume.frames == 1:
         return None
-    return believed_interval(
-        _average(told) / (as_number(told.get("SI.hRoiManager.scanFrameRate")) or math.nan)
-    )
+    frame_rate = as_number(settings.get("SI.hRoiManager.scanFrameRate")) or math.nan
+    return plausible_interval(_frames_averaged(settings) / frame_rate)

@@ -137,10 +137,10 @@ def test_hdf5_that_was_not_written_to_its_end_is_refused(
             "movie", (80, 5, 6), "uint16", chunks=(2, 5, 6), compression=compression, fillvalue=7
         )
         movie[: 2 * written] = pixels(2 * written, 5, 6)
-    told = (
+    message = (
         f"expected 40 chunks of /movie, found {written}: cut off or never written, .* the fill value, 7; save"
     )
-    refused(tmp_path / "a.h5", told)
+    refused(tmp_path / "a.h5", message)
 
 
 @pytest.mark.parametrize("kind", ["external link", "external storage", "virtual", "soft link"])
@@ -226,8 +226,8 @@ def save_nwb(path: Path, movies: dict[str, np.ndarray], **options: Any) -> None:
         grid_spacing=[5e-7, 2.5e-7], grid_spacing_unit="meters",
     )  # fmt: skip
     for name, movie in movies.items():
-        told = {"unit": "n.a.", "rate": 12.5} | options
-        file.add_acquisition(ophys.TwoPhotonSeries(name=name, data=movie, imaging_plane=plane, **told))
+        settings = {"unit": "n.a.", "rate": 12.5} | options
+        file.add_acquisition(ophys.TwoPhotonSeries(name=name, data=movie, imaging_plane=plane, **settings))
     with pynwb.NWBHDF5IO(path, "w") as io:
         io.write(file)
 
@@ -339,15 +339,15 @@ AXES = [
 
 
 def described(names: str) -> dict[str, Any]:
-    """OME's words for an image of these axes, in two resolutions, 20 frames a second after both scales."""
+    """OME's metadata for an image of these axes, in two resolutions, 20 frames a second by both scales together."""
     scale = {"t": 25, "c": 1, "z": 4, "y": 0.25, "x": 0.125}
-    own = [{"type": "scale", "scale": [scale[name] for name in names]}]
-    whole = [{"type": "scale", "scale": [2.0 for _ in names]}]
+    array_scale = [{"type": "scale", "scale": [scale[name] for name in names]}]
+    image_scale = [{"type": "scale", "scale": [2.0 for _ in names]}]
     return {
         "multiscales": [{
             "axes": [axis for axis in AXES if axis["name"] in names],
-            "datasets": [{"path": "0", "coordinateTransformations": own}, {"path": "1"}],
-            "coordinateTransformations": whole,
+            "datasets": [{"path": "0", "coordinateTransformations": array_scale}, {"path": "1"}],
+            "coordinateTransformations": image_scale,
         }],
         "omero": {"channels": [{"label": "GCaMP"}, {"label": "tdTomato"}]},
     }  # fmt: skip
@@ -367,13 +367,13 @@ def save_ome_zarr(path: Path, movie: np.ndarray, driver: str) -> None:
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [4, 2, 1, 8, 9]}}}  # fmt: skip
     save_zarr(path / "0", movie, driver, **CODECS[driver], **shapes)
     save_zarr(path / "1", movie[..., ::2, ::2], driver)
-    told = described("tczyx")
+    image = described("tczyx")
     if driver == "zarr":
         (path / ".zgroup").write_text('{"zarr_format": 2}')
-        (path / ".zattrs").write_text(json.dumps(told))
+        (path / ".zattrs").write_text(json.dumps(image))
     else:
-        whole = {"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"version": "0.5", **told}}}
-        (path / "zarr.json").write_text(json.dumps(whole))
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"version": "0.5", **image}}}
+        (path / "zarr.json").write_text(json.dumps(group))
 
 
 @pytest.mark.parametrize("driver", ["zarr", "zarr3"])
@@ -449,8 +449,8 @@ def test_zarr_of_chunks_that_are_not_stored(tmp_path: Path, driver: str, fill: i
         with open_recording(path) as recording:
             np.testing.assert_array_equal(recording.parts[0].movie.read(0, 10), movie)
             missing = 5 if name == "empty" else 4
-            told = f"{missing} of 5 chunks are not stored: their voxels are taken as the fill value, {fill}"
-            assert recording.info.notes == (told,)
+            note = f"{missing} of 5 chunks are not stored: their voxels are taken as the fill value, {fill}"
+            assert recording.info.notes == (note,)
 
 
 def test_zarr_that_has_all_its_chunks_tells_of_none(tmp_path: Path) -> None:
@@ -500,8 +500,8 @@ def test_zarr_that_names_an_array_outside_is_refused(tmp_path: Path) -> None:
     save_zarr(tmp_path / "secret.zarr", pixels(4, 5, 6), "zarr")
     path = tmp_path / "a.zarr"
     path.mkdir()
-    told = {"axes": ["t", "y", "x"], "datasets": [{"path": "../secret.zarr"}]}
-    (path / ".zattrs").write_text(json.dumps({"multiscales": [told]}))
+    multiscales = {"axes": ["t", "y", "x"], "datasets": [{"path": "../secret.zarr"}]}
+    (path / ".zattrs").write_text(json.dumps({"multiscales": [multiscales]}))
     (path / ".zgroup").write_text('{"zarr_format": 2}')
     refused(path, "found none")
     refused(path, "found none", "../secret.zarr")

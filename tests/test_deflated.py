@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denoise.deflated import PADDING, Inflated, Reader
+from denoise.deflated import MAX_PADDING, InflatedFile, Reader
 from denoise.movies import READABLE, MovieError
 from denoise.reading import open_movie
 
@@ -55,15 +55,15 @@ METAIMAGE = (
 NRRD = "NRRD0004\ntype: int16\ndimension: 3\nsizes: 18 20 7\nendian: {}\nencoding: {}\n"
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize(
-    "word", ["BinaryDataByteOrderMSB = True", "ElementByteOrderMSB = T", "ElementByteOrderMSB = False"]
+    "byte_order", ["BinaryDataByteOrderMSB = True", "ElementByteOrderMSB = T", "ElementByteOrderMSB = False"]
 )
-def test_byte_orders_of_metaimage(tmp_path: Path, word: str, packed: bool) -> None:
-    data = frames_of("int16").astype("<i2" if "False" in word else ">i2").tobytes()
-    data = zlib.compress(data) if packed else data
-    told = f"{word}\nCompressedData = {packed}\nCompressedDataSize = {len(data)}"
-    head = METAIMAGE.format(told if packed else word)
+def test_byte_orders_of_metaimage(tmp_path: Path, byte_order: str, compressed: bool) -> None:
+    data = frames_of("int16").astype("<i2" if "False" in byte_order else ">i2").tobytes()
+    data = zlib.compress(data) if compressed else data
+    fields = f"{byte_order}\nCompressedData = {compressed}\nCompressedDataSize = {len(data)}"
+    head = METAIMAGE.format(fields if compressed else byte_order)
     (tmp_path / "a.mha").write_bytes(head.encode() + b"ElementDataFile = LOCAL\n" + data)
     agrees_with_simpleitk(tmp_path / "a.mha")
 
@@ -136,15 +136,15 @@ def test_what_unpacks_to_a_thousand_times_its_size_takes_no_memory(tmp_path: Pat
 
 
 def test_what_does_not_end_with_its_voxels_is_refused(tmp_path: Path) -> None:
-    bomb(tmp_path / "a.nrrd", 3, PADDING + 2**17)
-    bomb(tmp_path / "b.nrrd", 3, PADDING - 2**17)
+    bomb(tmp_path / "a.nrrd", 3, MAX_PADDING + 2**17)
+    bomb(tmp_path / "b.nrrd", 3, MAX_PADDING - 2**17)
     with open_movie(tmp_path / "a.nrrd") as movie, pytest.raises(MovieError, match="found that it goes on"):
         movie.read(0, 3)
     with open_movie(tmp_path / "b.nrrd") as movie:
         assert not movie.read(0, 3).any()
 
 
-def unpacked_by(stream: Inflated, reads: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> int:
+def unpacked_by(stream: InflatedFile, reads: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> int:
     """How many bytes are unpacked while these (place, size) are read."""
     counted = []
 
@@ -169,7 +169,7 @@ def test_a_report_that_follows_the_network_unpacks_the_movie_once_more(
     path.write_bytes(gzip.compress(content, 1))
     survey = [(number * slab, slab) for number in range(10)]
     both = [(number * slab, slab) for ahead in range(12) for number in (ahead, ahead - 2) if 0 <= number < 10]
-    with closing(Inflated(path, 0)) as stream:
+    with closing(InflatedFile(path, 0)) as stream:
         assert unpacked_by(stream, survey, monkeypatch) == len(content)
         assert unpacked_by(stream, both, monkeypatch) == 2 * len(content)
         assert unpacked_by(stream, survey, monkeypatch) == len(content)
@@ -184,7 +184,7 @@ def test_any_bytes_from_any_place(
     path.write_bytes(
         b"head" + b"".join(gzip.compress(part) + bytes(random.choice([0, 1, 99_999])) for part in parts)
     )
-    with closing(Inflated(path, 4)) as stream:
+    with closing(InflatedFile(path, 4)) as stream:
         for _ in range(4):
             start, stop = sorted(random.randrange(len(content) + 1) for _ in range(2))
             assert stream.read(start, stop - start) == content[start:stop]

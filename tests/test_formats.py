@@ -14,7 +14,7 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image, TiffImagePlugin
 
-from denoise.formats import in_order_of_frames, open_recording
+from denoise.formats import open_recording, page_numbers
 from denoise.movies import MovieError
 from denoise.outputs import output_writer
 from denoise.reading import open_movie
@@ -124,7 +124,7 @@ def test_several_parts_claim_no_pixel_size_that_nobody_told(tmp_path: Path, name
 
 
 @pytest.mark.parametrize(
-    ("described", "told", "expected"),
+    ("written_by", "spacing", "expected"),
     [
         ("imagej", "unit=um\nspacing=2.5\n", 2.5),
         ("imagej", "unit=mm\nspacing=0.004\n", 4.0),
@@ -139,14 +139,14 @@ def test_several_parts_claim_no_pixel_size_that_nobody_told(tmp_path: Path, name
 )
 @pytest.mark.parametrize("dtype", ["float32", "int16"])  # an ImageJ hyperstack, an OME-TIFF
 def test_the_distance_of_planes_is_kept(
-    tmp_path: Path, described: str, told: str, expected: float | None, dtype: str
+    tmp_path: Path, written_by: str, spacing: str, expected: float | None, dtype: str
 ) -> None:
-    note = imagej(1, 3, 4) + told
-    if described != "imagej":
-        note = ome("CZT", [], C=1, Z=3, T=4).replace("TimeIncrement", f"{told}TimeIncrement")
-    if described == "z alone":
-        note = note.replace('PhysicalSizeX="0.5" PhysicalSizeY="0.25"', "")
-    save_by_pillow(tmp_path / "in.tif", pixels(12), note)
+    description = imagej(1, 3, 4) + spacing
+    if written_by != "imagej":
+        description = ome("CZT", [], C=1, Z=3, T=4).replace("TimeIncrement", f"{spacing}TimeIncrement")
+    if written_by == "z alone":
+        description = description.replace('PhysicalSizeX="0.5" PhysicalSizeY="0.25"', "")
+    save_by_pillow(tmp_path / "in.tif", pixels(12), description)
     copy(tmp_path / "in.tif", tmp_path / "out.tif", dtype)
     with open_recording(tmp_path / "in.tif") as given, open_recording(tmp_path / "out.tif") as found:
         assert given.info.plane_spacing == found.info.plane_spacing == (expected and pytest.approx(expected))
@@ -338,5 +338,5 @@ def test_missing_frames_of_a_part_leave_no_file(tmp_path: Path) -> None:
 
 
 def test_pages_by_hand() -> None:
-    assert in_order_of_frames([3, 2, 9, 9], 0).tolist() == [[0, 1], [2, 3], [4, 5]]
-    assert in_order_of_frames([2, 3, 9, 9], 1).tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert page_numbers([3, 2, 9, 9], 0).tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert page_numbers([2, 3, 9, 9], 1).tolist() == [[0, 3], [1, 4], [2, 5]]

@@ -307,7 +307,7 @@ INPUTS_JSON = {
     "garbage": b"\x00\xff{",
     "cut off": json.dumps([entry()]).encode()[:-5],
     "deep": b"[" * 100_000,
-    "huge": json.dumps([entry(), "x" * layout.INPUTS_JSON_LIMIT]).encode(),
+    "huge": json.dumps([entry(), "x" * layout.MAX_INPUTS_JSON_BYTES]).encode(),
     "a dictionary": json.dumps(entry()).encode(),
     "null": b"null",
     "a list of odd things": json.dumps([None, 1, "x", [], {}, {"socket": 3}, {"interface": []}]).encode(),

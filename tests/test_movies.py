@@ -45,11 +45,11 @@ def assert_reads(path: Path, frames: np.ndarray) -> None:
         assert movie.info.path == path
         assert movie.info.shape == frames.shape
         assert movie.info.dtype == frames.dtype.newbyteorder("=")
-        whole = movie.read(0, len(frames))
-        assert whole.dtype.isnative
-        assert whole.flags.c_contiguous
-        assert whole.flags.writeable
-        np.testing.assert_array_equal(whole, frames)
+        voxels = movie.read(0, len(frames))
+        assert voxels.dtype.isnative
+        assert voxels.flags.c_contiguous
+        assert voxels.flags.writeable
+        np.testing.assert_array_equal(voxels, frames)
         cuts = sorted([0, 1, len(frames) // 2, len(frames) // 2, len(frames)])
         for start, stop in pairwise(cuts):
             np.testing.assert_array_equal(movie.read(start, stop), frames[start:stop])
@@ -96,18 +96,20 @@ def by_hand(path: Path, frames: np.ndarray, order: str = ">", big: bool = False,
     for frame in data:
         strips = [frame[y : y + rows].tobytes() for y in range(0, height, rows)]
         offsets = []
-        for n, strip in enumerate(strips):
-            out += bytes(2 * n)  # a gap after each strip
+        for i, strip in enumerate(strips):
+            out += bytes(2 * i)  # a gap after each strip
             offsets.append(len(out))
             out += strip
-        places = []
+        pointers = []
         for numbers in (offsets, [len(strip) for strip in strips]):
-            places.append(len(out) if len(numbers) > 1 else numbers[0])  # a single number stands in its tag
+            pointers.append(
+                len(out) if len(numbers) > 1 else numbers[0]
+            )  # a single value is in the tag itself
             out += struct.pack(f"{order}{len(numbers)}{kind}", *numbers)
         form = {"u": 1, "i": 2, "f": 3}[frame.dtype.kind]
         tags = [(256, 1, width), (257, 1, height), (258, 1, 8 * frame.itemsize), (259, 1, 1), (262, 1, 1)]
-        tags += [(273, len(strips), places[0]), (277, 1, 1), (278, 1, rows)]
-        tags += [(279, len(strips), places[1]), (339, 1, form)]
+        tags += [(273, len(strips), pointers[0]), (277, 1, 1), (278, 1, rows)]
+        tags += [(279, len(strips), pointers[1]), (339, 1, form)]
         struct.pack_into(order + kind, out, pointer, len(out))
         out += struct.pack(order + ("Q" if big else "H"), len(tags))
         for code, count, value in tags:

@@ -97,8 +97,8 @@ def test_a_big_endian_nifti_becomes_little_endian(tmp_path: Path) -> None:
     movie = pixels(4, 5, 6, dtype="int16")
     sitk.WriteImage(image_of(movie), str(tmp_path / "a.nii"))
     content = (tmp_path / "a.nii").read_bytes()
-    big = struct.Struct(">" + same.NIFTI.format[1:])
-    head = big.pack(*same.NIFTI.unpack(content[: same.NIFTI.size]))
+    big = struct.Struct(">" + same.NIFTI_HEADER.format[1:])
+    head = big.pack(*same.NIFTI_HEADER.unpack(content[: same.NIFTI_HEADER.size]))
     (tmp_path / "b.nii").write_bytes(head + bytes(4) + movie.astype(">i2").tobytes())
     copy(tmp_path / "b.nii", tmp_path / "c.nii", "int16")
     assert (tmp_path / "c.nii").read_bytes() == content
@@ -236,8 +236,8 @@ def test_tensorstore_reads_the_zarr(
         assert recording.info.pixel_size == (0.5, 0.25)
         assert recording.info.frame_interval == pytest.approx(0.05)
         assert recording.channels == ["GCaMP", "tdTomato"]
-    told = json.loads((tmp_path / "b.ome.zarr" / metadata).read_text())
-    image = told.get("attributes", {}).get("ome", told)
+    document = json.loads((tmp_path / "b.ome.zarr" / metadata).read_text())
+    image = document.get("attributes", {}).get("ome", document)
     assert [axis["name"] for axis in image["multiscales"][0]["axes"]] == list("tczyx")
 
 
@@ -264,20 +264,20 @@ def test_a_zarr_keeps_what_ome_says_of_its_axes_and_channels(
         found = json.loads((tmp_path / "b.ome.zarr" / metadata).read_text())
         found = found["attributes"]["ome"] if driver == "zarr3" else found
         assert found["omero"] == image["omero"]
-        (told,) = found["multiscales"]
-        scale, moved = told["datasets"][0]["coordinateTransformations"]
+        (written,) = found["multiscales"]
+        scale, moved = written["datasets"][0]["coordinateTransformations"]
         assert scale == scales["datasets"][0]["coordinateTransformations"][0]
         assert moved == {**shift, "translation": [begin, *shift["translation"][1:]]}
         for word in ("name", "axes", "coordinateTransformations"):
-            assert told[word] == scales[word]
+            assert written[word] == scales[word]
 
 
 def test_a_zarr_keeps_the_steps_of_the_axes_that_are_left(tmp_path: Path) -> None:
     save_ome_zarr(tmp_path / "a.zarr", pixels(10, 2, 1, 7, 9), "zarr")
     copy(tmp_path / "a.zarr", tmp_path / "b.zarr", "float32")
-    (told,) = json.loads((tmp_path / "b.zarr" / ".zattrs").read_text())["multiscales"]
-    assert [axis["name"] for axis in told["axes"]] == list("tcyx")
-    assert told["datasets"][0]["coordinateTransformations"] == [
+    (written,) = json.loads((tmp_path / "b.zarr" / ".zattrs").read_text())["multiscales"]
+    assert [axis["name"] for axis in written["axes"]] == list("tcyx")
+    assert written["datasets"][0]["coordinateTransformations"] == [
         {"type": "scale", "scale": [25, 1, 0.25, 0.125]}
     ]
 

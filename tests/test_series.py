@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from test_formats import OME, imagej, pixels, save_by_pillow
 
 from denoise import layout
-from denoise.formats import SERIES_OPEN, open_recording, open_series
+from denoise.formats import MAX_OPEN_FILES, open_recording, open_series
 from denoise.layout import LayoutError, plan_movies
 from denoise.movies import MovieError
-from denoise.ome import described_by
+from denoise.ome import ome_metadata_file
 from denoise.outputs import output_writer
 
 
@@ -30,8 +30,8 @@ def planned(folder: Path, *names: str) -> layout.Plan:
     return plan_movies(folder, folder.parent / "out", series=True)
 
 
-def told(plan: layout.Plan, folder: Path) -> dict[str, list[str]]:
-    """Output -> input files, in order."""
+def files_by_output(plan: layout.Plan, folder: Path) -> dict[str, list[str]]:
+    """Relative path of each output -> its input files, in order."""
     return {
         job.output.relative_to(folder.parent / "out").as_posix(): [
             path.relative_to(folder).as_posix() for path in job.series or [job.source]
@@ -44,7 +44,7 @@ def test_numbered_files_are_one_movie_in_the_order_of_their_numbers(tmp_path: Pa
     plan = planned(
         tmp_path / "in", "d/Img_10.tif", "d/Img_9.tif", "Img_1.tif", "d/Img_8.tif", "d/a.mha", "x.tif"
     )
-    assert told(plan, tmp_path / "in") == {
+    assert files_by_output(plan, tmp_path / "in") == {
         "d/Img.tif": ["d/Img_8.tif", "d/Img_9.tif", "d/Img_10.tif"],
         "Img_1.tif": ["Img_1.tif"],
         "d/a.tif": ["d/a.mha"],
@@ -66,7 +66,7 @@ def test_the_last_number_counts_and_names_do_not_collide(tmp_path: Path) -> None
         "m-2.tif",
         "m.tif",
     ]
-    found = told(planned(tmp_path / "day 1", *names), tmp_path / "day 1")
+    found = files_by_output(planned(tmp_path / "day 1", *names), tmp_path / "day 1")
     assert found["day 1.tif"] == ["0001.tif", "0002.tif"], "named after its folder"
     assert (found["m1.tif"], found["m2.tif"]) == (["m1_1.tif", "m1_2.tif"], ["m2_1.tif", "m2_2.tif"])
     assert found["m.tif"] == ["m.tif", "m-1.tif", "m-2.tif"]
@@ -98,13 +98,13 @@ def test_the_file_without_the_number_comes_first(
     tmp_path: Path, names: list[str], movies: list[list[str]]
 ) -> None:
     plan = planned(tmp_path / "in", *names)
-    assert sorted(told(plan, tmp_path / "in").values()) == sorted(movies)
+    assert sorted(files_by_output(plan, tmp_path / "in").values()) == sorted(movies)
     assert (plan.warnings, plan.unusable) == ([], {})
 
 
 def test_a_movie_is_named_after_the_file_without_the_number(tmp_path: Path) -> None:
     plan = planned(tmp_path / "in", "rec.tif", "rec_X2.tif", "Pos0.ome.tif", "Pos0_1.ome.tif")
-    assert list(told(plan, tmp_path / "in")) == ["Pos0.ome.tif", "rec.tif"]
+    assert list(files_by_output(plan, tmp_path / "in")) == ["Pos0.ome.tif", "rec.tif"]
 
 
 def test_files_between_the_one_without_number_and_the_next_are_missed(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_files_between_the_one_without_number_and_the_next_are_missed(tmp_path: 
 
 def test_one_number_that_is_not_the_last_makes_a_row_with_a_warning(tmp_path: Path) -> None:
     plan = planned(tmp_path / "in", *(f"file00{n}_chan0.tif" for n in range(3)), "a_1.tif", "a_2.tif")
-    assert told(plan, tmp_path / "in") == {
+    assert files_by_output(plan, tmp_path / "in") == {
         "a.tif": ["a_1.tif", "a_2.tif"],
         "file_chan0.tif": ["file000_chan0.tif", "file001_chan0.tif", "file002_chan0.tif"],
     }
@@ -126,7 +126,7 @@ def test_of_several_numbers_that_differ_the_last_one_counts(tmp_path: Path) -> N
     """Bruker's, of two channels."""
     names = [f"TS-001_Cycle00001_Ch{c}_00000{t}.ome.tif" for c in (1, 2) for t in (1, 2, 3)]
     plan = planned(tmp_path / "in", *names)
-    assert list(told(plan, tmp_path / "in").values()) == [names[:3], names[3:]]
+    assert list(files_by_output(plan, tmp_path / "in").values()) == [names[:3], names[3:]]
     assert plan.warnings == []
 
 
@@ -144,27 +144,27 @@ def test_numbers_of_channels_and_positions_do_not_count_frames(
     form, others, times = names
     rows = [[form.format(other, time) for time in times] for other in others]
     plan = planned(tmp_path / "in", *rows[0], *rows[1])
-    assert sorted(told(plan, tmp_path / "in").values()) == rows
+    assert sorted(files_by_output(plan, tmp_path / "in").values()) == rows
     assert ["not the last in the names" in warning for warning in plan.warnings] == [True, True]
 
 
 def test_files_that_may_be_channels_or_positions_are_one_movie_with_a_warning(tmp_path: Path) -> None:
     plan = planned(tmp_path / "in", "m_ch1.tif", "m_ch2.tif")
-    assert list(told(plan, tmp_path / "in").values()) == [["m_ch1.tif", "m_ch2.tif"]]
+    assert list(files_by_output(plan, tmp_path / "in").values()) == [["m_ch1.tif", "m_ch2.tif"]]
     assert "one movie by a number behind 'm_ch', which may count channels" in plan.warnings[0]
 
 
 def test_endings_of_one_row_may_differ(tmp_path: Path) -> None:
     plan = planned(tmp_path / "in", "x_1.tif", "x_2.TIFF", "x_3.tiff", "x_4.TIF")
-    assert told(plan, tmp_path / "in") == {"x.tif": ["x_1.tif", "x_2.TIFF", "x_3.tiff", "x_4.TIF"]}
+    assert files_by_output(plan, tmp_path / "in") == {"x.tif": ["x_1.tif", "x_2.TIFF", "x_3.tiff", "x_4.TIF"]}
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=2, max_size=30, unique=True))
 def test_order_of_any_numbers(numbers: list[int]) -> None:
     names = sorted((f"x_{number}.tif" for number in numbers), key=layout._natural_key)
-    (row,) = layout._in_series(names, "top")
-    assert row.title == "x.tif"
-    assert row.files == [f"x_{number}.tif" for number in sorted(numbers)]
+    (series,) = layout._group_series(names, "top")
+    assert series.title == "x.tif"
+    assert series.files == [f"x_{number}.tif" for number in sorted(numbers)]
 
 
 def test_gaps_are_told(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_two_files_of_one_number_are_refused_whatever_their_endings(tmp_path: Pa
 
 def test_a_number_twice_is_refused(tmp_path: Path) -> None:
     plan = planned(tmp_path / "in", "x_1.tif", "x_01.tif", "x_2.tif", "y.tif")
-    assert list(told(plan, tmp_path / "in")) == ["y.tif"]
+    assert list(files_by_output(plan, tmp_path / "in")) == ["y.tif"]
     assert plan.unusable == {"x.tif": "expected each number once, found x_01.tif and x_1.tif; remove one"}
 
 
@@ -350,7 +350,7 @@ def test_what_tells_of_a_file_lies_beside_it(tmp_path: Path, name: str) -> None:
     (folder / "link.tif").symlink_to(outside)
     path = folder / "x_1.tif"
     save_by_pillow(path, pixels(1), BINARY_ONLY.format(name))
-    assert described_by(path) == path
+    assert ome_metadata_file(path) == path
 
 
 def test_a_file_read_without_the_others_of_its_movie_tells_of_them(tmp_path: Path) -> None:
@@ -398,7 +398,7 @@ def test_few_files_are_open_at_a_time_and_none_at_last(tmp_path: Path) -> None:
         tifffile.imwrite(path, pixels(40)[int(path.stem[2:])], compression="zlib", metadata=None)  # held open
     with open_series(paths) as series:
         np.testing.assert_array_equal(series.parts[0].movie.read(0, 40), pixels(40))
-        assert len(series.source.opened) == SERIES_OPEN  # type: ignore[attr-defined]
+        assert len(series.source.opened) == MAX_OPEN_FILES  # type: ignore[attr-defined]
     # the fixture no_file_left_open looks for the rest
 
 

@@ -179,8 +179,8 @@ def test_movies_one_pixel_wide_that_tifffile_writes_into_one_page(
     assert_reads(tmp_path / "a.tif", frames)
     with open_movie(tmp_path / "a.tif") as movie:
         guessed = "metadata" not in ways.get(how, {}) and shape[2] == 1
-        told = f"the file names no axes: {shape[0]} x {shape[1]} x 1 are taken as time, y, x"
-        assert movie.info.notes == ((told,) if guessed else ())
+        note = f"the file names no axes: {shape[0]} x {shape[1]} x 1 are taken as time, y, x"
+        assert movie.info.notes == ((note,) if guessed else ())
 
 
 @pytest.mark.filterwarnings("ignore:.*are stored as RGB:DeprecationWarning")
@@ -416,7 +416,7 @@ def test_pixel_size_that_pillow_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "per_pixel", "expected"),
+    ("settings", "per_pixel", "expected"),
     [
         ({"unit": "micron", "finterval": 0.1}, (2, 4), ((0.25, 0.5), 0.1)),
         ({"unit": "um", "fps": 20}, (2, 4), ((0.25, 0.5), 0.05)),
@@ -430,21 +430,26 @@ def test_pixel_size_that_pillow_writes(tmp_path: Path) -> None:
     ],
 )
 def test_imagej_calibration(
-    tmp_path: Path, told: dict[str, object], per_pixel: tuple[float, float], expected: tuple[object, object]
+    tmp_path: Path,
+    settings: dict[str, object],
+    per_pixel: tuple[float, float],
+    expected: tuple[object, object],
 ) -> None:
-    note = "ImageJ=1.53t\nimages=7\nframes=7\n" + "".join(f"{key}={value}\n" for key, value in told.items())
-    how: dict[str, Any] = {
+    description = "ImageJ=1.53t\nimages=7\nframes=7\n" + "".join(
+        f"{key}={value}\n" for key, value in settings.items()
+    )
+    options: dict[str, Any] = {
         "resolution": per_pixel,
         "resolutionunit": "NONE",
-        "description": note,
+        "description": description,
         "metadata": None,
     }
-    tifffile.imwrite(tmp_path / "a.tif", movie_of("uint16"), photometric="minisblack", **how)
+    tifffile.imwrite(tmp_path / "a.tif", movie_of("uint16"), photometric="minisblack", **options)
     assert calibration(tmp_path / "a.tif") == expected
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("metadata", "expected"),
     [
         ({"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.6, "TimeIncrement": 0.1}, ((0.6, 0.5), 0.1)),
         (
@@ -463,10 +468,12 @@ def test_imagej_calibration(
         ({}, (None, None)),
     ],
 )
-def test_ome_calibration(tmp_path: Path, told: dict[str, object], expected: tuple[object, object]) -> None:
-    told = {"axes": "TYX", **told}
+def test_ome_calibration(
+    tmp_path: Path, metadata: dict[str, object], expected: tuple[object, object]
+) -> None:
+    metadata = {"axes": "TYX", **metadata}
     tifffile.imwrite(
-        tmp_path / "a.tif", movie_of("uint16"), ome=True, photometric="minisblack", metadata=told
+        tmp_path / "a.tif", movie_of("uint16"), ome=True, photometric="minisblack", metadata=metadata
     )
     pixel_size, interval = calibration(tmp_path / "a.tif")
     assert (pixel_size, interval) == (expected[0] and pytest.approx(expected[0]), expected[1])
@@ -486,26 +493,26 @@ def test_ome_calibration(tmp_path: Path, told: dict[str, object], expected: tupl
 def test_ome_interval_of_each_plane_s_time(
     tmp_path: Path, times: list[object], unit: str, more: dict[str, float], expected: float | None
 ) -> None:
-    told = {"axes": "TYX", **more, "Plane": {"DeltaT": times, "DeltaTUnit": [unit] * len(times)}}
+    metadata = {"axes": "TYX", **more, "Plane": {"DeltaT": times, "DeltaTUnit": [unit] * len(times)}}
     tifffile.imwrite(
-        tmp_path / "a.tif", movie_of("uint16"), ome=True, photometric="minisblack", metadata=told
+        tmp_path / "a.tif", movie_of("uint16"), ome=True, photometric="minisblack", metadata=metadata
     )
     assert calibration(tmp_path / "a.tif") == (None, expected)
 
 
 def test_ome_interval_is_that_of_one_channel(tmp_path: Path) -> None:
     frames, times = movie_of("uint16", (3, 2, 20, 18)), [0, 0.04, 0.1, 0.14, 0.2, 0.24]
-    told = {"axes": "TCYX", "Plane": {"DeltaT": times}}
-    tifffile.imwrite(tmp_path / "a.tif", frames, ome=True, photometric="minisblack", metadata=told)
+    metadata = {"axes": "TCYX", "Plane": {"DeltaT": times}}
+    tifffile.imwrite(tmp_path / "a.tif", frames, ome=True, photometric="minisblack", metadata=metadata)
     with open_recording(tmp_path / "a.tif") as recording:
         assert recording.info.frame_interval == 0.1
 
 
 def test_ome_xml_is_parsed_once_beside_tifffile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 100,000 images that takes a quarter of a second each time."""
-    told = {"axes": "TYX", "Plane": {"DeltaT": [0.1 * t for t in range(7)]}}
+    metadata = {"axes": "TYX", "Plane": {"DeltaT": [0.1 * t for t in range(7)]}}
     tifffile.imwrite(
-        tmp_path / "a.tif", movie_of("uint16"), ome=True, photometric="minisblack", metadata=told
+        tmp_path / "a.tif", movie_of("uint16"), ome=True, photometric="minisblack", metadata=metadata
     )
     parsed: list[str] = []
     parse = ElementTree.fromstring
