@@ -135,7 +135,7 @@ def random_frame_means(rng: np.random.Generator, groups: int, frames: int, size:
 class Footprints:
     """What each of several groups of frames shows of one footprint, and the recording's mean; in units of the noise."""
 
-    shown: NDArray[np.float32]  # (groups, Y, X), the noise's variance is 1
+    images: NDArray[np.float32]  # (groups, Y, X), the noise's variance is 1
     mean: NDArray[np.float32]  # (Y, X), over its darkest pixels, in units of the noise of one frame
 
 
@@ -160,9 +160,9 @@ def random_footprints(rng: np.random.Generator, groups: int, frames: int, size: 
     footprint *= strength / 32 / max(float(np.sqrt(np.mean(np.square(footprint)))), 1e-6)
     white = rng.standard_normal((groups + 1, *footprint.shape), np.float32)
     shared = _random_row_correlation(rng)
-    in_shown, in_mean = np.split(_along_rows(white, shared) if shared else white, [groups])
+    group_noise, in_mean = np.split(_along_rows(white, shared) if shared else white, [groups])
     mean = (clean - np.quantile(clean, DARKEST)) / noise + in_mean[0] / np.sqrt(frames)
-    return Footprints(footprint.astype(np.float32) + in_shown, mean.astype(np.float32))
+    return Footprints(footprint.astype(np.float32) + group_noise, mean.astype(np.float32))
 
 
 def _random_row_correlation(rng: np.random.Generator) -> float:

@@ -196,10 +196,10 @@ def test_frame_means_have_the_noise_of_so_many_frames(frames: int) -> None:
 
 def test_footprints_stand_out_of_noise_of_variance_one() -> None:
     footprints = random_footprints(np.random.default_rng(1), 60, 400, (64, 48))
-    assert footprints.shown.shape == (60, 64, 48)
+    assert footprints.images.shape == (60, 64, 48)
     assert footprints.mean.shape == (64, 48)
-    assert footprints.shown.var(0, ddof=1).mean() == pytest.approx(1, rel=0.05)
-    strength = 32 * np.sqrt(np.square(footprints.shown.mean(0)).mean() - 1 / 60)
+    assert footprints.images.var(0, ddof=1).mean() == pytest.approx(1, rel=0.05)
+    strength = 32 * np.sqrt(np.square(footprints.images.mean(0)).mean() - 1 / 60)
     assert 20 < strength < 1500
     assert (footprints.mean > -0.2).mean() > 0.95  # counted from the darkest pixels
 
