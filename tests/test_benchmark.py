@@ -1,4 +1,4 @@
-"""evaluation.samples, report, benchmark: hidden voxels, rows that are kept, pages not overwritten."""
+"""evaluation.samples, report, benchmark: hidden voxels, rows that are measured once, pages that keep other text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tiny_cases() -> list[Case]:
 
 
 class TestSamples:
-    def test_the_benchmark_is_the_one_that_was_promised(self) -> None:
+    def test_the_benchmark_has_all_its_cases(self) -> None:
         todo = list(samples.cases(quick=False))
         assert len(todo) == 8 * 3 + 3 + 4 * 3 + 2 * 2 * 3 + 3
         assert len({(case.group, case.name, case.level) for case in todo}) == len(todo)
@@ -45,7 +45,7 @@ class TestSamples:
 
     @pytest.mark.parametrize("run", [1, 5])
     def test_hidden_voxels(self, run: int) -> None:
-        """Every voxel has its own value here, so it can be seen where each came from."""
+        """Every voxel has its own value here, which identifies the voxel that replaced another."""
         recording = np.arange(40 * 32 * 32, dtype=np.float32).reshape(40, 32, 32)
         sample = samples.hidden(recording, run)
         changed = sample.movie != recording
@@ -251,5 +251,5 @@ class TestReport:
 
 def row(method: str, name: str, stsnr: float, group: str = "challenge", level: int = 1) -> dict[str, str]:
     weights = "0badcafe" if method == "net" else ""
-    where = {"group": group, "name": name, "level": str(level)}
-    return where | {"method": method, "weights": weights, "stsnr": str(stsnr)}
+    case = {"group": group, "name": name, "level": str(level)}
+    return case | {"method": method, "weights": weights, "stsnr": str(stsnr)}
