@@ -62,6 +62,7 @@ def correlation(truth: np.ndarray, trace: np.ndarray) -> float:
 
 
 def resting_level(trace: np.ndarray) -> float:
+    """Return the 10th percentile of a trace (T,), at least a thousandth of its maximum."""
     return max(float(np.percentile(trace, 10)), 1e-3 * float(trace.max()))
 
 
@@ -72,14 +73,14 @@ def isolated_transients(trace: np.ndarray) -> list[tuple[int, int]]:
     frames before the peak. It is above rest by at most a quarter of the transient's height, and between foot and peak
     the trace never falls by more than that.
     """
-    rest = resting_level(trace)
+    level = resting_level(trace)
     transients = []
-    for peak in find_peaks(trace, prominence=MIN_TRANSIENT * rest)[0]:
+    for peak in find_peaks(trace, prominence=MIN_TRANSIENT * level)[0]:
         start = max(0, int(peak) - MAX_RISE_FRAMES)
         foot = start + int(np.argmin(trace[start:peak]))
         rise = trace[foot : peak + 1]
         fall = np.max(np.maximum.accumulate(rise) - rise)
-        if max(rise[0] - rest, fall) <= (rise[-1] - rise[0]) / 4:
+        if max(rise[0] - level, fall) <= (rise[-1] - rise[0]) / 4:
             transients.append((foot, int(peak)))
     return transients
 

@@ -38,7 +38,7 @@ def different(kind: str, frames: int, size: int) -> np.ndarray:
 
 
 def jump(lasting: bool, frames: int, size: int) -> np.ndarray:
-    """The challenge scene, brighter by JUMP in its middle frame, or from there on."""
+    """Make the challenge scene brighter by JUMP in its middle frame, or from there on."""
     clean, middle = challenge(frames, size), frames // 2
     clean[middle : frames if lasting else middle + 1] += JUMP
     return clean

@@ -33,10 +33,8 @@ WEIGHTS = Path(__file__).with_name("keyhole.pth")
 PLAN = TrainingPlan(seed=7, batch=1, rate=1e-3, pool=24, refresh=4)
 PATCH = (32, 64)  # frames and side
 AVERAGING_DECAY = 0.99  # of the moving average of the weights
-SLAB, OVERLAP = (
-    96,
-    32,
-)  # frames denoised at once, and shared by neighbouring slabs: twice the receptive field's reach
+SLAB = 96  # frames denoised at once
+OVERLAP = 32  # frames shared by neighbouring slabs: twice the reach of the receptive field
 STATISTICS_BATCHES = 50  # from which BatchNorm's statistics for the averaged weights are computed
 
 full_context = ContextSums.context  # the unpatched method: the context as our network gets it

@@ -41,10 +41,8 @@ RECORDINGS = Path(__file__).resolve().parents[2] / "shared" / "data"  # not part
 SCENES = 8  # like the challenge's, at each noise level
 LENGTHS = (100, 1500)  # frames of the short and the long movies
 SCENES_PER_LENGTH = 2
-FEW_SCENES, FEW_LEVEL = (
-    2,
-    2,
-)  # challenge scenes, and noise level of other kinds, on which slow methods run too
+FEW_SCENES = 2  # challenge scenes on which slow methods run too
+FEW_LEVEL = 2  # noise level at which slow methods run on scenes of other kinds too
 SPANS = 20  # equal spans of frames, for the standard error of a held-out error
 FRAMES, SIZE = 500, 128
 BRIGHTNESS = 204.0  # mean of the challenge's movies

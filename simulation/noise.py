@@ -21,7 +21,7 @@ DARK_QUANTILE = 0.03  # of a mean image; subtracted as its black level
 STRENGTH_RANGE = (
     20.0,
     1500.0,
-)  # norm of footprints, in noise standard deviations; weaker ones vanish in noise
+)  # norm of footprints in noise standard deviations; weaker ones vanish in noise
 BLOCK_FRAMES = 16  # drawn at a time, so that they fit into the processor's cache
 
 

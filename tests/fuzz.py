@@ -295,9 +295,8 @@ def run_process(source: Path, output: Path, weights: Path) -> tuple[int, str, st
     command = [sys.executable, str(ROOT / "process.py"), "--input", str(source), "--output", str(output)]
     command += ["--weights", str(weights), "--device", "cpu", "--adapt", "off", "--overwrite"]
     try:
-        process = subprocess.run(
-            command, capture_output=True, text=True, timeout=MAX_SECONDS * BATCH_FILES, check=False
-        )  # noqa: S603
+        timeout = MAX_SECONDS * BATCH_FILES
+        process = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)  # noqa: S603
     except subprocess.TimeoutExpired as error:
         return -1, (error.stdout or b"").decode(), "hang"
     return process.returncode, process.stdout, process.stderr

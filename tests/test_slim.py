@@ -103,9 +103,8 @@ def test_a_network_gives_the_same_output_without_its_silent_channels(tmp_path: P
     assert sum(x.numel() for x in loaded.parameters()) < sum(x.numel() for x in model.parameters())
     for output, wide_output in zip(outputs(loaded), expected):
         torch.testing.assert_close(output, wide_output, rtol=0.02, atol=0.02)  # saved in float16
-    assert all(
-        block.first.out_channels == 32 for block in model.blocks().values()
-    )  # the given one is never changed
+    # the given network is not changed
+    assert all(block.first.out_channels == 32 for block in model.blocks().values())
 
 
 def test_correlations_are_those_of_what_the_convolution_sees() -> None:

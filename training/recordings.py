@@ -41,10 +41,8 @@ FIELD_SIDE = 64  # pixels of the scene from which a block is cut for time course
 COURSE_FRAMES = (16, 800)  # least and most frames of time courses
 STRENGTH_RANGE = (10.0, 3000.0)  # norm of a block's strongest time course, in noise standard deviations
 MIN_STRENGTH = 0.25  # relative to the read-out's threshold, since noise lifts some weaker courses above it
-VARIANCE_RANGE = (
-    0.9,
-    1.4,
-)  # noise variance of courses at rest, log-uniform; > 1: brighter than their surroundings
+# noise variance of time courses at rest, drawn log-uniformly; above 1, as pixels are brighter than their surroundings
+VARIANCE_RANGE = (0.9, 1.4)
 MAX_EXTRA_VARIANCE = 1.0  # most that is added at a time course's peak, relative to the variance at rest
 EPSILON = 1e-6  # avoids division by zero
 CHUNK_FRAMES = 512  # frames of a file that make one item

@@ -128,9 +128,8 @@ def prune_channels(correlations: Tensor, weight: Tensor) -> tuple[list[int], Ten
             break
         if count % CHANNEL_MULTIPLE == 0:
             best = kept, fitted, error / output_power
-        removed = min(
-            max(1, count // REMOVAL_STEP), (count - 1) % CHANNEL_MULTIPLE + 1
-        )  # stop at each multiple
+        # never past the next multiple of CHANNEL_MULTIPLE
+        removed = min(max(1, count // REMOVAL_STEP), (count - 1) % CHANNEL_MULTIPLE + 1)
         kept = kept[removal_costs(fitted, inverse, count, taps).argsort()[removed:].sort().values]
     kept, fitted, error = best
     return kept.tolist(), fitted.view(shape[0], len(kept), *shape[2:]).float(), error
