@@ -18,10 +18,8 @@ MANY_PHOTONS = 30.0  # above, a skewed Gaussian approximates the Poisson distrib
 MEAN_FRAMES = 32  # frames of a scene whose mean stands for the mean of a whole recording
 NEIGHBOURHOOD = 5  # pixels; side of the squares over whose mean brightness the noise model is evaluated
 DARK_QUANTILE = 0.03  # of a mean image; subtracted as its black level
-STRENGTH_RANGE = (
-    20.0,
-    1500.0,
-)  # norm of footprints in noise standard deviations; weaker ones vanish in noise
+# norm of footprints, in noise standard deviations; weaker ones vanish in noise
+STRENGTH_RANGE = (20.0, 1500.0)
 BLOCK_FRAMES = 16  # drawn at a time, so that they fit into the processor's cache
 
 
