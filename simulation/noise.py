@@ -190,7 +190,7 @@ def _random_noise(rng: np.random.Generator, clean: NDArray[np.float32]) -> tuple
 
 
 def _random_digitization(rng: np.random.Generator, movie: NDArray[np.float32], clip: bool) -> NDArray[Any]:
-    """Digitize a movie to a random type, scaled down and shifted where values would saturate."""
+    """Digitize a movie to a random type, after scaling or shifting values that its range would cut off."""
     kind = rng.choice(["int16", "uint16", "float32"], p=[0.5, 0.35, 0.15])
     if kind == "float32":
         return digitize(movie, np.float32, clip)

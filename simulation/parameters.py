@@ -15,12 +15,12 @@ class SceneParameters:
     """Parameters of a scene. Lengths in pixels, densities per 100 x 100 pixels, times in s, neuropil's brightness 1."""
 
     frame_rate: float = 30.0  # Hz
-    rise: float = 0.057  # time constants of the indicator
-    decay: float = 2.1
+    rise: float = 0.057  # time constant of the indicator's rise
+    decay: float = 2.1  # time constant of its decay
     spike_rate: float = 0.25  # per second, a typical active cell
-    burst_fraction: float = 0.6  # of the spikes that come in bursts
+    burst_fraction: float = 0.6  # 0: Poisson spikes; 1: spikes in bursts only
     event_rate: float = 0.05  # population events per second
-    silent_fraction: float = 0.3  # of the cells that never fire
+    silent_fraction: float = 0.3  # of cells that never fire
     spike_amplitude: float = 0.5  # dF/F of one spike
     soma_density: float = 22.0
     soma_radius: float = 5.5
@@ -34,7 +34,7 @@ class SceneParameters:
     alignment: float = 0.0  # of axons: 0 for random directions, 1 for a common one
     dendrite_brightness: float = 0.4  # 0 for no dendrites
     neuropil_brightness: float = 1.0
-    fibre_fraction: float = 0.6  # of the neuropil's light that comes from visible fibres
+    fibre_fraction: float = 0.6  # share of the neuropil's light that comes from visible fibres
     neuropil_activity: float = 0.35  # amplitude of its changes; 0 for none
     neuropil_scale: float = 25.0  # size of the regions that change together
     psf: tuple[float, float] = (0.9, 0.9)  # standard deviations (y, x) of the point spread function
@@ -43,9 +43,9 @@ class SceneParameters:
     vignette: float = 0.2  # fraction of the light lost in the corners
     bleaching: float = 0.03  # fraction of the light lost by the end
     flicker: float = 0.0  # relative standard deviation of the brightness of frames
-    jitter: float = 0.0  # standard deviations of fast and slow motion
-    drift: float = 0.0
-    row_shift: float = 0.0  # of odd rows along x
+    jitter: float = 0.0  # standard deviation of fast motion
+    drift: float = 0.0  # standard deviation of slow motion
+    row_shift: float = 0.0  # shift of odd rows along x, of a bidirectional scanner out of phase
     background: float = 0.02  # uniform over the field
 
 
