@@ -1,1 +1,1 @@
-"""How well a movie was denoised: the challenge's score, baselines, the demo and the benchmark."""
+"""Measures how well movies are denoised: the challenge's score, baselines, the demo and the benchmark."""

@@ -1,8 +1,8 @@
-"""Denoisers without a network, to measure ours against, and their tuning with the truth in hand.
+"""Classical denoisers as baselines, and the tuning of their parameters against the truth.
 
 Each takes a movie (T, Y, X) of any real dtype and returns float32 of the same shape in the same units.
-`tune` finds the parameters that score best against the truth, which no user could do: a baseline is shown
-at the best it can give.
+`tune` finds the parameters that score best against the truth, which no user could do, so that each baseline
+is shown at its best.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ TRUNCATE = 3.0  # standard deviations at which a Gaussian kernel is cut
 
 
 def raw(movie: np.ndarray) -> np.ndarray:
-    """The movie as it is: what doing nothing scores."""
+    """Return the movie unchanged, as float32."""
     return movie.astype(np.float32)
 
 
 def temporal_mean(movie: np.ndarray) -> np.ndarray:
-    """The whole movie's mean image in place of every frame."""
+    """Replace every frame by the mean image."""
     mean = movie.mean(axis=0, dtype=np.float64).astype(np.float32)  # (Y, X)
     return np.broadcast_to(mean, movie.shape).copy()
 
 
 def moving_average(movie: np.ndarray, width: int = 63) -> np.ndarray:
-    """Mean over `width` frames centred on each one; at the ends over those of them that exist."""
+    """Average over `width` frames centred on each one; windows are cut at the ends of the movie."""
     inside = uniform_filter1d(np.ones(len(movie)), width, mode="constant")  # (T,)
     total = uniform_filter1d(movie.astype(np.float32), width, axis=0, mode="constant")
     return total / inside[:, None, None].astype(np.float32)
 
 
 def gaussian(movie: np.ndarray, frames: float, rows: float, columns: float) -> np.ndarray:
-    """Gaussian filter; standard deviations in frames and pixels, mirrored ends."""
+    """Apply a Gaussian filter; standard deviations in frames and pixels, mirrored at the borders."""
     return gaussian_filter(
         movie.astype(np.float32), (frames, rows, columns), mode="reflect", truncate=TRUNCATE
     )
@@ -45,10 +45,10 @@ def gaussian(movie: np.ndarray, frames: float, rows: float, columns: float) -> n
 def mean_plus_gaussian(
     movie: np.ndarray, frames: float, pixels: float, weight: float, static: float
 ) -> np.ndarray:
-    """Temporal mean, smoothed by `static` pixels, plus `weight` times the Gaussian filter of the rest."""
+    """Return the temporal mean, smoothed by `static` pixels, plus `weight` times the filtered deviation from it."""
     mean = movie.mean(axis=0, dtype=np.float64).astype(np.float32)  # (Y, X)
-    rest = gaussian(movie - mean, frames, pixels, pixels)
-    return gaussian_filter(mean, static, truncate=TRUNCATE) + np.float32(weight) * rest
+    change = gaussian(movie - mean, frames, pixels, pixels)
+    return gaussian_filter(mean, static, truncate=TRUNCATE) + np.float32(weight) * change
 
 
 def local_pca(
@@ -58,11 +58,11 @@ def local_pca(
     noise: tuple[float, float] | None = None,
     block: int = 16,
 ) -> np.ndarray:
-    """Low-rank movie in each block of block x block pixels, blocks overlapping by half and blended.
+    """Approximate the movie by low-rank matrices in blocks of block x block pixels that overlap by half.
 
-    The mean image, smoothed by `static` pixels, is set apart. The rest is divided by the noise's standard
-    deviation, which makes the noise white; of its temporal frequencies (DCT) the lowest fraction, `band`, is
-    kept; and in each block the singular values are shrunk as is best for the squared error in white noise.
+    The mean image is smoothed by `static` pixels. The deviation from the mean is divided by the noise's standard
+    deviation, which makes the noise white; the lowest fraction `band` of its temporal frequencies (DCT) is
+    kept; and in each block the singular values are shrunk optimally for the squared error in white noise.
     noise: (gain, read variance) if known; estimated otherwise.
     """
     mean = movie.mean(axis=0, dtype=np.float64).astype(np.float32)  # (Y, X)
@@ -74,52 +74,51 @@ def local_pca(
     kept = max(1, round(band * len(movie)))
     spectrum[:kept] = _low_rank(spectrum[:kept], block)
     spectrum[kept:] = 0
-    rest: np.ndarray = idct(spectrum, axis=0, norm="ortho", overwrite_x=True)
-    return smooth + deviation * rest
+    change: np.ndarray = idct(spectrum, axis=0, norm="ortho", overwrite_x=True)
+    return smooth + deviation * change
 
 
 def _low_rank(white: np.ndarray, block: int) -> np.ndarray:
-    """Shrink the singular values of every block x block patch of (K, Y, X), noise variance 1, and blend."""
+    """Shrink the singular values of every block x block patch of (K, Y, X), noise variance 1, and blend patches."""
     window = np.minimum(np.arange(1, block + 1), np.arange(block, 0, -1)).astype(np.float32)
     total, weight = np.zeros_like(white), np.zeros(white.shape[1:], np.float32)
     for y in _starts(white.shape[1], block):
         for x in _starts(white.shape[2], block):
-            place = (slice(y, y + block), slice(x, x + block))
-            patch = white[(slice(None), *place)]
-            fade = np.outer(window[: patch.shape[1]], window[: patch.shape[2]])
-            total[(slice(None), *place)] += fade * shrink_singular_values(
-                patch.reshape(len(patch), -1)
-            ).reshape(patch.shape)
-            weight[place] += fade
+            rows, columns = slice(y, y + block), slice(x, x + block)
+            patch = white[:, rows, columns]
+            blend = np.outer(window[: patch.shape[1]], window[: patch.shape[2]])
+            shrunk = shrink_singular_values(patch.reshape(len(patch), -1)).reshape(patch.shape)
+            total[:, rows, columns] += blend * shrunk
+            weight[rows, columns] += blend
     return total / weight
 
 
 def _starts(size: int, block: int) -> list[int]:
-    """Starts of blocks that overlap by half and cover range(size); the last one ends with it."""
+    """Return the starts of blocks that overlap by half and cover range(size); the last block ends at `size`."""
     last = max(size - block, 0)
     return [*range(0, last, block // 2), last]
 
 
 def shrink_singular_values(matrix: np.ndarray) -> np.ndarray:
-    """Estimate, of least mean squared error, of a low-rank matrix (m, n) seen in white noise of variance 1.
+    """Estimate a low-rank matrix (m, n) from its sum with white noise of variance 1, by least mean squared error.
 
     Gavish & Donoho, "Optimal shrinkage of singular values", IEEE Trans. Inf. Theory 63 (2017), equation 7.
     """
     short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T  # (m, n), m <= n
     m, n = short.shape
     beta = m / n
-    squares, vectors = np.linalg.eigh(short @ short.T / n)  # of the singular values over sqrt(n)
+    squares, vectors = np.linalg.eigh(short @ short.T / n)  # squared singular values / n
     signal = squares > (1 + np.sqrt(beta)) ** 2
     squares, vectors = squares[signal], vectors[:, signal]  # (r,), (m, r)
-    factor = np.sqrt((squares - beta - 1) ** 2 - 4 * beta) / squares  # shrunk over observed singular value
+    factor = np.sqrt((squares - beta - 1) ** 2 - 4 * beta) / squares  # shrunk / observed singular value
     estimate = (vectors * factor) @ (vectors.T @ short)
     return estimate if short is matrix else estimate.T
 
 
 def estimate_noise(movie: np.ndarray) -> tuple[float, float]:
-    """(gain, read variance) of noise variance = gain * mean + read variance, by a line through all pixels.
+    """Estimate (gain, read variance) of noise variance = gain * mean + read variance, by a line fit over all pixels.
 
-    A pixel's noise variance is half that of its frame differences; signal faster than that counts as noise.
+    A pixel's noise variance is half that of its frame differences; fast signal counts as noise.
     """
     if len(movie) < 2:
         return 0.0, 0.0
@@ -136,9 +135,9 @@ class Method:
     name: str
     run: Callable[..., np.ndarray]
     start: Mapping[str, float] = field(default_factory=dict)
-    weights: str = ""  # of a network of this project: first eight digits of their SHA-256
-    code: str = ""  # what else the outputs depend on: digest of the method's own files
-    groups: tuple[str, ...] = ()  # of cases that it is for; all if empty
+    weights: str = ""  # first eight digits of the SHA-256 of the weights, for networks of this project
+    code: str = ""  # digest of the source files on which the outputs depend
+    groups: tuple[str, ...] = ()  # groups of cases on which it runs; all if empty
 
 
 BASELINES = (
@@ -156,7 +155,7 @@ BASELINES = (
     Method("local PCA, slow part, tuned", local_pca, {"static": 0.4, "band": 0.12}),
 )
 
-# What the tuning may choose from, from weak to strong.
+# Values among which the tuning chooses, from weak to strong.
 LADDERS: Mapping[str, Sequence[float]] = {
     "width": (1, 3, 5, 7, 9, 13, 17, 23, 31, 43, 63, 85, 121, 171, 241, 341, 481, 681, 961),
     "frames": (0.3, 0.6, 1, 1.5, 2, 2.7, 3.5, 4.5, 6, 8, 10, 13, 17, 22, 29, 38, 50, 70, 100),
@@ -175,24 +174,24 @@ def tune(
     quality: Callable[[np.ndarray], float],
     start: Mapping[str, float],
 ) -> dict[str, float]:
-    """The parameters of `method` on the ladders above that give the best quality of its output on this movie.
+    """Return the parameters of `method` on LADDERS that give the best quality of its output for this movie.
 
-    start: a value of its ladder for every parameter to tune. Each parameter in turn climbs rung by rung, up
-    and down, until no single step helps any more.
+    start: a value of its ladder for every parameter to tune. Coordinate search: each parameter in turn moves by one
+    rung, up or down, until no single step improves the quality any more.
     """
     best = dict(start)
     best_quality = quality(method(movie, **best))
     moves = [(name, step) for name in start for step in (1, -1)]
-    failed = 0
-    while failed < len(moves):  # until every move has failed since the last one that helped
+    failures = 0  # moves without success since the last improvement
+    while failures < len(moves):
         name, step = moves[0]
         rung = LADDERS[name].index(best[name]) + step
         if 0 <= rung < len(LADDERS[name]):
             trial = {**best, name: LADDERS[name][rung]}
             trial_quality = quality(method(movie, **trial))
             if trial_quality > best_quality:
-                best, best_quality, failed = trial, trial_quality, 0
+                best, best_quality, failures = trial, trial_quality, 0
                 continue
         moves = [*moves[1:], moves[0]]
-        failed += 1
+        failures += 1
     return best

@@ -8,8 +8,8 @@
     start    from the start of the process to the first frames denoised, and to --help
     ranks    two processes of one processor each against one
 
-Runs that are compared take turns, and the median of ROUNDS counts. What was measured is kept in output/bench.json, so
-that groups can be measured one by one; the page shows all of it.
+Runs that are compared take turns, and the median of ROUNDS counts. Results are kept in output/bench.json, so that
+groups can be measured one by one; the page shows all of them.
 """
 
 from __future__ import annotations
@@ -53,17 +53,15 @@ from simulation.activity import wander
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "best_model_n2v.pth"
-KEPT = ROOT / "output" / "bench.json"
+RESULTS = ROOT / "output" / "bench.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
-MARKS = ("<!-- bench: written by make bench from here -->", "<!-- bench: to here -->")
+MARKERS = ("<!-- bench: written by make bench from here -->", "<!-- bench: to here -->")
 SEED = 0
 ROUNDS = 3
-TILE, SHARED = (32, 128, 128), (4, 16, 16)  # of the seed's loop
-BARE = (
-    (128, 128, 128),
-    (128, 256, 256),
-)  # (T, Y, X) at once; of fewer frames much is padding, which costs no work
-MATRIX = 2048
+TILE, OVERLAP = (32, 128, 128), (4, 16, 16)  # of the plain loop and MONAI: frames and pixels (T, Y, X)
+# (T, Y, X) of the bare network's input; with fewer frames much of it would be padding, which costs no work
+BARE_TILES = ((128, 128, 128), (128, 256, 256))
+MATRIX_SIZE = 2048
 LIMIT_BYTES = 4 << 30
 Row = list[str]
 
@@ -78,86 +76,88 @@ def main() -> int:
     )
     options = parser.parse_args()
     reuse_memory()
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
         for name in options.groups:
             start = time.monotonic()
             rows = GROUPS[name](Path(folder), options.share)
-            kept[name] = {"rows": rows, "where": where(), "share": options.share}
+            results[name] = {"rows": rows, "where": machine(), "share": options.share}
             print(f"{name}: {time.monotonic() - start:.0f} s\n{table(rows)}", flush=True)
-            KEPT.parent.mkdir(exist_ok=True)
-            KEPT.write_text(json.dumps(kept, indent=1))
+            RESULTS.parent.mkdir(exist_ok=True)
+            RESULTS.write_text(json.dumps(results, indent=1))
     if options.share == 1:
-        publish(kept)
+        publish(results)
     return 0
 
 
-# ---- what is measured with
+# ---- test movies, timing
 
 
 def movie_file(folder: Path, shape: tuple[int, int, int], dtype: str = "uint16", jitter: float = 0.0) -> Path:
-    """A movie (T, Y, X) of cells, no frame like another, in a folder of its own; pixels by which it jitters."""
+    """Write a movie (T, Y, X) of cells that jitter by these pixels, in a folder of its own; every frame differs."""
     path = folder / f"{'x'.join(map(str, shape))} {dtype} {jitter:g}" / "movie.tif"
     if not path.exists():
         path.parent.mkdir()
-        places = wander(np.random.default_rng(SEED), shape[0], jitter, 0.0)
-        frames = (exposure(shape[1:], t, by).astype(dtype) for t, by in enumerate(places))
+        motion = wander(np.random.default_rng(SEED), shape[0], jitter, 0.0)
+        frames = (exposure(shape[1:], t, pixels).astype(dtype) for t, pixels in enumerate(motion))
         with tifffile.TiffWriter(path, bigtiff=True) as tif:
             tif.write(frames, shape=shape, dtype=dtype, photometric="minisblack")
     return path
 
 
-def exposure(size: tuple[int, int], frame: int, by: Sequence[float] = (0.0, 0.0)) -> np.ndarray:
-    """One frame: cells of 3 pixels, some of which light up for moments, displaced by pixels, and their shot noise."""
+def exposure(size: tuple[int, int], frame: int, motion: Sequence[float] = (0.0, 0.0)) -> np.ndarray:
+    """Simulate a frame (Y, X) of cells of 3 pixels, some of which flash, displaced by (y, x) pixels, with shot noise."""
     spots, active, periods, phases = cells(size)
-    lit = active * np.cos(2 * math.pi * frame / periods + phases).clip(0) ** 4
-    mean = 30 + gaussian_filter((spots * (1 + lit)).astype(np.float32), 3, mode="wrap")
-    if any(by):
-        mean = shift(mean, by, order=3, mode="grid-wrap").clip(0)
+    activity = active * np.cos(2 * math.pi * frame / periods + phases).clip(0) ** 4
+    mean = 30 + gaussian_filter((spots * (1 + activity)).astype(np.float32), 3, mode="wrap")
+    if any(motion):
+        mean = shift(mean, motion, order=3, mode="grid-wrap").clip(0)
     random = np.random.default_rng((SEED, frame)).standard_normal(size, np.float32)
     return np.rint(mean + np.sqrt(mean) * random).clip(0)
 
 
 @lru_cache
 def cells(size: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """One cell in 400 pixels: its photons, if it is active (one of five is), period in frames, phase; (Y, X) each."""
+    """Place a cell at one pixel in 400: maps (Y, X) of photons, whether it is active (one in five), period and phase."""
     random = np.random.default_rng(SEED)
     spots = (random.random(size) < 1 / 400) * 2 * math.pi * 9 * random.uniform(20, 60, size)
     active = random.random(size) < 1 / 5
     return spots, active, random.uniform(10, 30, size), random.uniform(0, 2 * math.pi, size)
 
 
-def frames_of(count: int, share: float) -> int:
+def scaled_frames(count: int, share: float) -> int:
+    """Return the frames of a trial: this share of `count`, 48 at least."""
     return max(48, round(count * share))
 
 
-class Ran(dict[str, Any]):
-    """Of a run of process.py: wall (s), peak (bytes), and its movie's record in metadata.json."""
+def run_program(
+    movie: Path, launcher: Sequence[str] = (sys.executable,), threads: int | None = None
+) -> dict[str, Any]:
+    """Run process.py on a movie with the image's memory settings and this number of threads in each process.
 
-
-def program(movie: Path, launcher: Sequence[str] = (sys.executable,), threads: int | None = None) -> Ran:
-    """Run process.py on a movie as the image does, each of its processes with so many threads."""
+    Returns the movie's record in metadata.json, with the additional fields wall (s) and peak (bytes).
+    """
     out, log = movie.parent / "out", movie.parent / "log"
     files = ["--input", str(movie), "--output", str(out), "--overwrite"]
     environment = os.environ | memory_settings() | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    line = [*launcher, str(ROOT / "process.py"), *files, "--adapt", "off"]
+    command = [*launcher, str(ROOT / "process.py"), *files, "--adapt", "off"]
     start = time.monotonic()
-    with log.open("w") as told:
-        ended = subprocess.run(line, env=environment, stdout=told, stderr=told, check=False)  # noqa: S603
+    with log.open("w") as output:
+        process = subprocess.run(command, env=environment, stdout=output, stderr=output, check=False)  # noqa: S603
     wall = time.monotonic() - start
-    if ended.returncode:
+    if process.returncode:
         raise RuntimeError(log.read_text()[-500:])
     record = json.loads((out / "metadata.json").read_text())["movies"][0]
-    return Ran(record, wall=wall, peak=record["peak_memory"])
+    return record | {"wall": wall, "peak": record["peak_memory"]}
 
 
 def memory_settings() -> dict[str, str]:
-    """What the image sets for the C library, as environment."""
+    """Return the environment variables that the Dockerfile sets for the C library."""
     return dict(re.findall(r"^ENV (GLIBC_TUNABLES)=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
 
 
 def medians(runs: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """Median seconds of ROUNDS of each, taking turns."""
+    """Return the median seconds of each run over ROUNDS rounds, in which the runs take turns."""
     values: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(ROUNDS):
         for name, run in runs.items():
@@ -166,11 +166,12 @@ def medians(runs: dict[str, Callable[[], float]]) -> dict[str, float]:
     return {name: statistics.median(times) for name, times in values.items()}
 
 
-def nowhere(*_: object) -> None:
-    """Takes frames, or how far the work is, and does nothing."""
+def ignore(*_: object) -> None:
+    """Discard frames or progress."""
 
 
 def timed(work: Callable[[], object]) -> float:
+    """Return the seconds that a call takes."""
     start = time.monotonic()
     work()
     return time.monotonic() - start
@@ -181,17 +182,20 @@ def timed(work: Callable[[], object]) -> float:
 
 def peers(folder: Path, share: float) -> list[Row]:
     """End to end from file to array with the same weights; no start of a process counts, and no peer reads out."""
-    shape = (frames_of(250, share), 512, 512)
+    shape = (scaled_frames(250, share), 512, 512)
     path, model = movie_file(folder, shape), load_model(WEIGHTS, torch.device("cpu"))
-    methods: dict[str, Callable[[Path, UNet3D], object]] = {"this project": own, "plain loop": plain_loop}
+    methods: dict[str, Callable[[Path, UNet3D], object]] = {
+        "this project": denoise_file,
+        "plain loop": plain_loop,
+    }
     try:
         import monai  # noqa: F401
 
         methods["MONAI sliding window"] = monai_window
     except ImportError:
         print("  MONAI is not installed: pip install --no-deps -r requirements-bench.txt")
-    found = medians({name: partial(timed, partial(run, path, model)) for name, run in methods.items()})
-    bars = {"plain loop": 4.0, "MONAI sliding window": 3.0}
+    seconds = medians({name: partial(timed, partial(run, path, model)) for name, run in methods.items()})
+    bars = {"plain loop": "4", "MONAI sliding window": "3"}  # least factors to be reached
     voxels = math.prod(shape)
     size = " x ".join(map(str, shape))
     return [["method", f"seconds for {size}", "million voxels/s", "this project is faster by", "bar"]] + [
@@ -199,24 +203,20 @@ def peers(folder: Path, share: float) -> list[Row]:
             name,
             f"{t:.1f}",
             f"{voxels / t / 1e6:.2f}",
-            f"{t / found['this project']:.2f}",
-            told_bar(bars.get(name)),
+            f"{t / seconds['this project']:.2f}",
+            bars.get(name, ""),
         ]
-        for name, t in found.items()
+        for name, t in seconds.items()
     ]
 
 
-def told_bar(bar: float | None) -> str:
-    return "" if bar is None else f"{bar:g}"
-
-
-def own(path: Path, model: UNet3D) -> None:
+def denoise_file(path: Path, model: UNet3D) -> None:
     with open_movie(path) as movie:
-        denoise_movie(movie, model, Settings(), nowhere, nowhere)
+        denoise_movie(movie, model, Settings(), ignore, ignore)
 
 
-def prepared(path: Path, model: UNet3D) -> tuple[Tensor, list[Tensor], Callable[[Tensor], np.ndarray]]:
-    """What a loop over tiles starts from: residual (T, Y, X), the context's features, and the way back."""
+def prepare(path: Path, model: UNet3D) -> tuple[Tensor, list[Tensor], Callable[[Tensor], np.ndarray]]:
+    """Return the residual (T, Y, X), the context's features, and a function from predictions to the denoised movie."""
     with open_movie(path) as movie, torch.inference_mode():
         survey = survey_movie(movie, (3.0, 97.0), lambda *_: None)
         frames = survey.normalization.normalize(movie.read(0, movie.info.shape[0]))
@@ -229,100 +229,105 @@ def prepared(path: Path, model: UNet3D) -> tuple[Tensor, list[Tensor], Callable[
     return residual, network.features, restore
 
 
-def under(features: Sequence[Tensor], where: Sequence[slice]) -> list[Tensor]:
-    """The features under (Y, X) slices that lie on the pooling grid."""
-    scaled = [[slice(s.start >> i, s.stop >> i) for s in where] for i in range(1, len(features) + 1)]
+def crop_features(features: Sequence[Tensor], tile: Sequence[slice]) -> list[Tensor]:
+    """Cut the features of each level to a tile, given by (Y, X) slices on the pooling grid."""
+    scaled = [[slice(s.start >> i, s.stop >> i) for s in tile] for i in range(1, len(features) + 1)]
     return [level[..., y, x] for level, (y, x) in zip(features, scaled)]
 
 
 @torch.inference_mode()
 def plain_loop(path: Path, model: UNet3D) -> np.ndarray:
-    """As the seed's: one tile at a time, float32, NumPy sums, the last tile pushed back to fit."""
-    residual, features, restore = prepared(path, model)
+    """Denoise one tile at a time in float32, summed by NumPy, the last tile moved back to fit: the seed's loop."""
+    residual, features, restore = prepare(path, model)
     starts = [
-        [*range(0, size - tile, tile - shared), size - tile]
-        for size, tile, shared in zip(residual.shape, TILE, SHARED)
+        [*range(0, size - tile, tile - overlap), size - tile]
+        for size, tile, overlap in zip(residual.shape, TILE, OVERLAP)
     ]
     total, count = (np.zeros(residual.shape, np.float32) for _ in range(2))
     for corner in product(*starts):
-        where = tuple(slice(start, start + size) for start, size in zip(corner, TILE))
-        total[where] += model.decode(residual[where][None, None], under(features, where[1:]))[0, 0].numpy()
-        count[where] += 1
+        tile = tuple(slice(start, start + size) for start, size in zip(corner, TILE))
+        local = crop_features(features, tile[1:])
+        total[tile] += model.decode(residual[tile][None, None], local)[0, 0].numpy()
+        count[tile] += 1
     return restore(torch.from_numpy(total / count))
 
 
 @torch.inference_mode()
 def monai_window(path: Path, model: UNet3D) -> np.ndarray:
-    """MONAI's sliding_window_inference as its tutorials set it: overlap 0.25, Gaussian blend, four tiles a batch."""
+    """Denoise by MONAI's sliding_window_inference as in its tutorials: overlap 0.25, Gaussian blend, 4 tiles a batch."""
     from monai.inferers.utils import sliding_window_inference
 
-    residual, features, restore = prepared(path, model)
+    residual, features, restore = prepare(path, model)
 
     def predict(windows: Tensor, places: Sequence[Sequence[slice]]) -> Tensor:
-        local = [under(features, place[3:]) for place in places]
+        local = [crop_features(features, place[3:]) for place in places]
         return model.decode(windows, [torch.cat(level) for level in zip(*local)])
 
-    answer = sliding_window_inference(
+    prediction = sliding_window_inference(
         residual[None, None], TILE, 4, predict, overlap=0.25, mode="gaussian", with_coord=True
     )
-    return restore(torch.as_tensor(answer)[0, 0])
+    return restore(torch.as_tensor(prediction)[0, 0])
 
 
 def limit(folder: Path, share: float) -> list[Row]:
     """process.py from its start to its end against the bare network on as many voxels."""
-    shape = (frames_of(500, share), 512, 512)
+    shape = (scaled_frames(500, share), 512, 512)
     path, voxels = movie_file(folder, shape), math.prod(shape)
     model = load_model(WEIGHTS, torch.device("cpu"))
-    best = min(BARE, key=lambda tile: bare(model, tile, 2 * math.prod(tile)) / 2 / math.prod(tile))
-    found = medians({"whole": lambda: program(path)["wall"], "bare": lambda: bare(model, best, voxels)})
-    reading_out = readout_seconds(path, model)
-    operations = work_per_voxel(model)
-    peak = matrix_product()
+    best = min(
+        BARE_TILES, key=lambda tile: bare_seconds(model, tile, 2 * math.prod(tile)) / 2 / math.prod(tile)
+    )
+    seconds = medians(
+        {"whole": lambda: run_program(path)["wall"], "bare": lambda: bare_seconds(model, best, voxels)}
+    )
+    in_readout = readout_seconds(path, model)
+    operations = operations_per_voxel(model)
+    peak = matrix_product_speed()
     rows = [["measure", "value", "bar"]]
-    rows.append([f"whole program, {' x '.join(map(str, shape))}", f"{found['whole']:.1f} s", ""])
-    told = " x ".join(map(str, best))
-    rows.append([f"bare network on as many voxels, best of tiles: {told}", f"{found['bare']:.1f} s", ""])
-    rows.append(["whole / bare", f"{found['whole'] / found['bare']:.3f}", "1.25 at most"])
-    rows.append(["of the whole: the read-out of denoise/readout.py", f"{reading_out:.1f} s", ""])
-    without = (found["whole"] - reading_out) / found["bare"]
+    rows.append([f"whole program, {' x '.join(map(str, shape))}", f"{seconds['whole']:.1f} s", ""])
+    tile = " x ".join(map(str, best))
+    rows.append([f"bare network on as many voxels, best of tiles: {tile}", f"{seconds['bare']:.1f} s", ""])
+    rows.append(["whole / bare", f"{seconds['whole'] / seconds['bare']:.3f}", "1.25 at most"])
+    rows.append(["of the whole: the read-out of denoise/readout.py", f"{in_readout:.1f} s", ""])
+    without = (seconds["whole"] - in_readout) / seconds["bare"]
     rows.append(["(whole - read-out) / bare", f"{without:.3f}", ""])
     rows.append(["operations a voxel", f"{operations / 1e3:.1f} thousand", ""])
     rows.append(
         [
-            f"matrix product {MATRIX} x {MATRIX}, {precision(torch.device('cpu'))}",
+            f"matrix product {MATRIX_SIZE} x {MATRIX_SIZE}, {precision(torch.device('cpu'))}",
             f"{peak / 1e9:.0f} GF/s",
             "",
         ]
     )
     for name in ("bare", "whole"):
-        speed = operations * voxels / found[name]
-        told = f"{speed / 1e9:.0f} GF/s, {100 * speed / peak:.0f}% of the matrix product"
+        speed = operations * voxels / seconds[name]
+        value = f"{speed / 1e9:.0f} GF/s, {100 * speed / peak:.0f}% of the matrix product"
         rows.append(
-            [f"the {name} {'network' if name == 'bare' else 'program'} reaches", told, "50% at least"]
+            [f"the {name} {'network' if name == 'bare' else 'program'} reaches", value, "50% at least"]
         )
     return rows
 
 
 def readout_seconds(path: Path, model: UNet3D) -> float:
-    """Seconds that the stage after the network takes for a movie."""
-    spent = 0.0
+    """Return the seconds that the stage after the network takes for a movie."""
+    seconds = 0.0
     frames = Readout.frames
 
-    def counted(self: Readout, residual: Tensor, prediction: Tensor) -> Tensor:
-        nonlocal spent
+    def timed_frames(self: Readout, residual: Tensor, prediction: Tensor) -> Tensor:
+        nonlocal seconds
         start = time.monotonic()
-        answer = frames(self, residual, prediction)
-        spent += time.monotonic() - start
-        return answer
+        result = frames(self, residual, prediction)
+        seconds += time.monotonic() - start
+        return result
 
-    with patch.object(Readout, "frames", counted):
-        own(path, model)
-    return spent
+    with patch.object(Readout, "frames", timed_frames):
+        denoise_file(path, model)
+    return seconds
 
 
 @torch.inference_mode()
-def bare(model: UNet3D, tile: tuple[int, int, int], voxels: int) -> float:
-    """Seconds of the 3-D network alone for so many voxels, tile by tile without overlap, in its own precision."""
+def bare_seconds(model: UNet3D, tile: tuple[int, int, int], voxels: int) -> float:
+    """Time the 3-D network alone on this many voxels, tile by tile without overlap, in its own precision."""
     net = converted(model.movie, precision(torch.device("cpu")))
     dtype = net.stem.weight.dtype
     residual = torch.randn(1, 1, *tile).to(dtype)
@@ -337,8 +342,8 @@ def bare(model: UNet3D, tile: tuple[int, int, int], voxels: int) -> float:
 
 
 @torch.inference_mode()
-def work_per_voxel(model: UNet3D) -> float:
-    """Floating-point operations of the 3-D network for each voxel, borders included."""
+def operations_per_voxel(model: UNet3D) -> float:
+    """Return the floating-point operations of the 3-D network for each voxel, borders included."""
     residual = torch.randn(1, 1, 64, 64, 64)
     features = [torch.randn(1, c, 64 >> i, 64 >> i) for i, c in enumerate(model.config.channels, 1)]
     with FlopCounterMode(display=False) as counter:
@@ -346,39 +351,39 @@ def work_per_voxel(model: UNet3D) -> float:
     return counter.get_total_flops() / 64**3
 
 
-def matrix_product() -> float:
-    """The most operations a second of a matrix product in the network's precision."""
-    one = torch.randn(MATRIX, MATRIX).to(precision(torch.device("cpu")))
-    return 2 * MATRIX**3 / min(timed(lambda: one @ one) for _ in range(10))
+def matrix_product_speed() -> float:
+    """Return the floating-point operations a second of a matrix product in the network's precision, best of ten."""
+    matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE).to(precision(torch.device("cpu")))
+    return 2 * MATRIX_SIZE**3 / min(timed(lambda: matrix @ matrix) for _ in range(10))
 
 
 def moving(folder: Path, share: float) -> list[Row]:
     """Movies at rest, and the same that jitter by a pixel: read more often, and an excerpt is denoised both ways."""
     rows = [["movie", "at rest", "jitters", "times as long", "peak memory: at rest, jitters"]]
     for side in (128, 256):
-        shape = (frames_of(500, share), side, side)
-        rest, jitters = (movie_file(folder, shape, jitter=by) for by in (0.0, 1.0))
-        peaks = ", ".join(f"{program(path)['peak'] / 1e9:.2f} GB" for path in (rest, jitters))
-        found = medians({"at rest": partial(seconds_of, rest), "jitters": partial(seconds_of, jitters)})
-        seconds = [f"{t:.1f} s" for t in found.values()]
-        longer = f"{found['jitters'] / found['at rest']:.1f}"
-        rows.append([" x ".join(map(str, shape)), *seconds, longer, peaks])
+        shape = (scaled_frames(500, share), side, side)
+        still, jittering = (movie_file(folder, shape, jitter=pixels) for pixels in (0.0, 1.0))
+        peaks = ", ".join(f"{run_program(path)['peak'] / 1e9:.2f} GB" for path in (still, jittering))
+        seconds = medians({"at rest": partial(seconds_of, still), "jitters": partial(seconds_of, jittering)})
+        times = [f"{t:.1f} s" for t in seconds.values()]
+        factor = f"{seconds['jitters'] / seconds['at rest']:.1f}"
+        rows.append([" x ".join(map(str, shape)), *times, factor, peaks])
     return rows
 
 
 def seconds_of(path: Path) -> float:
-    """What process.py takes for a movie, without its own start."""
-    return float(program(path)["seconds"])
+    """Return the seconds that process.py takes for a movie, without its own start."""
+    return float(run_program(path)["seconds"])
 
 
 def memory(folder: Path, share: float) -> list[Row]:
     """Movies of uint16, 256 x 256; the output is float32."""
     rows = [["frames", "peak memory", "seconds for the movie", "microseconds a frame"]]
     for count in (1000, 4000, 16_000):
-        frames = frames_of(count, share)
+        frames = scaled_frames(count, share)
         path = movie_file(folder, (frames, 256, 256))
-        ran = program(path)
-        peak, seconds = ran["peak"], ran["seconds"]
+        record = run_program(path)
+        peak, seconds = record["peak"], record["seconds"]
         rows.append(
             [f"{frames:,}", f"{peak / 1e9:.3f} GB", f"{seconds:.1f}", f"{1e6 * seconds / frames:.0f}"]
         )
@@ -390,27 +395,30 @@ def large(folder: Path, share: float) -> list[Row]:
     """A movie of float32, 512 x 512, larger than RLIMIT_DATA lets the process allocate."""
     frames = max(64, math.ceil(1.03 * share * LIMIT_BYTES / (4 * 512 * 512)))
     path = movie_file(folder, (frames, 512, 512), "float32")
-    ran = program(path, ("prlimit", f"--data={LIMIT_BYTES}", sys.executable))
+    record = run_program(path, ("prlimit", f"--data={LIMIT_BYTES}", sys.executable))
     size = path.stat().st_size / 2**30
     path.unlink()
     rows = [["movie", "RLIMIT_DATA", "peak resident memory", "seconds", "million voxels/s"]]
-    speed = frames * 512 * 512 / ran["seconds"] / 1e6
+    speed = frames * 512 * 512 / record["seconds"] / 1e6
     rows.append([f"{frames} x 512 x 512 float32, {size:.2f} GiB", f"{LIMIT_BYTES >> 30} GiB",
-                 f"{ran['peak'] / 1e9:.2f} GB", f"{ran['seconds']:.0f}", f"{speed:.2f}"])  # fmt: skip
+                 f"{record['peak'] / 1e9:.2f} GB", f"{record['seconds']:.0f}", f"{speed:.2f}"])  # fmt: skip
     return rows
 
 
 def start(folder: Path, _: float) -> list[Row]:
     """Seconds from the start of the process."""
     path = movie_file(folder, (100, 128, 128))
-    found = medians({"first frames": lambda: first_frames(path), "--help": lambda: timed(ask_help)})
-    bars = {"first frames": "4 s at most", "--help": "0.5 s at most"}
-    told = {"first frames": "first frames denoised (100 x 128 x 128)", "--help": "`--help`"}
-    return [["until", "seconds", "bar"]] + [[told[n], f"{t:.2f}", bars[n]] for n, t in found.items()]
+    seconds = medians({"first frames": lambda: first_frames_seconds(path), "--help": lambda: timed(run_help)})
+    return [
+        ["until", "seconds", "bar"],
+        ["first frames denoised (100 x 128 x 128)", f"{seconds['first frames']:.2f}", "4 s at most"],
+        ["`--help`", f"{seconds['--help']:.2f}", "0.5 s at most"],
+    ]
 
 
-def first_frames(path: Path) -> float:
-    begin = time.monotonic()
+def first_frames_seconds(path: Path) -> float:
+    """Return the seconds from the start of process.py to its first report of progress in denoising."""
+    start = time.monotonic()
     command = [sys.executable, "-u", str(ROOT / "process.py"), "--input", str(path), "--adapt", "off"]
     with subprocess.Popen(  # noqa: S603
         [*command, "--output", str(path.parent / "out"), "--overwrite"], stdout=subprocess.PIPE, text=True
@@ -418,31 +426,31 @@ def first_frames(path: Path) -> float:
         assert process.stdout is not None  # noqa: S101 - it is a pipe
         for line in process.stdout:
             if re.search(r"denoising \d+%", line):
-                seconds = time.monotonic() - begin
+                seconds = time.monotonic() - start
     return seconds
 
 
-def ask_help() -> None:
+def run_help() -> None:
     subprocess.run([sys.executable, str(ROOT / "process.py"), "--help"], check=True, capture_output=True)  # noqa: S603
 
 
 def ranks(folder: Path, share: float) -> list[Row]:
     """One long movie, its frames shared out; each process is bound to one processor, 0 or 1, with all its threads."""
-    shape = (frames_of(16_000, share), 64, 64)
+    shape = (scaled_frames(16_000, share), 64, 64)
     path = movie_file(folder, shape)
-    one = ["taskset", "-c", "0", sys.executable]
+    one_process = ["taskset", "-c", "0", sys.executable]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     bound = ["sh", "-c", 'exec taskset -c "$LOCAL_RANK" "$0" "$@"', sys.executable]
-    two = [sys.executable, *torchrun, *bound]
-    found = medians({
-        "one process": lambda: program(path, one, threads=1)["seconds"],
-        "two processes": lambda: program(path, two, threads=1)["seconds"],
+    two_processes = [sys.executable, *torchrun, *bound]
+    seconds = medians({
+        "one process": lambda: run_program(path, one_process, threads=1)["seconds"],
+        "two processes": lambda: run_program(path, two_processes, threads=1)["seconds"],
     })  # fmt: skip
     rows = [
         ["processes, one processor each", f"seconds for {' x '.join(map(str, shape))}", "faster by", "bar"]
     ]
     for name, bar in (("one process", ""), ("two processes", "1.8")):
-        rows.append([name, f"{found[name]:.1f}", f"{found['one process'] / found[name]:.2f}", bar])
+        rows.append([name, f"{seconds[name]:.1f}", f"{seconds['one process'] / seconds[name]:.2f}", bar])
     return rows
 
 
@@ -453,10 +461,10 @@ def gpu(folder: Path, share: float) -> list[Row]:
     model = load_model(WEIGHTS, torch.device("cuda"))
     rows = [["movie", "seconds", "million voxels/s"]]
     for shape in ((500, 128, 128), (1500, 490, 490), (6000, 512, 512)):
-        size = (frames_of(shape[0], share), *shape[1:])
+        size = (scaled_frames(shape[0], share), *shape[1:])
         movie = ArrayMovie(np.stack([exposure(size[1:], t).astype(np.uint16) for t in range(size[0])]))
         times = [
-            timed(partial(denoise_movie, movie, model, Settings(), nowhere, nowhere)) for _ in range(ROUNDS)
+            timed(partial(denoise_movie, movie, model, Settings(), ignore, ignore)) for _ in range(ROUNDS)
         ]
         seconds = statistics.median(times)
         rows.append([" x ".join(map(str, size)), f"{seconds:.2f}", f"{math.prod(size) / seconds / 1e6:.1f}"])
@@ -478,7 +486,8 @@ GROUPS: dict[str, Callable[[Path, float], list[Row]]] = {
 # ---- the page
 
 
-def where() -> str:
+def machine() -> str:
+    """Describe the machine, the software and the date of a measurement."""
     model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     processors = f"{len(os.sched_getaffinity(0))} processors ({model[1] if model else platform.machine()})"
     today = datetime.now(timezone.utc).strftime("%d %B %Y")
@@ -486,21 +495,23 @@ def where() -> str:
 
 
 def table(rows: list[Row]) -> str:
-    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+    """Format rows as a Markdown table; the first one is the header."""
+    header, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([header, "|" + "---|" * len(rows[0]), *body])
 
 
-def publish(kept: dict[str, Any]) -> None:
-    """Put the tables between the page's marks."""
-    parts = [
-        f"### {name}\n\n{(GROUPS[name].__doc__ or '').strip()}\n\n{table(kept[name]['rows'])}\n\nMeasured on "
-        f"{kept[name]['where']}."
+def publish(results: dict[str, Any]) -> None:
+    """Write the tables between the page's markers."""
+    sections = [
+        f"### {name}\n\n{(GROUPS[name].__doc__ or '').strip()}\n\n{table(results[name]['rows'])}\n\nMeasured on "
+        f"{results[name]['where']}."
         for name in GROUPS
-        if name in kept and kept[name]["share"] == 1
+        if name in results and results[name]["share"] == 1
     ]
-    before, rest = PAGE.read_text().split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    PAGE.write_text(before + "\n\n".join([MARKS[0], *parts, MARKS[1]]) + after)
+    begin, end = MARKERS
+    before, from_tables = PAGE.read_text().split(begin)
+    after = from_tables.split(end)[1]
+    PAGE.write_text(before + "\n\n".join([begin, *sections, end]) + after)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     case -> noisy movie -> each method, baselines tuned with the truth -> rows of numbers -> tables, panel
 
-Rows are kept in output/benchmark.csv as the cases come, and found again by the case, the method and a digest of all
-files that they depend on: an interrupted run goes on, and a change costs only its own rows. Two processes of one
-thread each do the work. The whole benchmark writes docs/quality.md (between its markers), docs/quality.csv and
-docs/images/; --quick prints its table alone.
+Rows are appended to output/benchmark.csv as cases are finished. They are identified by the case, the method and a digest
+of all files that they depend on, so an interrupted run continues, and after a change only the rows that it affects are
+measured again. Two processes of one thread each do the work. The whole benchmark writes docs/quality.md (between its
+markers), docs/quality.csv and docs/images/; --quick only prints its table.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ SCORES = ("ssnr", "tsnr", "stsnr", "spsnr", "tpsnr", "stpsnr")
 CELLS = ("trace_correlation", "amplitude_kept", "bias", "slope", "false_transients", "false_height")
 NUMBERS = ("seconds", *SCORES, *CELLS, "heldout_error")
 COLUMNS = (*KEY, "weights", "parameters", *NUMBERS, "heldout_parts")
-TOLD = ("stsnr", "false_transients", "heldout_error", "seconds")  # on the way
+PRINTED = ("stsnr", "false_transients", "heldout_error", "seconds")  # for each row, as it is measured
 DATA_CODE = ("simulation/*.py", "evaluation/samples.py", "evaluation/cells.py", "evaluation/metrics.py")
 NETWORK_CODE = ("denoise/*.py", "model.py")
 KEYHOLE = "3D N2V, no context"
 SLOW_GROUPS = ("challenge few", "different few", "real few")  # a few cases of each, see samples.cases
-ADAPTED_PASSES = (
-    8  # over the movie: 64 steps of a challenge movie, about a minute on two cores; no clock decides
-)
+# Passes of adaptation over a movie: 64 steps for a challenge movie, about a minute on two cores. Not limited by time,
+# so that results do not depend on the machine.
+ADAPTED_PASSES = 8
 PROCESSES = 2
 Row = dict[str, str]
 
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         todo = [case for case in todo if case.group != "real"]
     table = Table(ROWS)
     measure(todo, methods, table, tuple(options.weights), options.processes)
-    rows = [row for case in todo for row in table.of(case, methods)]
+    rows = [row for case in todo for row in table.rows_of(case, methods)]
     text = report.markdown(rows)
     print(text)
     if not options.quick:
@@ -88,41 +88,42 @@ def main(arguments: list[str] | None = None) -> int:
 
 @cache
 def all_methods(weights: tuple[Path, ...]) -> list[Method]:
-    """Baselines, the keyhole network, and two ways to use each of our networks. Raises ModelError."""
-    with_data = [Method(m.name, m.run, m.start, code=digest("evaluation/baselines.py")) for m in BASELINES]
-    return [*with_data, keyhole_method(), *(method for path in weights for method in networks(path))]
+    """Return the baselines, the network without context, and our networks, each plain and adapted. Raises ModelError."""
+    baselines = [Method(m.name, m.run, m.start, code=digest("evaluation/baselines.py")) for m in BASELINES]
+    return [*baselines, keyhole_method(), *(method for path in weights for method in network_methods(path))]
 
 
 def keyhole_method() -> Method:
-    """The seed's network: no network of this project, so it counts among the baselines."""
+    """Return the seed's network as a method; without `weights`, so that it counts as a baseline."""
     net = keyhole.load()
     code = digest("evaluation/keyhole.p*", "denoise/context.py")
     return Method(KEYHOLE, lambda movie: keyhole.denoise(movie, net), code=code, groups=SLOW_GROUPS)
 
 
-def networks(path: Path) -> list[Method]:
-    """A checkpoint's network run as process.py runs it: in one pass, and after adaptation."""
+def network_methods(path: Path) -> list[Method]:
+    """Return a checkpoint's network as two methods: as process.py runs it in one pass, and after adaptation."""
     model = load_model(path, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     name = "this project" if path == WEIGHTS else path.stem
-    short, code = hashlib.sha256(path.read_bytes()).hexdigest()[:8], digest(*NETWORK_CODE)
+    weights_digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    code = digest(*NETWORK_CODE)
 
-    def way(suffix: str, settings: Settings, groups: tuple[str, ...] = ()) -> Method:
+    def make_method(suffix: str, settings: Settings, groups: tuple[str, ...] = ()) -> Method:
         def run(movie: np.ndarray) -> np.ndarray:
             with patch.object(adaptation, "MAX_PASSES", ADAPTED_PASSES):
                 return denoised(movie, model, settings)
 
-        return Method(name + suffix, run, weights=short, code=code, groups=groups)
+        return Method(name + suffix, run, weights=weights_digest, code=code, groups=groups)
 
-    no_clock = 1e6  # minutes
+    unlimited = 1e6  # minutes
     return [
-        way("", Settings()),
-        way(", adapted", Settings(adapt_minutes=no_clock), SLOW_GROUPS),
+        make_method("", Settings()),
+        make_method(", adapted", Settings(adapt_minutes=unlimited), SLOW_GROUPS),
     ]
 
 
 @cache
 def digest(*patterns: str) -> str:
-    """First eight digits of the SHA-256 of all files of the repository that match."""
+    """Return the first eight digits of the SHA-256 of all files of the repository that match the glob patterns."""
     content = hashlib.sha256()
     for pattern in patterns:
         for path in sorted(ROOT.glob(pattern)):
@@ -130,22 +131,22 @@ def digest(*patterns: str) -> str:
     return content.hexdigest()[:8]
 
 
-def is_for(method: Method, case: Case) -> bool:
+def applies_to(method: Method, case: Case) -> bool:
     return not method.groups or f"{case.group} {case.size}" in method.groups
 
 
-def label_of(case: Case, method: Method) -> Row:
-    """What a row is found by."""
+def row_key(case: Case, method: Method) -> Row:
+    """Return the columns KEY of a row, which identify it."""
     made_with = f"{digest(*DATA_CODE)} {method.code} {method.weights}".strip()
-    where = {"group": case.group, "name": case.name, "level": str(case.level)}
-    return where | {"method": method.name, "made_with": made_with}
+    case_columns = {"group": case.group, "name": case.name, "level": str(case.level)}
+    return case_columns | {"method": method.name, "made_with": made_with}
 
 
 # ---- rows
 
 
 class Table:
-    """The rows measured so far, in a CSV file that grows as they come."""
+    """The rows measured so far, kept in a CSV file to which new rows are appended."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -153,39 +154,39 @@ class Table:
         if not path.exists():
             return
         with path.open(newline="") as file:
-            lines = csv.DictReader(file)
-            if lines.fieldnames == list(COLUMNS):
-                self.rows = {tuple(row[name] for name in KEY): row for row in lines}
-        if not self.rows:  # of an earlier version
+            reader = csv.DictReader(file)
+            if reader.fieldnames == list(COLUMNS):
+                self.rows = {tuple(row[name] for name in KEY): row for row in reader}
+        if not self.rows:  # the file has no rows, or the columns of an earlier version
             path.unlink()
 
     def find(self, case: Case, method: Method) -> Row | None:
-        label = label_of(case, method)
-        return self.rows.get(tuple(label[name] for name in KEY))
+        key = row_key(case, method)
+        return self.rows.get(tuple(key[name] for name in KEY))
 
-    def of(self, case: Case, methods: Iterable[Method]) -> list[Row]:
-        """All rows of a case."""
-        found = (self.find(case, method) for method in methods if is_for(method, case))
-        return [row for row in found if row is not None]
+    def rows_of(self, case: Case, methods: Iterable[Method]) -> list[Row]:
+        """Return the rows of a case that have been measured, in the order of the methods."""
+        rows = (self.find(case, method) for method in methods if applies_to(method, case))
+        return [row for row in rows if row is not None]
 
-    def start(self, case: Case, method: Method) -> Mapping[str, float]:
-        """Where to start tuning: what was best for the movie most like this one of those measured already."""
+    def tuning_start(self, case: Case, method: Method) -> Mapping[str, float]:
+        """Return the best parameters for the last movie of this noise level, and of this group if there is one."""
         if not method.start:
             return {}
-        alike = [
+        same_level = [
             row
             for row in self.rows.values()
             if (row["method"], row["level"]) == (method.name, str(case.level))
         ]
-        alike.sort(key=lambda row: row["group"] == case.group)
-        return json.loads(alike[-1]["parameters"]) if alike else method.start
+        same_level.sort(key=lambda row: row["group"] == case.group)
+        return json.loads(same_level[-1]["parameters"]) if same_level else method.start
 
     def add(self, row: Row) -> None:
-        new = not self.path.exists()
+        is_new = not self.path.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
-            if new:
+            if is_new:
                 writer.writeheader()
             writer.writerow(row)
         self.rows[tuple(row[name] for name in KEY)] = row
@@ -194,57 +195,59 @@ class Table:
 def measure(
     todo: Sequence[Case], methods: Sequence[Method], table: Table, weights: tuple[Path, ...], processes: int
 ) -> None:
-    """Fill the table with the rows that it lacks."""
+    """Measure the rows that the table lacks, and add and print them."""
 
-    def take(rows: Iterable[Row]) -> None:
+    def add(rows: Iterable[Row]) -> None:
         for row in rows:
             table.add(row)
-            told = " ".join(f"{name} {row[name]}" for name in TOLD if row[name])
-            print(f"{row['group']}, {row['name']}, level {row['level']}: {row['method']}: {told}", flush=True)
+            values = " ".join(f"{name} {row[name]}" for name in PRINTED if row[name])
+            print(
+                f"{row['group']}, {row['name']}, level {row['level']}: {row['method']}: {values}", flush=True
+            )
 
     tasks = unfinished(todo, methods, table)
     if processes == 1:
         for case, starts in tasks:
-            take(measure_case(case, [m for m in methods if m.name in starts], starts))
+            add(measure_case(case, [m for m in methods if m.name in starts], starts))
         return
     spawn = multiprocessing.get_context("spawn")
-    alone = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    with patch.dict(os.environ, alone), ProcessPoolExecutor(processes, spawn) as pool:
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    with patch.dict(os.environ, one_thread), ProcessPoolExecutor(processes, spawn) as pool:
         running: set[Future[list[Row]]] = set()
         for case, starts in tasks:
-            running.add(pool.submit(measure_apart, case, weights, starts))
+            running.add(pool.submit(measure_in_worker, case, weights, starts))
             if len(running) == processes:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    take(future.result())
+                    add(future.result())
         for future in running:
-            take(future.result())
+            add(future.result())
 
 
-Starts = dict[str, Mapping[str, float]]  # method -> parameters to start the tuning from
+Starts = dict[str, Mapping[str, float]]  # name of a method -> parameters from which its tuning starts
 
 
 def unfinished(
     todo: Sequence[Case], methods: Sequence[Method], table: Table
 ) -> Iterator[tuple[Case, Starts]]:
-    """Cases, and of each the methods that are not measured yet; the table is looked at as late as possible."""
+    """Yield the cases with unmeasured methods and the methods' starts, each looked up only when it is needed."""
     for case in todo:
-        missing = [m for m in methods if is_for(m, case) and table.find(case, m) is None]
+        missing = [m for m in methods if applies_to(m, case) and table.find(case, m) is None]
         if missing:
-            yield case, {method.name: table.start(case, method) for method in missing}
+            yield case, {method.name: table.tuning_start(case, method) for method in missing}
 
 
-def measure_apart(case: Case, weights: tuple[Path, ...], starts: Starts) -> list[Row]:
-    """The same in a process of its own, which makes its own methods."""
+def measure_in_worker(case: Case, weights: tuple[Path, ...], starts: Starts) -> list[Row]:
+    """Call measure_case in a worker process, which creates the methods itself, since they cannot be pickled."""
     return measure_case(case, [m for m in all_methods(weights) if m.name in starts], starts)
 
 
 def measure_case(case: Case, methods: Sequence[Method], starts: Starts) -> list[Row]:
-    """One row for each method on one case."""
+    """Measure each method on one case; return a row for each."""
     sample = case.make()
     return [
         dict.fromkeys(COLUMNS, "")
-        | label_of(case, method)
+        | row_key(case, method)
         | {"weights": method.weights}
         | measure_method(sample, method, starts[method.name])
         for method in methods
@@ -252,27 +255,25 @@ def measure_case(case: Case, methods: Sequence[Method], starts: Starts) -> list[
 
 
 def measure_method(sample: Sample, method: Method, start: Mapping[str, float]) -> Row:
-    """Tune a method if it has something to tune, run it once on the clock, and measure its output."""
-    best = tune(method.run, sample.part, sample.quality, start) if start else {}
-    began = time.process_time()  # over all threads: other work on the machine does not count
+    """Tune a method if it has parameters to tune, run it once, and measure CPU seconds and its output."""
+    best = tune(method.run, sample.tuning_movie, sample.quality, start) if start else {}
+    began = time.process_time()  # of all threads of this process, so that other processes do not count
     output = method.run(sample.movie, **best)
     seconds = time.process_time() - began
     values = {"seconds": seconds, **sample.measure(output)}
     row = {name: f"{values[name]:.6g}" for name in NUMBERS if name in values}
-    if sample.parts:
-        row["heldout_parts"] = json.dumps([float(f"{error:.6g}") for error in sample.parts(output)])
+    if sample.span_errors:
+        row["heldout_parts"] = json.dumps([float(f"{error:.6g}") for error in sample.span_errors(output)])
     return row | {"parameters": json.dumps(best)}
 
 
 def denoised(movie: np.ndarray, model: UNet3D, settings: Settings | None = None) -> np.ndarray:
-    """A movie (T, Y, X) as process.py denoises it, by default without adaptation."""
-    parts: list[np.ndarray] = []
-    denoise_movie(ArrayMovie(movie), model, settings or Settings(), lambda x: parts.append(x.copy()), _silent)
-    return np.concatenate(parts)
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Nobody watches the progress of one movie among hundreds."""
+    """Denoise a movie (T, Y, X) as process.py does, by default without adaptation."""
+    blocks: list[np.ndarray] = []
+    denoise_movie(
+        ArrayMovie(movie), model, settings or Settings(), lambda x: blocks.append(x.copy()), lambda *_: None
+    )
+    return np.concatenate(blocks)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""See it work: denoise a simulated movie of known truth, score it, draw it (`python -m evaluation.demo`).
+"""Demonstration: denoise a simulated movie of known truth, score it, draw it (`python -m evaluation.demo`).
 
     simulate -> output/demo/input/example.tif -> process.py -> score -> output/proof_of_work.png
 
@@ -24,9 +24,9 @@ from evaluation.score import read
 from simulation import FIRST_EVALUATION_SEED, LEVELS, Scene, challenge_scene, digitize, noisy
 
 ROOT = Path(__file__).resolve().parents[1]
-SEED = FIRST_EVALUATION_SEED + 100  # a scene that training never saw, nor does the benchmark use it
+SEED = FIRST_EVALUATION_SEED + 100  # used neither by training nor by the benchmark
 FRAMES, SIZE, LEVEL = 300, 128, 2
-WIDTH = 63  # frames of the moving average that it is compared with
+WIDTH = 63  # frames of the moving average for comparison
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,9 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def save_movie(path: Path, movie: np.ndarray) -> None:
-    """A TIFF (T, Y, X) that the challenge's platform would accept."""
+    """Write a TIFF (T, Y, X) that the challenge's platform accepts."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels_per_cm = (1e4, 1e4)  # the platform asks for a pixel size; this one is one micrometre
+    pixels_per_cm = (1e4, 1e4)  # the platform asks for a pixel size; here one micrometre
     tifffile.imwrite(
         path,
         movie,
@@ -64,14 +64,14 @@ def save_movie(path: Path, movie: np.ndarray) -> None:
 
 
 def denoise(source: Path, result: Path) -> int:
-    """Run process.py on a folder, as any user would; returns its exit status."""
+    """Run process.py on a folder; return its exit status."""
     program = [sys.executable, str(ROOT / "process.py")]
     folders = ["--input", str(source), "--output", str(result), "--overwrite", "--adapt", "1"]
     return subprocess.run(program + folders, check=False).returncode  # noqa: S603 - our own program
 
 
 def report(picture: Path, scene: Scene, recording: np.ndarray, denoised: np.ndarray) -> int:
-    """Print the scores, draw the picture; 1 if denoising did not help, else 0."""
+    """Print the scores and draw the picture; return 1 if denoising did not help, else 0."""
     clean = scene.clean()
     movies = {
         "noisy": recording,
@@ -83,14 +83,14 @@ def report(picture: Path, scene: Scene, recording: np.ndarray, denoised: np.ndar
     for name, value in values.items():
         print(f"{name:<24}{value['ssnr']:8.2f}{value['tsnr']:8.2f}{value['stsnr']:8.2f}")
     before, average, after = (value["stsnr"] for value in values.values())
-    shown = {
+    panels = {
         f"Noisy, stSNR {before:.1f} dB": recording,
         f"Denoised, stSNR {after:.1f} dB": denoised,
         "Clean (truth)": clean,
     }
     title = f"Simulated two-photon movie of {len(clean)} frames, challenge noise level {LEVEL}"
-    compared = f"a {WIDTH}-frame moving average scores {average:.1f} dB"
-    proof_of_work(picture, shown, liveliest_cells(scene, clean), f"{title}; {compared}")
+    comparison = f"a {WIDTH}-frame moving average scores {average:.1f} dB"
+    proof_of_work(picture, panels, liveliest_cells(scene, clean), f"{title}; {comparison}")
     print(f"picture: {picture}")
     if not after > before:
         print(
@@ -101,14 +101,14 @@ def report(picture: Path, scene: Scene, recording: np.ndarray, denoised: np.ndar
 
 
 def liveliest_cells(scene: Scene, clean: np.ndarray) -> list[np.ndarray]:
-    """Footprints (Y, X) of the two cells whose activity stands out most from the noise of photons."""
+    """Return the footprints (Y, X) of the two cells whose activity is strongest relative to the photon noise."""
 
-    def liveliness(footprint: np.ndarray) -> float:
+    def signal_to_noise(footprint: np.ndarray) -> float:
         pixels = pixels_of(footprint)
         trace = trace_of(clean, pixels)
         return float(trace.std() * (pixels.sum() / trace.mean()) ** 0.5)
 
-    return sorted((footprint for footprint, _ in scene.cells), key=liveliness)[:-3:-1]
+    return sorted((footprint for footprint, _ in scene.cells), key=signal_to_noise)[:-3:-1]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Compare designs at equal training time, and what overlap, adaptation and read-out do: for docs/development.md.
+"""Compare network designs at equal training time, and overlap, adaptation and read-out: for docs/development.md.
 
-`python -m evaluation.designs train --seconds 40` trains each design by the training loop of the shipped weights and
+`python -m evaluation.designs train --seconds 40` trains each design by the training code of the shipped weights and
 scores it on held-out challenge scenes; `overlap`, `adapt` and `readout` score the shipped weights.
 """
 
@@ -21,11 +21,11 @@ from denoise.context import Context, ContextSums
 from denoise.inference import Settings
 from denoise.readout import Cleaner, Readout
 from evaluation.benchmark import WEIGHTS, denoised
-from evaluation.keyhole import close_sums, keyhole
+from evaluation.keyhole import full_context, without_context
 from evaluation.metrics import score
 from model import UNet3D, UNetConfig, load_model
 from simulation import FIRST_EVALUATION_SEED, LEVELS, challenge_scene, noisy
-from training.train import Movies, Trainer, TrainingPlan
+from training.train import MovieTask, Trainer, TrainingPlan
 
 SMALL = UNetConfig(channels=(32, 64, 128), time_strides=(2, 2, 4))
 PLAN = TrainingPlan(seed=1, batch=32, rate=1e-3, pool=48, refresh=1, network=SMALL)
@@ -38,42 +38,42 @@ OVERLAPS = {
 
 
 def mean_only(context: Context) -> Context:
-    """Of the context images the mean alone."""
+    """Keep the mean image and replace all other context images by zeros."""
     images = context.images.clone()
     images[..., 1:4, :, :] = 0
     return replace(context, images=images)
 
 
-def shipped(context: Context) -> Context:
+def all_images(context: Context) -> Context:
     return context
 
 
 DESIGNS: dict[str, tuple[TrainingPlan, Callable[[Context], Context]]] = {
-    "no context": (PLAN, keyhole),
+    "no context": (PLAN, without_context),
     "mean as the only context image": (PLAN, mean_only),
-    "mean, activity and covariance images": (PLAN, shipped),
-    "the same, rate 0.002": (replace(PLAN, rate=2e-3), shipped),
+    "mean, activity and covariance images": (PLAN, all_images),
+    "the same, rate 0.002": (replace(PLAN, rate=2e-3), all_images),
     "the same, channels 48 / 96 / 192": (
         replace(PLAN, network=replace(SMALL, channels=(48, 96, 192))),
-        shipped,
+        all_images,
     ),
     "the same, 4 frames a step, 48 / 96 / 128": (
         replace(PLAN, network=UNetConfig(channels=(48, 96, 128))),
-        shipped,
+        all_images,
     ),
 }
 
 
 def train(plan: TrainingPlan, seconds: float, device: torch.device) -> UNet3D:
-    """The network of a plan after so many seconds."""
+    """Train a network by a plan for this many seconds."""
     torch.manual_seed(plan.seed)
     trainer = Trainer(replace(plan, minutes=seconds / 60), UNet3D(plan.network).to(device))
-    lessons = Movies(plan, None, 0, max(1, (os.cpu_count() or 2) - 1), device)
+    task = MovieTask(plan, None, 0, max(1, (os.cpu_count() or 2) - 1), device)
     start = time.monotonic()
     while trainer.progress() < 1:
-        lessons.teach(trainer)
+        task.train_step(trainer)
         if trainer.step % plan.refresh == 0:
-            lessons.refresh()
+            task.refresh()
         trainer.seconds = time.monotonic() - start
     return trainer.average.eval()
 
@@ -85,7 +85,7 @@ def scores(
     frames: int = 500,
     size: int = 128,
 ) -> Iterator[float]:
-    """stSNR of each noise level, the mean over scenes of the seeds from FIRST_EVALUATION_SEED on."""
+    """Yield the stSNR (dB) at each noise level, averaged over scenes of the seeds from FIRST_EVALUATION_SEED on."""
     for level, (gain, read_variance) in LEVELS.items():
         values = []
         for seed in range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + scenes):
@@ -99,45 +99,47 @@ def scores(
         yield float(np.mean(values))
 
 
-def tell(name: str, values: Iterator[float]) -> None:
+def print_row(name: str, values: Iterator[float]) -> None:
     print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |", flush=True)
 
 
 def compare_designs(seconds: float, scenes: int, device: torch.device) -> None:
-    for name, (plan, design) in DESIGNS.items():
-        with patch.object(ContextSums, "context", lambda sums, design=design: design(close_sums(sums))):
-            tell(name, scores(train(plan, seconds, device), Settings(), scenes))
+    for name, (plan, change) in DESIGNS.items():
+        with patch.object(ContextSums, "context", lambda sums, change=change: change(full_context(sums))):
+            print_row(name, scores(train(plan, seconds, device), Settings(), scenes))
 
 
 def compare_overlaps(model: UNet3D, scenes: int) -> None:
-    """Frames of 256 x 256 cut into tiles."""
-    planned = network.choose_geometry
+    """Score frames of 256 x 256 with tiles of several sizes and overlaps."""
+    choose_geometry = network.choose_geometry
     for name, (tile, overlap) in OVERLAPS.items():
         with (
             patch.object(
-                network, "choose_geometry", lambda *args, tile=tile: replace(planned(*args), tile=tile)
+                network,
+                "choose_geometry",
+                lambda *args, tile=tile: replace(choose_geometry(*args), tile=tile),
             ),
             patch.object(network, "OVERLAP", overlap),
         ):
-            tell(name, scores(model, Settings(), scenes, frames=256, size=256))
+            print_row(name, scores(model, Settings(), scenes, frames=256, size=256))
 
 
-class AsPredicted(Readout):
-    """What the network says, as it is."""
+class NoReadout(Readout):
+    """Return the network's prediction as it is."""
 
     def __init__(self, context: Context, static: torch.Tensor, cleaner: Cleaner) -> None:
-        self.said = static
+        self.static = static
 
     def frames(self, residual: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
-        return prediction + self.said
+        return prediction + self.static
 
 
 def compare_readouts(model: UNet3D, scenes: int) -> None:
-    """The network alone, and held against the recording, at three lengths."""
+    """Score the network without and with read-out from the recording, for three lengths of the movie."""
     for frames in (100, 500, 1500):
-        with patch.object(inference, "Readout", AsPredicted):
-            tell(f"{frames} frames, as predicted", scores(model, Settings(), scenes, frames))
-        tell(f"{frames} frames, held against the recording", scores(model, Settings(), scenes, frames))
+        with patch.object(inference, "Readout", NoReadout):
+            print_row(f"{frames} frames, as predicted", scores(model, Settings(), scenes, frames))
+        print_row(f"{frames} frames, held against the recording", scores(model, Settings(), scenes, frames))
 
 
 def main() -> None:
@@ -159,8 +161,8 @@ def main() -> None:
     if options.what == "readout":
         compare_readouts(model, options.scenes)
         return
-    tell("as shipped", scores(model, Settings(), options.scenes))
-    tell("adapted", scores(model, Settings(adapt_minutes=options.seconds / 60), options.scenes))
+    print_row("as shipped", scores(model, Settings(), options.scenes))
+    print_row("adapted", scores(model, Settings(adapt_minutes=options.seconds / 60), options.scenes))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pictures of movies and traces, drawn as microscopists draw them: gray, one scale for what is compared."""
+"""Pictures of movies and traces: gray images, on one scale where they are compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.ndimage import binary_fill_holes
 
 from evaluation.cells import pixels_of, trace_of
 
-CELL_COLOURS = ("#E69F00", "#0072B2")  # told apart by colour-blind readers too (Okabe and Ito)
+CELL_COLOURS = ("#E69F00", "#0072B2")  # safe for colour-blind readers (Okabe and Ito)
 DOTS_PER_INCH = 150
 SCALE_BAR = 20  # pixels
 
@@ -20,7 +20,7 @@ SCALE_BAR = 20  # pixels
 def proof_of_work(
     path: Path, movies: Mapping[str, np.ndarray], footprints: Sequence[np.ndarray], title: str
 ) -> None:
-    """One frame and the traces of two cells before and after.
+    """Draw one frame and the traces of two cells before and after denoising.
 
     movies: title -> (T, Y, X), in this order: noisy, denoised, clean. footprints: of two cells, (Y, X)
     each; the frame is the first one's brightest.
@@ -48,7 +48,7 @@ def proof_of_work(
 
 
 def show(axes: Axes, image: np.ndarray, title: str, limits: tuple[float, float], label: str = "") -> None:
-    """A gray image (Y, X) on the given scale, with a scale bar in pixels; a label brings a colour bar."""
+    """Draw a gray image (Y, X) on the given scale, with a scale bar, and a colour bar if there is a label for it."""
     picture = axes.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="nearest")
     axes.set_title(title, fontsize=10)
     axes.set_axis_off()
@@ -62,13 +62,13 @@ def show(axes: Axes, image: np.ndarray, title: str, limits: tuple[float, float],
 
 
 def outline(axes: Axes, cells: Sequence[np.ndarray]) -> None:
-    """Draw the outer borders of cells, (Y, X) bool each."""
+    """Draw the outer borders of cells, given as masks (Y, X)."""
     for pixels, colour in zip(cells, CELL_COLOURS):
         axes.contour(binary_fill_holes(pixels), levels=[0.5], colors=[colour], linewidths=1)
 
 
 def traces(axes: Axes, values: Sequence[np.ndarray], colour: str) -> None:
-    """Noisy, denoised and clean trace of one cell, (T,) each; the noise may run out of the picture."""
+    """Draw the noisy, denoised and clean trace (T,) of one cell; the noisy one may exceed the axes."""
     noisy, denoised, clean = values
     axes.plot(noisy, color="0.78", linewidth=0.7, label="noisy")
     axes.plot(clean, color="black", linewidth=1.8, label="clean")

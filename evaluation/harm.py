@@ -1,9 +1,9 @@
 """Does denoising ever make a movie worse? `python -m evaluation.harm` prints raw and denoised stSNR from -10 to 40 dB.
 
-Held-out scenes, the noise of the challenge's level 1 made weaker or stronger. In two of them the brightness of the
-whole field jumps to some five times its mean, for one frame or for good; one jitters by a pixel, and one of axons
-alone moves as much while its rows are scanned. A table for docs/quality.md. Exit status 1 where an output scores below
-its recording.
+Held-out scenes are recorded with the noise of the challenge's level 1, made weaker or stronger. In two scenes the
+brightness of the whole field jumps to about five times its mean, for one frame or for all later ones. One scene jitters
+by a pixel, and one of axons moves as much while its rows are scanned. The table is for docs/quality.md. The exit status
+is 1 if an output scores below its recording.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from model import UNet3D, load_model
 from simulation import FIRST_EVALUATION_SEED, LEVELS, challenge_scene, different_scene, noisy
 
 FRAMES, SIZE = 500, 128
-TARGETS = range(-10, 41, 5)  # dB, of the recording
-LEVEL_1 = 7.3  # dB, of a recording of the challenge's level 1
+TARGETS = range(-10, 41, 5)  # stSNR of the recordings, dB
+LEVEL_1_STSNR = 7.3  # dB, of a recording at the challenge's level 1
 JUMP = 1000.0  # counts
 Clean = Callable[[int, int], np.ndarray]  # frames and pixels a side -> (T, Y, X)
 
@@ -38,14 +38,16 @@ def different(kind: str, frames: int, size: int) -> np.ndarray:
 
 
 def jump(lasting: bool, frames: int, size: int) -> np.ndarray:
-    """The challenge scene, brighter by JUMP in its middle frame, or from there on."""
+    """Make the challenge scene brighter by JUMP in its middle frame, or from there on."""
     clean, middle = challenge(frames, size), frames // 2
     clean[middle : frames if lasting else middle + 1] += JUMP
     return clean
 
 
-def moves(scene: Clean, move: Callable[[np.ndarray], np.ndarray], frames: int, size: int) -> np.ndarray:
-    """A scene that moves; parts of it come into the field."""
+def moving_scene(
+    scene: Clean, move: Callable[[np.ndarray], np.ndarray], frames: int, size: int
+) -> np.ndarray:
+    """Apply a motion to a scene that is larger than the field, so that new parts of it move in."""
     return inner(np.maximum(move(scene(frames, size + 2 * BEYOND)), 0))
 
 
@@ -55,14 +57,14 @@ SCENES: dict[str, Clean] = {
     "one-photon": partial(different, "one-photon"),
     "challenge with a flash": partial(jump, False),
     "challenge with a step": partial(jump, True),
-    "challenge that moves": partial(moves, challenge, partial(moving, 1, 0)),
-    "axons whose rows move": partial(moves, partial(different, "axons"), partial(scanned, 1)),
+    "challenge that moves": partial(moving_scene, challenge, partial(moving, 1, 0)),
+    "axons whose rows move": partial(moving_scene, partial(different, "axons"), partial(scanned, 1)),
 }
 
 
 def scores(clean: np.ndarray, target: int, model: UNet3D) -> tuple[float, float]:
-    """stSNR in dB of a recording of about `target` dB, and of its denoised movie."""
-    factor = 10 ** ((LEVEL_1 - target) / 10)
+    """Return the stSNR in dB of a recording of about `target` dB, and of its denoised movie."""
+    factor = 10 ** ((LEVEL_1_STSNR - target) / 10)
     gain, read_variance = (factor * value for value in LEVELS[1])
     movie = noisy(clean, gain, read_variance, np.random.default_rng([FIRST_EVALUATION_SEED, target + 100]))
     return score(clean, movie)["stsnr"], score(clean, denoised(movie, model))["stsnr"]

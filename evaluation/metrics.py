@@ -16,8 +16,8 @@ import math
 
 import numpy as np
 
-FRAMES_AT_ONCE = 16  # float64 copies of this many frames are held, never of the movie
-RANGE_PERCENTILES = (3.0, 97.0)
+FRAMES_AT_ONCE = 16  # converted to float64 at a time, to save memory
+RANGE_PERCENTILES = (3.0, 97.0)  # of the clean movie; their difference is the peak of the PSNR
 
 
 def score(clean: np.ndarray, output: np.ndarray) -> dict[str, float]:
@@ -50,8 +50,8 @@ def score(clean: np.ndarray, output: np.ndarray) -> dict[str, float]:
         ("s", frame_signal, frame_error, rows * columns),
         ("t", pixel_signal, pixel_error, frames),
     ):
-        seen = signal != 0
-        values[f"{axis}snr"], values[f"{axis}snr_std"] = _mean_decibel(signal[seen], error[seen])
+        nonzero = signal != 0
+        values[f"{axis}snr"], values[f"{axis}snr_std"] = _mean_decibel(signal[nonzero], error[nonzero])
         values[f"{axis}psnr"], values[f"{axis}psnr_std"] = _mean_decibel(
             np.full(error.shape, peak), error / count
         )
@@ -61,16 +61,16 @@ def score(clean: np.ndarray, output: np.ndarray) -> dict[str, float]:
 
 
 def linearity(clean: np.ndarray, output: np.ndarray) -> dict[str, float]:
-    """Whether brightness was kept, (T, Y, X) each: `bias` of the mean, relative; `slope` of output on truth.
+    """Measure whether an output (T, Y, X) keeps brightness: relative `bias` of the mean, `slope` of output on truth.
 
     The slope is that of the least-squares line through all voxels; nan for a truth without contrast.
     """
-    sums = np.zeros(4)  # of y, x, y^2, x y, relative to the mean truth
+    sums = np.zeros(4)  # of y, x, y^2 and x y for truth y and output x, after subtracting the mean truth
     centre = float(clean.mean(dtype=np.float64))
     for start in range(0, len(clean), FRAMES_AT_ONCE):
-        truth, value = (
-            m[start : start + FRAMES_AT_ONCE].astype(np.float64) - centre for m in (clean, output)
-        )
+        block = slice(start, start + FRAMES_AT_ONCE)
+        truth = clean[block].astype(np.float64) - centre
+        value = output[block].astype(np.float64) - centre
         sums += truth.sum(), value.sum(), (truth * truth).sum(), (truth * value).sum()
     mean_truth, mean_value, square, product = sums / clean.size
     variance = square - mean_truth**2
@@ -79,7 +79,7 @@ def linearity(clean: np.ndarray, output: np.ndarray) -> dict[str, float]:
 
 
 def _power(clean: np.ndarray, output: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Sums of y^2 and (y - x)^2 for each frame, (T,), and for each pixel, (Y, X), in float64."""
+    """Return the sums of y^2 and (y - x)^2 for each frame, (T,), and for each pixel, (Y, X), in float64."""
     frame_signal, frame_error = np.zeros(len(clean)), np.zeros(len(clean))  # (T,)
     pixel_signal, pixel_error = np.zeros(clean.shape[1:]), np.zeros(clean.shape[1:])  # (Y, X)
     for start in range(0, len(clean), FRAMES_AT_ONCE):
@@ -94,7 +94,7 @@ def _power(clean: np.ndarray, output: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _mean_decibel(signal: np.ndarray, error: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of 10 log10(signal / error); nan where there is nothing to average."""
+    """Return mean and standard deviation of 10 log10(signal / error); nan for empty arrays."""
     if not signal.size:
         return math.nan, math.nan
     with np.errstate(divide="ignore", invalid="ignore"):

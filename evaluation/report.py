@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 
 from evaluation import figures
 from evaluation.baselines import Method
-from evaluation.cells import SHORTEST, SMALLEST_CELL
-from evaluation.samples import FEW, FRAMES, LENGTHS, SCENES_OF_A_LENGTH, SIZE, Case, Sample, middle_of
+from evaluation.cells import MIN_CELL_PIXELS, MIN_FRAMES
+from evaluation.samples import FEW_SCENES, FRAMES, LENGTHS, SCENES_PER_LENGTH, SIZE, Case, Sample, middle_of
 from simulation import DIFFERENT_KINDS, LEVELS
 
 Row = Mapping[str, str]
-Column = tuple[str, Callable[[str], str]]  # heading, and the cell of a method
+Column = tuple[str, Callable[[str], str]]  # heading, and the text of a method's table cell
 MARKERS = ("<!-- benchmark: written by make benchmark from here -->", "<!-- benchmark: to here -->")
 LEVEL_COLUMNS = (
     ("sSNR", "ssnr", "{:.2f}"),
@@ -45,22 +45,24 @@ time, until no single step helps. The network gets nothing. sSNR, tSNR, stSNR, s
   its cell's resting level.
 - Bias: of the mean. Slope: of the least-squares line of output on truth through all voxels.
 - False transients: in a movie of noise on a constant, events of its 5 x 5 pixels mean that stand out by five robust
-  standard deviations of the output itself, cover {SMALLEST_CELL} pixels and last {SHORTEST} frames: what a cell
+  standard deviations of the output itself, cover {MIN_CELL_PIXELS} pixels and last {MIN_FRAMES} frames: what a cell
   finder would take. False ΔF/F: the highest rise of that mean over its median.
 - CPU seconds: of one run at the best parameters, on one thread."""
-FEW_SCENES = f'It ran on challenge scenes 0 to {FEW - 1} alone: look at its column "behind", not at its mean.'
-SLOW_METHODS = {  # what their names end with, and what they are
+FEW_SCENES_NOTE = (
+    f'It ran on challenge scenes 0 to {FEW_SCENES - 1} alone: look at its column "behind", not at its mean.'
+)
+SLOW_METHODS = {  # how their names end: what they are
     "3D N2V, no context": "the network of the seed of this project, trained by evaluation/keyhole.py",
     ", adapted": "after 8 passes over the movie by its own Noise2Void",
 }
-REAL = """\
+REAL_NOTE = """\
 In brackets: how much higher than this project's in one pass, and the standard error of that difference, from 20 equal
 spans of frames. Most of the error is the noise of the hidden counts themselves, which no method can predict."""
-PANEL_METHODS = 3  # of the baselines, the best ones: their pictures stand beside the networks'
+PANEL_BASELINES = 3  # number of baselines, the best ones, whose outputs are shown beside the networks'
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """All tables that these rows can fill, and how far the networks are ahead."""
+    """Return all tables that these rows can fill, and how far the networks are ahead."""
     parts = ["\n".join([EXPLANATION, *slow_methods(rows)])]
     for level in LEVELS:
         scenes = {row["name"] for row in rows if row["group"] == "challenge"}
@@ -74,21 +76,19 @@ def markdown(rows: Sequence[Row]) -> str:
             _table(rows, _kind_columns(rows)),
         ]
     if "length" in groups:
-        parts += [
-            f"### Short and long movies: stSNR at levels 1 / 2 / 3, mean of {SCENES_OF_A_LENGTH} scenes"
-        ]
+        parts += [f"### Short and long movies: stSNR at levels 1 / 2 / 3, mean of {SCENES_PER_LENGTH} scenes"]
         parts += [_table(rows, _length_columns(rows))]
     if "real" in groups:
         parts += ["### Real recordings: mean squared error on held-out counts, lower is better"]
-        parts += [REAL]
+        parts += [REAL_NOTE]
         parts += [_table(rows, _real_columns(rows))]
     return "\n\n".join(parts)
 
 
 def slow_methods(rows: Sequence[Row]) -> list[str]:
-    """Of the methods that ran on a few movies alone a line for each that is among the rows."""
+    """Return a line of explanation for each method among the rows that ran on few movies."""
     return [
-        f'- "{method}": {about}.\n  {FEW_SCENES}'
+        f'- "{method}": {about}.\n  {FEW_SCENES_NOTE}'
         for method in methods_of(rows)
         for ending, about in SLOW_METHODS.items()
         if method.endswith(ending)
@@ -100,7 +100,7 @@ def methods_of(rows: Sequence[Row]) -> list[str]:
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """A Markdown table with a line for each method."""
+    """Return a Markdown table with a line for each method."""
     lines = [
         "| method | " + " | ".join(heading for heading, _ in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
@@ -111,7 +111,7 @@ def _table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 
 def mean(rows: Sequence[Row], column: str, method: str, level: int, names: Collection[str]) -> float:
-    """Of a column over the rows of one method and level with these names; nan where none has a number."""
+    """Average a column over the rows of one method and level with these names; nan where none has a number."""
     values = [
         float(row[column])
         for row in rows
@@ -138,26 +138,28 @@ def _level_columns(rows: Sequence[Row], level: int) -> list[Column]:
 
 
 def behind_ours(rows: Sequence[Row], method: str, level: int) -> list[float]:
-    """stSNR of a method less that of the first of our networks, for each challenge scene that both have."""
+    """Return the stSNR of a method minus that of the first of our networks, for each challenge scene that both have."""
     ours = next((row["method"] for row in rows if row["weights"]), None)
     scores = {
         (row["method"], row["name"]): float(row["stsnr"])
         for row in rows
         if row["group"] == "challenge" and row["level"] == str(level) and row.get("stsnr")
     }
-    names = [name for other, name in scores if other == method]
-    return [scores[method, name] - scores[ours, name] for name in names if ours and (ours, name) in scores]
+    if ours is None:
+        return []
+    names = [name for other, name in scores if other == method and (ours, name) in scores]
+    return [scores[method, name] - scores[ours, name] for name in names]
 
 
 def _with_error(form: str, values: Sequence[float]) -> str:
-    """Mean and standard error; a dash for fewer than two values, or values that are all zero."""
+    """Format mean and standard error; a dash for fewer than two values, or values that are all zero."""
     if len(values) < 2 or not np.any(values):
         return "-"
     return form.format(np.mean(values), np.std(values, ddof=1) / len(values) ** 0.5)
 
 
-def _column(rows: Sequence[Row], heading: str, names: Collection[str]) -> Column:
-    """stSNR at the three levels, over the rows of these names."""
+def _stsnr_column(rows: Sequence[Row], heading: str, names: Collection[str]) -> Column:
+    """Return a column with the mean stSNR at the three levels, over the rows of these names."""
 
     def cell(method: str) -> str:
         return " / ".join(_text("{:.1f}", mean(rows, "stsnr", method, level, names)) for level in LEVELS)
@@ -166,15 +168,15 @@ def _column(rows: Sequence[Row], heading: str, names: Collection[str]) -> Column
 
 
 def _kind_columns(rows: Sequence[Row]) -> list[Column]:
-    return [_column(rows, kind, {kind}) for kind in DIFFERENT_KINDS]
+    return [_stsnr_column(rows, kind, {kind}) for kind in DIFFERENT_KINDS]
 
 
 def _length_columns(rows: Sequence[Row]) -> list[Column]:
-    scenes = [f"scene {number}" for number in range(SCENES_OF_A_LENGTH)]
+    scenes = [f"scene {number}" for number in range(SCENES_PER_LENGTH)]
     names = {frames: {f"{frames} frames, {scene}" for scene in scenes} for frames in LENGTHS} | {
         FRAMES: set(scenes)
     }
-    return [_column(rows, f"{frames} frames", names[frames]) for frames in sorted(names)]
+    return [_stsnr_column(rows, f"{frames} frames", names[frames]) for frames in sorted(names)]
 
 
 def _real_columns(rows: Sequence[Row]) -> list[Column]:
@@ -189,17 +191,20 @@ def _real_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def above_ours(rows: Sequence[Row], method: str, name: str) -> list[float]:
-    """Held-out error of a method over that of the first of our networks, less one, in each span of frames."""
+    """Return the relative excess of a method's held-out error over that of our first network, in each span of frames."""
     ours = next((row["method"] for row in rows if row["weights"]), None)
-    found = {row["method"]: row for row in rows if row["name"] == name and row.get("heldout_parts")}
-    if method not in found or ours not in found:
+    errors = {
+        row["method"]: np.array(json.loads(row["heldout_parts"]))
+        for row in rows
+        if row["name"] == name and row.get("heldout_parts")
+    }
+    if method not in errors or ours not in errors:
         return []
-    own, other = (np.array(json.loads(found[m]["heldout_parts"])) for m in (ours, method))
-    return [float(x) for x in (other - own) / own.mean()]
+    return [float(x) for x in (errors[method] - errors[ours]) / errors[ours].mean()]
 
 
 def margins(rows: Sequence[Row]) -> list[str]:
-    """For each network, a sentence: by how much it beats the best baseline of each simulated movie."""
+    """Return a sentence for each network: by how much it beats the best baseline of each simulated movie."""
     scored = [row for row in rows if row.get("stsnr")]
     best: dict[tuple[str, str], float] = {}
     for row in scored:
@@ -242,18 +247,20 @@ def publish(folder: Path, text: str, rows: Sequence[Row], columns: Sequence[str]
 
 
 def between_markers(page: str, text: str) -> str:
-    """The page with `text` in place of what its markers enclose, or at its end where it has none."""
+    """Replace what the page's markers enclose by `text`; a page without markers gets both at its end."""
     start, end = MARKERS
     block = f"{start}\n\n{text}\n\n{end}"
-    before, found, rest = page.partition(start)
-    return before + block + rest.partition(end)[2] if found else f"{page.rstrip()}\n\n{block}\n"
+    if start not in page:
+        return f"{page.rstrip()}\n\n{block}\n"
+    before, _, from_text = page.partition(start)
+    return before + block + from_text.partition(end)[2]
 
 
 # ---- pictures
 
 
 def panels(folder: Path, todo: Sequence[Case], methods: Sequence[Method], rows: Sequence[Row]) -> None:
-    """Two pictures: the first scene at all levels; the kinds of scenes at level 2 and real recordings."""
+    """Draw two pictures: the first scene at all levels; the kinds of scenes at level 2 and real recordings."""
     first = [case for case in todo if case.group == "challenge" and case.name == "scene 0"]
     others = [case for case in todo if case.group == "different" and case.level == 2]
     others += [case for case in todo if case.name.endswith("hidden")]
@@ -263,23 +270,19 @@ def panels(folder: Path, todo: Sequence[Case], methods: Sequence[Method], rows: 
 
 
 def panel_methods(methods: Sequence[Method], rows: Sequence[Row]) -> list[Method]:
-    """The baselines that score best over all rows, and the networks in one pass."""
+    """Return the baselines that score best over all rows, and the networks in one pass."""
 
     def average(method: Method) -> float:
-        return float(
-            np.mean(
-                [float(row["stsnr"]) for row in rows if row["method"] == method.name and row.get("stsnr")]
-            )
-        )
+        scores = [float(row["stsnr"]) for row in rows if row["method"] == method.name and row.get("stsnr")]
+        return float(np.mean(scores))
 
-    best = sorted((method for method in methods if not (method.weights or method.groups)), key=average)[
-        -PANEL_METHODS:
-    ]
+    baselines = [method for method in methods if not (method.weights or method.groups)]
+    best = sorted(baselines, key=average)[-PANEL_BASELINES:]
     return [method for method in methods if method in best or (method.weights and not method.groups)]
 
 
 def panel(path: Path, todo: Sequence[Case], methods: Sequence[Method], rows: Sequence[Row]) -> None:
-    """A line of gray images for each case, on one scale: noisy, each method's output, clean."""
+    """Draw a line of gray images for each case, on one scale: noisy, each method's output, clean."""
     if not todo:
         return
     width = len(methods) + 2
@@ -287,30 +290,30 @@ def panel(path: Path, todo: Sequence[Case], methods: Sequence[Method], rows: Seq
     grid = figure.subplots(len(todo), width, squeeze=False)
     for case, line in zip(todo, grid):
         sample = case.make()
-        found = {
+        by_method = {
             row["method"]: row for row in rows if (row["name"], row["level"]) == (case.name, str(case.level))
         }
-        draw_line(line, case, sample, [(method, found[method.name]) for method in methods])
+        draw_line(line, case, sample, [(method, by_method[method.name]) for method in methods])
     figures.save(figure, path)
 
 
 def draw_line(line: np.ndarray, case: Case, sample: Sample, methods: Sequence[tuple[Method, Row]]) -> None:
-    """One case: the frame in which most happens, noisy, by each method, and as it truly is."""
+    """Draw the liveliest frame of a case: noisy, denoised by each method, and clean (or the mean of all frames)."""
     frame = liveliest_frame(sample)
     truth = sample.movie.mean(axis=0) if sample.clean is None else sample.clean[frame]
     limits = (min(0.0, float(truth.min())), float(np.percentile(truth, 99.5)))
     name = f"{case.name}, level {case.level}" if case.level else case.name
-    place = middle_of(sample.movie)[1:] if sample.movie.shape[1] > SIZE else slice(None)
-    figures.show(line[0], sample.movie[frame][place], f"{name}: noisy", limits)
+    region = middle_of(sample.movie)[1:] if sample.movie.shape[1] > SIZE else slice(None)
+    figures.show(line[0], sample.movie[frame][region], f"{name}: noisy", limits)
     for axes, (method, row) in zip(line[1:], methods):
         output = method.run(sample.movie, **json.loads(row["parameters"]))
         title = f"{float(row['stsnr']):.1f} dB" if row.get("stsnr") else f"{float(row['heldout_error']):,.0f}"
-        figures.show(axes, output[frame][place], f"{method.name.removesuffix(', tuned')}: {title}", limits)
-    figures.show(line[-1], truth[place], "mean of all frames" if sample.clean is None else "clean", limits)
+        figures.show(axes, output[frame][region], f"{method.name.removesuffix(', tuned')}: {title}", limits)
+    figures.show(line[-1], truth[region], "mean of all frames" if sample.clean is None else "clean", limits)
 
 
 def liveliest_frame(sample: Sample) -> int:
-    """The frame that differs most from the mean of its movie, by what is known of it."""
+    """Return the frame of the clean movie, or of the recording without one, that differs most from the mean image."""
     movie = sample.movie if sample.clean is None else sample.clean
     mean_image = movie.mean(axis=0)
     return int(np.argmax([np.square(frame - mean_image).sum() for frame in movie]))

@@ -17,13 +17,13 @@ from evaluation.metrics import score
 
 
 def read(path: Path) -> np.ndarray:
-    """The whole movie, (T, Y, X), in the file's dtype. Raises MovieError."""
+    """Read a whole movie (T, Y, X) in the file's dtype. Raises MovieError."""
     with open_movie(path) as movie:
         return movie.read(0, movie.info.shape[0])
 
 
 def table(values: dict[str, float]) -> str:
-    """The score as four lines of text, in dB, with the spread over frames (s) and pixels (t)."""
+    """Format a score as four lines of text, in dB, with standard deviations over frames (s) and pixels (t)."""
     lines = ["dB       spatial        temporal       mean"]
     for name in ("snr", "psnr"):
         spatial, temporal = (f"{values[a + name]:6.2f} ± {values[a + name + '_std']:<5.2f}" for a in "st")
@@ -32,7 +32,7 @@ def table(values: dict[str, float]) -> str:
 
 
 def strict_json(values: dict[str, float]) -> str:
-    """JSON without NaN and Infinity, which its standard does not know: they become null."""
+    """Return values as JSON; NaN and infinity, which the standard does not allow, become null."""
     return json.dumps(
         {name: value if math.isfinite(value) else None for name, value in sorted(values.items())}, indent=2
     )
@@ -54,9 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     try:
         print(strict_json(values) if options.json else table(values), flush=True)
-    except (
-        BrokenPipeError
-    ):  # a reader, such as head, has seen enough; at exit Python tries to write the rest again
+    except BrokenPipeError:  # e.g. by `head`; without a new stdout Python would fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

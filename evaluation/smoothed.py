@@ -1,11 +1,11 @@
-"""What knowing how voxels share noise, how the sample moves and how its light flickers brings.
+"""Measure what the handling of correlated noise, motion, flicker and line noise contributes to the score.
 
-`python -m evaluation.smoothed` prints stSNR without and with it.
+`python -m evaluation.smoothed` prints stSNR without ("unaware") and with it ("aware").
 
-Held-out scenes, recorded as the challenge's movies are, then smoothed as detectors, programs and registration do; what
-that does to the clean movie is the truth. Those that move are the middle of larger ones. Line noise is added to all
-voxels of a row, or of a column. The last lines tell the error at single hidden voxels, where neighbours share noise: a
-method wins there by keeping it, and the truth itself may lose.
+Held-out scenes are recorded as the challenge's movies are, then smoothed as detectors, programs and registration do; the
+clean movie, smoothed in the same way, is the truth. Moving scenes are cut from the middle of larger ones. Line noise is
+added to all voxels of a row, or of a column. The last lines show the error at single hidden voxels. Where neighbours
+share noise, a method gains there by keeping the noise, and even the truth may score worse.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from simulation import (
 from simulation.activity import wander
 
 FRAMES, SIZE = 500, 128
-SHAKEN = 0.5  # pixels to each side, by which frames are displaced before they are registered
+MAX_SHIFT = 0.5  # pixels to each side, by which frames are displaced before they are registered
 EXACT = 5  # order of the splines that displace a clean movie
-LINEAR, CUBIC = 1, 3  # orders of those that registration uses
-LENS = 54  # pixels, its radius
-BEYOND = 16  # pixels at each side of what moves, which come into the field
+LINEAR, CUBIC = 1, 3  # orders of the splines that registration uses
+LENS_RADIUS = 54  # pixels
+BEYOND = 16  # pixels by which a moving scene is larger on each side, so that motion brings in new parts of it
 
 
 def unchanged(frames: np.ndarray) -> np.ndarray:
@@ -52,93 +52,102 @@ def unchanged(frames: np.ndarray) -> np.ndarray:
 
 
 def filtered(weights: list[float], frames: np.ndarray) -> np.ndarray:
-    """Every frame filtered along Y and X alike."""
+    """Filter every frame (T, Y, X) with the same weights along Y and along X."""
     along_y = convolve1d(frames, weights, axis=1, mode="nearest")
     return convolve1d(along_y, weights, axis=2, mode="nearest")
 
 
 def displaced(order: int, sign: int, frames: np.ndarray) -> np.ndarray:
-    """Each frame displaced by its own random part of a pixel, or brought back, by splines of an order."""
-    by = sign * np.random.default_rng(FIRST_EVALUATION_SEED).uniform(-SHAKEN, SHAKEN, (len(frames), 2))
-    return moved(frames, by, order, "nearest")
+    """Displace each frame by a random fraction of a pixel (sign 1), or back (sign -1), by splines of this order."""
+    shifts = sign * np.random.default_rng(FIRST_EVALUATION_SEED).uniform(
+        -MAX_SHIFT, MAX_SHIFT, (len(frames), 2)
+    )
+    return moved(frames, shifts, order, "nearest")
 
 
 def moving(jitter: float, drift: float, frames: np.ndarray) -> np.ndarray:
-    """Frames of a sample that moves: pixels, jitter with rare bouts on a slow drift."""
+    """Move the frames rigidly: jitter with rare bouts on a slow drift, in pixels as in activity.wander."""
     return moved(frames, wander(np.random.default_rng(FIRST_EVALUATION_SEED), len(frames), jitter, drift))
 
 
 def through_lens(frames: np.ndarray) -> np.ndarray:
-    """As a lens shows them that ends inside of the field, and stays where it is; beyond it is a tenth of the light."""
-    y, x = (np.arange(size) - (size - 1) / 2 for size in frames.shape[1:])
-    light = 1 / (1 + np.exp((np.hypot(y[:, None], x) - LENS) / 2))
+    """Dim the frames to a tenth of the light outside a lens of LENS_RADIUS that does not move."""
+    y, x = centred_coordinates(frames)
+    light = 1 / (1 + np.exp((np.hypot(y[:, None], x) - LENS_RADIUS) / 2))
     return frames * (0.1 + 0.9 * light).astype(np.float32)
 
 
-def under_columns(by: float, frames: np.ndarray) -> np.ndarray:
-    """As a camera records them whose columns differ by parts of the light, root mean square."""
+def under_columns(deviation: float, frames: np.ndarray) -> np.ndarray:
+    """Multiply each column by its own random sensitivity, as of a camera; mean 1, with this standard deviation."""
     random = np.random.default_rng(FIRST_EVALUATION_SEED)
-    return frames * np.float32(1 + by * random.standard_normal(frames.shape[2]))
+    return frames * np.float32(1 + deviation * random.standard_normal(frames.shape[2]))
 
 
 def inner(frames: np.ndarray) -> np.ndarray:
-    """Frames without BEYOND pixels at each side."""
+    """Cut BEYOND pixels off each side of the frames."""
     return frames[:, BEYOND:-BEYOND, BEYOND:-BEYOND]
 
 
-def moved(frames: np.ndarray, by: np.ndarray, order: int = EXACT, mode: str = "reflect") -> np.ndarray:
-    """Each frame of (T, Y, X) displaced by its own (T, 2) pixels; order and mode as in scipy.ndimage.shift."""
-    return np.stack([shift(frame, its, order=order, mode=mode) for frame, its in zip(frames, by)])
+def moved(frames: np.ndarray, shifts: np.ndarray, order: int = EXACT, mode: str = "reflect") -> np.ndarray:
+    """Displace each frame of (T, Y, X) by shifts (T, 2) in pixels; order and mode as in scipy.ndimage.shift."""
+    return np.stack([shift(frame, pixels, order=order, mode=mode) for frame, pixels in zip(frames, shifts)])
 
 
 def scanned(jitter: float, frames: np.ndarray) -> np.ndarray:
-    """Frames of a sample that moves while their rows are scanned, from one frame's place to the next one's."""
-    places = wander(np.random.default_rng(FIRST_EVALUATION_SEED), len(frames) + 1, jitter, 0)
-    share = np.arange(frames.shape[1])[:, None] / frames.shape[1]
-    by = places[:-1, None] + share * np.diff(places, axis=0)[:, None]  # (T, Y, 2)
-    return bent(frames, by[:, :, None])
+    """Move the sample while its rows are scanned: from row to row on a line between two frames' displacements."""
+    motion = wander(np.random.default_rng(FIRST_EVALUATION_SEED), len(frames) + 1, jitter, 0)
+    row_times = np.arange(frames.shape[1])[:, None] / frames.shape[1]  # (Y, 1), in frames
+    shifts = motion[:-1, None] + row_times * np.diff(motion, axis=0)[:, None]  # (T, Y, 2)
+    return warp(frames, shifts[:, :, None])
 
 
 def turning(degrees: float, jitter: float, frames: np.ndarray) -> np.ndarray:
-    """Frames of a sample that turns around their middle and moves: degrees and pixels, as in `moving`."""
+    """Rotate the frames about their centre and move them, with random jitter in degrees and in pixels."""
     random = np.random.default_rng(FIRST_EVALUATION_SEED)
-    by, angles = (wander(random, len(frames), its, 0) for its in (jitter, np.deg2rad(degrees)))
-    y, x = (np.arange(size) - (size - 1) / 2 for size in frames.shape[1:])
-    around = np.stack(np.broadcast_arrays(x, -y[:, None]), 2)  # (Y, X, 2)
-    return bent(frames, by[:, None, None] + angles[:, None, None, :1] * around)
+    shifts = wander(random, len(frames), jitter, 0)  # (T, 2)
+    angles = wander(random, len(frames), np.deg2rad(degrees), 0)[:, :1]  # (T, 1), radians
+    y, x = centred_coordinates(frames)
+    tangent = np.stack(np.broadcast_arrays(x, -y[:, None]), 2)  # (Y, X, 2), displacement for each radian
+    return warp(frames, shifts[:, None, None] + angles[:, None, None] * tangent)
 
 
-def bent(frames: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """Frames (T, Y, X), each with what was so many pixels (T, Y, X or 1, 2) before each place."""
+def centred_coordinates(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the y (Y,) and x (X,) of the pixels of frames (T, Y, X), relative to the centre."""
+    height, width = frames.shape[1:]
+    return np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2
+
+
+def warp(frames: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Displace every pixel of frames (T, Y, X) by its own shift (T, Y, X or 1, 2) in pixels."""
     grid = np.indices(frames.shape[1:])
     return np.stack(
         [
-            map_coordinates(frame, grid - np.moveaxis(its, 2, 0), order=EXACT, mode="reflect")
-            for frame, its in zip(frames, by)
+            map_coordinates(frame, grid - np.moveaxis(pixels, 2, 0), order=EXACT, mode="reflect")
+            for frame, pixels in zip(frames, shifts)
         ]
     )
 
 
-def out_of_phase(by: float, frames: np.ndarray) -> np.ndarray:
-    """Odd rows lie so many pixels further on along x, as a scanner writes them that is out of phase."""
+def out_of_phase(pixels: float, frames: np.ndarray) -> np.ndarray:
+    """Shift odd rows along x, as a bidirectional scanner does that is out of phase."""
     frames = frames.copy()
-    frames[:, 1::2] = shift(frames[:, 1::2], (0, 0, by), order=EXACT, mode="reflect")
+    frames[:, 1::2] = shift(frames[:, 1::2], (0, 0, pixels), order=EXACT, mode="reflect")
     return frames
 
 
-def flickering(by: float, frames: np.ndarray) -> np.ndarray:
-    """In light that differs from frame to frame, by parts of it, root mean square."""
-    light = 1 + by * np.random.default_rng(FIRST_EVALUATION_SEED).standard_normal((len(frames), 1, 1))
+def flickering(deviation: float, frames: np.ndarray) -> np.ndarray:
+    """Multiply each frame by a random brightness of mean 1 and this standard deviation."""
+    light = 1 + deviation * np.random.default_rng(FIRST_EVALUATION_SEED).standard_normal((len(frames), 1, 1))
     return frames * light.astype(np.float32)
 
 
 def mean_of_frames(count: int, frames: np.ndarray) -> np.ndarray:
-    """Every frame is the mean of so many, as a running average over time leaves it."""
+    """Average over `count` frames around each frame."""
     return convolve1d(frames, [1 / count] * count, axis=0, mode="nearest")
 
 
 def repeated(every: int, frames: np.ndarray) -> np.ndarray:
-    """One frame of so many is the one before once more."""
+    """Replace every `every`-th frame by the one before it."""
     frames = frames.copy()
     lost = slice(every - 1, None, every)
     frames[lost] = frames[every - 2 : -1 : every][: len(frames[lost])]
@@ -147,23 +156,19 @@ def repeated(every: int, frames: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """What happens to frames (T, Y, X) before they are recorded, and afterwards; correlation of noise along rows.
+    """How a recording is distorted: its clean frames (T, Y, X), its noise, and its noisy frames."""
 
-    lines, columns: what rows share, and columns, in standard deviations of a voxel's own noise. moves: parts of the
-    scene come into the field.
-    """
-
-    before: Callable[[np.ndarray], np.ndarray] = unchanged
-    after: Callable[[np.ndarray], np.ndarray] = unchanged
-    rows: float = 0.0
-    lines: float = 0.0
-    columns: float = 0.0
-    moves: bool = False
+    before: Callable[[np.ndarray], np.ndarray] = unchanged  # applied to the clean frames
+    after: Callable[[np.ndarray], np.ndarray] = unchanged  # applied to the noisy frames, and to the truth
+    row_correlation: float = 0.0  # of the noise of neighbouring pixels along x
+    row_noise: float = 0.0  # standard deviation of the noise that a row shares, relative to that of a voxel
+    column_noise: float = 0.0  # the same for columns
+    moves: bool = False  # the scene is larger than the field by BEYOND
 
 
 SMOOTHINGS = {
     "none": Smoothing(),
-    "slow detector, rows": Smoothing(rows=0.25),
+    "slow detector, rows": Smoothing(row_correlation=0.25),
     "filter 0.15, 0.7, 0.15": Smoothing(after=partial(filtered, [0.15, 0.7, 0.15])),
     "half a pixel, linear": Smoothing(after=partial(filtered, [0.5, 0.5, 0.0])),
     "shaken, not registered": Smoothing(partial(displaced, EXACT, 1)),
@@ -194,15 +199,14 @@ SMOOTHINGS = {
     "filter 0.15, 0.7, 0.15, odd rows out of phase by 1.3 pixels": Smoothing(
         partial(out_of_phase, 1.3), partial(filtered, [0.15, 0.7, 0.15])
     ),
-    "line noise, a tenth": Smoothing(lines=0.1),
-    "line noise, three tenths": Smoothing(lines=0.3),
-    "line noise, as strong": Smoothing(lines=1.0),
-    "line noise of rows and of columns, three tenths": Smoothing(lines=0.3, columns=0.3),
+    "line noise, a tenth": Smoothing(row_noise=0.1),
+    "line noise, three tenths": Smoothing(row_noise=0.3),
+    "line noise, as strong": Smoothing(row_noise=1.0),
+    "line noise of rows and of columns, three tenths": Smoothing(row_noise=0.3, column_noise=0.3),
     "mean of three frames": Smoothing(after=partial(mean_of_frames, 3)),
 }
-
-
-OF_ALL_KINDS = {
+# these are also measured on the scenes of DIFFERENT_KINDS
+SMOOTHINGS_OF_ALL_KINDS = {
     "registered, linear",
     "moves by 1 pixel",
     "moves by 1 pixel, seen through a lens",
@@ -213,28 +217,30 @@ OF_ALL_KINDS = {
 def recorded(
     kind: str, smoothing: Smoothing, level: int, frames: int = FRAMES, size: int = SIZE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A recording (T, Y, X), int16, and its truth."""
-    wide = size + 2 * BEYOND if smoothing.moves else size
+    """Simulate a recording (T, Y, X), int16, of a held-out scene; return it with its truth."""
+    scene_size = size + 2 * BEYOND if smoothing.moves else size
     if kind == "challenge":
-        scene = challenge_scene(FIRST_EVALUATION_SEED, frames, wide)
+        scene = challenge_scene(FIRST_EVALUATION_SEED, frames, scene_size)
     else:
-        scene = different_scene(kind, FIRST_EVALUATION_SEED, frames, wide)
-    before = smoothing.before(replace(scene, row_shift=0.0).clean())
-    before = inner(before) if smoothing.moves else before
-    clean = np.maximum(out_of_phase(scene.row_shift, before) if scene.row_shift else before, 0)
+        scene = different_scene(kind, FIRST_EVALUATION_SEED, frames, scene_size)
+    clean = smoothing.before(replace(scene, row_shift=0.0).clean())
+    clean = inner(clean) if smoothing.moves else clean
+    clean = np.maximum(out_of_phase(scene.row_shift, clean) if scene.row_shift else clean, 0)
     random = np.random.default_rng([FIRST_EVALUATION_SEED, level])
-    movie = noisy(clean, *LEVELS[level], random, row_correlation=smoothing.rows)
-    own = float((movie - clean).std())
-    for share, axis in ((smoothing.lines, 2), (smoothing.columns, 1)):
-        if share:
-            shape = [1 if number == axis else size for number, size in enumerate(movie.shape)]
-            movie += share * own * random.standard_normal(shape, np.float32)
+    movie = noisy(clean, *LEVELS[level], random, row_correlation=smoothing.row_correlation)
+    voxel_noise = float((movie - clean).std())
+    if smoothing.row_noise:
+        row_noise = random.standard_normal((*movie.shape[:2], 1), np.float32)
+        movie += smoothing.row_noise * voxel_noise * row_noise
+    if smoothing.column_noise:
+        column_noise = random.standard_normal((len(movie), 1, movie.shape[2]), np.float32)
+        movie += smoothing.column_noise * voxel_noise * column_noise
     movie = smoothing.after(movie)
     return digitize(movie, np.int16, clip_at_zero=False), smoothing.after(clean)
 
 
 def unaware(movie: np.ndarray, model: UNet3D) -> np.ndarray:
-    """Denoised as if no voxels shared noise, nothing moved, and light was steady."""
+    """Denoise with the handling of correlated noise, line noise, motion, flicker and scan phase switched off."""
     with (
         patch.object(Gauge, "weights", lambda _, frames: torch.zeros(len(frames), 2)),
         patch.object(inference, "memory_of", lambda *_: NO_MEMORY),
@@ -247,9 +253,10 @@ def unaware(movie: np.ndarray, model: UNet3D) -> np.ndarray:
 
 
 def compare(kind: str, name: str, level: int, model: UNet3D) -> None:
-    """Print a row of scores in dB."""
+    """Print a row of the table: stSNR in dB."""
     movie, clean = recorded(kind, SMOOTHINGS[name], level)
-    before, after = (score(clean, way(movie, model))["stsnr"] for way in (unaware, denoised))
+    before = score(clean, unaware(movie, model))["stsnr"]
+    after = score(clean, denoised(movie, model))["stsnr"]
     raw = score(clean, movie.astype(np.float32))["stsnr"]
     print(
         f"| {kind} | {name} | {level} | {raw:.2f} | {before:.2f} | {after:.2f} | {after - before:+.2f} |",
@@ -268,21 +275,21 @@ def main() -> None:
     for name in options.smoothings:
         for level in LEVELS:
             compare("challenge", name, level, model)
-        if name in OF_ALL_KINDS:
+        if name in SMOOTHINGS_OF_ALL_KINDS:
             for kind in DIFFERENT_KINDS:
                 compare(kind, name, 2, model)
     for name in options.smoothings:
         movie, clean = recorded("challenge", SMOOTHINGS[name], 1)
         sample = hidden(movie, run=1)
-        errors = {
+        outputs = {
             "truth": clean,
             "unaware": unaware(sample.movie, model),
             "aware": denoised(sample.movie, model),
         }
-        told = ", ".join(
-            f"{way} {sample.measure(output)['heldout_error']:.0f}" for way, output in errors.items()
+        errors = ", ".join(
+            f"{label} {sample.measure(output)['heldout_error']:.0f}" for label, output in outputs.items()
         )
-        print(f"error at hidden voxels, level 1, {name}: {told}", flush=True)
+        print(f"error at hidden voxels, level 1, {name}: {errors}", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from simulation import DIFFERENT_KINDS, LEVELS, challenge_scene, different_scene
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Simulate one movie with the challenge's statistics and noise; 0 on success."""
+    """Simulate a movie as the command line says; return 0."""
     parser = argparse.ArgumentParser(prog="python -m simulation", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="noisy movie, int16 TIFF")
     parser.add_argument("--clean", type=Path, help="clean movie, float32 TIFF")
@@ -30,8 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _simulate(options: argparse.Namespace) -> None:
-    what = (options.seed, options.frames, options.size)
-    scene = challenge_scene(*what) if options.kind == "challenge" else different_scene(options.kind, *what)
+    if options.kind == "challenge":
+        scene = challenge_scene(options.seed, options.frames, options.size)
+    else:
+        scene = different_scene(options.kind, options.seed, options.frames, options.size)
     clean = scene.clean()  # (T, Y, X)
     gain, read_variance = LEVELS[options.level]
     movie = noisy(clean, gain, read_variance, np.random.default_rng([options.seed, options.level]))
@@ -41,7 +43,7 @@ def _simulate(options: argparse.Namespace) -> None:
 
 
 def _write(path: Path, movie: np.ndarray) -> None:
-    # The challenge's platform takes a TIFF only with a resolution unit; one micrometre a pixel
+    # The challenge's platform needs a resolution unit; one micrometre a pixel
     tifffile.imwrite(path, movie, photometric="minisblack", metadata={"axes": "TYX"}, resolution=(1e4, 1e4),
                      resolutionunit="CENTIMETER")  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What every test gets: a check that no file stays open, the real recordings, a Hypothesis profile."""
+"""Fixtures and settings of all tests: a check that no file stays open, the real recordings, a Hypothesis profile."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import settings
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 OPEN_FILES = Path("/proc/self/fd")  # Linux; elsewhere the check is left out
-PATIENCE = 5.0  # seconds
+CLOSING_SECONDS = 5.0  # within which files must be closed after a test
 
 # no deadline: a shared machine is slow at times; derandomized: a red test stays red, a green one green
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
@@ -23,36 +23,36 @@ settings.load_profile("default")
 def no_file_left_open(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a file of its tmp_path open: such leaks add up over a long run.
 
-    Threads of other libraries (tensorstore) close theirs a moment after they have told what was in it.
+    Threads of other libraries (tensorstore) close their files a moment after they have read them.
     """
     folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
     yield
     if folder is not None and OPEN_FILES.is_dir():
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + CLOSING_SECONDS
         while (left_open := files_open_in(folder)) and time.monotonic() < end:
             time.sleep(0.01)
         assert not left_open, f"the test left these files open: {', '.join(left_open)}"
 
 
 def files_open_in(folder: Path) -> list[str]:
-    """Of a folder, by their names."""
+    """Return the open files in a folder, sorted by name."""
     return sorted(name for name in open_files() if Path(name).is_relative_to(folder))
 
 
 def open_files() -> set[str]:
-    """The paths that this process holds open."""
-    found = set()
+    """Return the paths of all files that this process has open."""
+    paths = set()
     for descriptor in OPEN_FILES.iterdir():
         try:
-            found.add(os.readlink(descriptor))
+            paths.add(os.readlink(descriptor))
         except OSError:  # closed since it was listed, as the listing's own descriptor is
             continue
-    return found
+    return paths
 
 
 @pytest.fixture
 def data() -> Path:
-    """Folder of real recordings, which are no part of the repository: skip where it is not there."""
+    """Return the folder of real recordings, which is not part of the repository; skip the test without it."""
     if not DATA.is_dir():
         pytest.skip(f"no real recordings at {DATA}")
     return DATA

@@ -4,8 +4,8 @@
     python tests/fuzz.py kill --count 100        kill -9 at random moments, resumed each time
     python tests/fuzz.py stop --count 100        SIGINT, SIGTERM or SIGHUP at random moments, resumed each time
 
-All is drawn from a seed: the same seed makes the same files. Prints a table; exit status 1 if a promise was broken.
-tests/test_reliability.py runs them at small scale.
+All files and times are drawn from a seed. Prints a summary; the exit status is 1 if a promise was broken.
+tests/test_reliability.py runs these at small scale.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from denoise.reading import open_movie
 from model import UNet3D, UNetConfig, save_model
 
 ROOT = Path(__file__).resolve().parents[1]
-BATCH = 100  # files a run
-SLOWEST = 20.0  # seconds for one file
-MEMORY = 2**30  # bytes above a run over good movies
-SHAPE = (7, 20, 18)
+BATCH_FILES = 100  # files in each run of process.py
+MAX_SECONDS = 20.0  # for one file
+MAX_EXTRA_MEMORY = 2**30  # bytes above a run over good movies
+SHAPE = (7, 20, 18)  # (T, Y, X) of the good files
 
 Mutation = Callable[[bytearray, random.Random], bytearray]
 
 
-# ---- good files of every format, to start from
+# ---- good files of every format
 
 
 def seeds(folder: Path) -> list[Path]:
-    """Small movies of all formats, byte orders, compressions and layouts that are read."""
+    """Write small movies of all supported formats, byte orders, compressions and layouts; return their paths."""
     rng = np.random.default_rng(0)
     frames = {name: rng.poisson(100, SHAPE).astype(name) for name in ("uint8", "uint16", "int16", "float32")}
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def seeds(folder: Path) -> list[Path]:
 
 
 def save_hdf5(folder: Path, movie: np.ndarray) -> None:
-    """Contiguous and packed HDF5, of the oldest and the newest layout; the beginnings of an NWB file."""
+    """Write contiguous and compressed HDF5 files of the oldest and the newest layout, and a minimal NWB file."""
     packed = {"chunks": (2, *SHAPE[1:]), "compression": "gzip", "shuffle": True, "fletcher32": True}
     summed = {"chunks": (1, *SHAPE[1:]), "compression": "lzf", "fletcher32": True}
     layouts: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -126,10 +126,10 @@ def flip_bits(data: bytearray, rng: random.Random) -> bytearray:
 
 
 def flip_header_bits(data: bytearray, rng: random.Random) -> bytearray:
-    """Both ends of the file, where headers are."""
-    near = min(len(data), 600)
+    """Flip bits within 600 bytes of either end of the file, where headers are."""
+    header_size = min(len(data), 600)
     for _ in range(rng.choice([1, 2, 8])):
-        place = rng.randrange(near)
+        place = rng.randrange(header_size)
         data[rng.choice([place, len(data) - 1 - place])] ^= 1 << rng.randrange(8)
     return data
 
@@ -138,7 +138,7 @@ def cut(data: bytearray, rng: random.Random) -> bytearray:
     return data[: rng.choice([rng.randrange(len(data)), rng.randrange(min(len(data), 600)), len(data) - 1])]
 
 
-def lie(data: bytearray, rng: random.Random) -> bytearray:
+def write_extreme_number(data: bytearray, rng: random.Random) -> bytearray:
     """Write an extreme number somewhere in the headers."""
     number = rng.choice(
         [0, 1, 2, 3, 7, 8, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 10**12, 2**63, 2**64 - 1]
@@ -152,15 +152,15 @@ def lie(data: bytearray, rng: random.Random) -> bytearray:
     return data
 
 
-def lie_in_a_tag(data: bytearray, rng: random.Random) -> bytearray:
-    """A TIFF tag gets another type, count or value: the tags' codes stand for themselves in the bytes."""
+def change_tag(data: bytearray, rng: random.Random) -> bytearray:
+    """Change the type, count or value of a TIFF tag, which is found by the bytes of its code."""
     code = rng.choice(
         [254, 256, 257, 258, 259, 262, 266, 270, 273, 277, 278, 279, 282, 284, 296, 317, 320, 322, 324, 339]
     )
     big_endian = data[:2] == b"MM"
     place = data.find(struct.pack(">H" if big_endian else "<H", code), 8)
     if place < 0:
-        return lie(data, rng)
+        return write_extreme_number(data, rng)
     place += rng.choice([0, 2, 4, 8, 8, 8])
     number = rng.choice([0, 1, 2, 3, 5, 6, 7, 12, 16, 32946, 50000, 65535, 10**6, 2**31, 2**32 - 1])
     packed = struct.pack((">" if big_endian else "<") + "I", number)
@@ -168,12 +168,12 @@ def lie_in_a_tag(data: bytearray, rng: random.Random) -> bytearray:
     return data
 
 
-def lie_in_text(data: bytearray, rng: random.Random) -> bytearray:
-    """A number in a text header becomes another."""
+def change_text_number(data: bytearray, rng: random.Random) -> bytearray:
+    """Replace a number in a text header."""
     head = bytes(data[:2000])
     digits = [i for i, byte in enumerate(head) if 48 <= byte <= 57 and not 48 <= head[i - 1] <= 57]
     if not digits:
-        return lie(data, rng)
+        return write_extreme_number(data, rng)
     start = stop = rng.choice(digits)
     while stop < len(head) and 48 <= head[stop] <= 57:
         stop += 1
@@ -184,12 +184,14 @@ def lie_in_text(data: bytearray, rng: random.Random) -> bytearray:
 
 
 def repeat(data: bytearray, rng: random.Random) -> bytearray:
-    """A piece is doubled, left out, or put elsewhere."""
+    """Double, delete or move a piece of the file."""
     start = rng.randrange(len(data))
     piece = data[start : start + rng.choice([1, 2, 12, 100, 1000])]
     target = rng.randrange(len(data))
-    rest = data[:start] + data[start + len(piece) :]
-    return rng.choice([rest, data[:target] + piece + data[target:], rest[:target] + piece + rest[target:]])
+    without = data[:start] + data[start + len(piece) :]
+    doubled = data[:target] + piece + data[target:]
+    moved = without[:target] + piece + without[target:]
+    return rng.choice([without, doubled, moved])
 
 
 def blank(data: bytearray, rng: random.Random) -> bytearray:
@@ -199,12 +201,12 @@ def blank(data: bytearray, rng: random.Random) -> bytearray:
 
 
 MUTATIONS: tuple[Mutation, ...] = (
-    flip_bits, flip_header_bits, cut, lie, lie_in_a_tag, lie_in_text, repeat, blank,
+    flip_bits, flip_header_bits, cut, write_extreme_number, change_tag, change_text_number, repeat, blank,
 )  # fmt: skip
 
 
 def mutants(originals: list[Path], count: int, seed: int) -> Iterator[tuple[str, Path, str, bytes]]:
-    """(name, original, file within it, content of that): one to three mutations of each original in turn."""
+    """Yield (name, original, file within it, mutated content): one to three mutations of each original in turn."""
     rng = random.Random(seed)
     for number in range(count):
         original = originals[number % len(originals)]
@@ -214,25 +216,25 @@ def mutants(originals: list[Path], count: int, seed: int) -> Iterator[tuple[str,
             else original
         )
         data = bytearray(file.read_bytes())
-        used = [rng.choice(MUTATIONS) for _ in range(rng.choice([1, 1, 2, 3]))]
-        for mutate in used:
+        mutations = [rng.choice(MUTATIONS) for _ in range(rng.choice([1, 1, 2, 3]))]
+        for mutate in mutations:
             data = mutate(data, rng) or data
         inner = file.relative_to(original).as_posix() if original.is_dir() else ""
-        yield f"{number:06}-{used[0].__name__}-{original.name}", original, inner, bytes(data)
+        yield f"{number:06}-{mutations[0].__name__}-{original.name}", original, inner, bytes(data)
 
 
-def plant(place: Path, original: Path, inner: str, content: bytes) -> None:
-    """A mutant as a file, or as a folder in which one file differs."""
+def write_mutant(path: Path, original: Path, inner: str, content: bytes) -> None:
+    """Write a mutant: a file, or a copy of a folder in which the file `inner` differs."""
     if inner:
-        shutil.copytree(original, place)
-    (place / inner if inner else place).write_bytes(content)
+        shutil.copytree(original, path)
+    (path / inner if inner else path).write_bytes(content)
 
 
 # ---- mutated files through process.py
 
 
 class Findings:
-    """What a run over mutated files came to; `broken` lists the promises that did not hold."""
+    """Results of a run over mutated files; `broken` lists the promises that did not hold."""
 
     def __init__(self) -> None:
         self.files: Counter[str] = Counter()
@@ -240,20 +242,20 @@ class Findings:
         self.memory = 0
         self.broken: list[str] = []
 
-    def judge(self, name: str, record: dict[str, Any], output: Path) -> None:
-        """One record of metadata.json."""
+    def check(self, name: str, record: dict[str, Any], output: Path) -> None:
+        """Check one record of metadata.json and its output."""
         ok = record["status"] == "ok"
         self.files["read" if ok else "refused"] += 1
         self.slowest = max(self.slowest, record["seconds"])
         self.memory = max(self.memory, record["peak_memory"])
-        if record["seconds"] > SLOWEST:
+        if record["seconds"] > MAX_SECONDS:
             self.broken.append(f"{name}: {record['seconds']:.0f} seconds")
         if ok:
-            self._judge_output(name, output / record["output"])
+            self._check_output(name, output / record["output"])
         elif record["error"]["type"] != "MovieError":
             self.broken.append(f"{name}: {record['error']['type']}: {record['error']['message']}")
 
-    def _judge_output(self, name: str, output: Path) -> None:
+    def _check_output(self, name: str, output: Path) -> None:
         try:
             with open_movie(output) as movie:
                 if not np.isfinite(movie.read(0, movie.info.shape[0])).all():
@@ -269,7 +271,7 @@ def tiny_weights(path: Path) -> Path:
 
 
 def run_batch(folder: Path, weights: Path, findings: Findings) -> None:
-    """Denoise folder/in; a run that crashes or hangs is laid to the file that it was at, and goes on without it."""
+    """Denoise folder/in; when a run crashes or hangs, report the file in progress, and run again without it."""
     output = folder / "out"
     while True:
         status, out, err = run_process(folder / "in", output, weights)
@@ -277,40 +279,41 @@ def run_batch(folder: Path, weights: Path, findings: Findings) -> None:
         if status in (0, 1) and (output / "metadata.json").exists():
             break
         names = sorted(path.name for path in (folder / "in").iterdir())
-        at = [line for line in out.splitlines() if line.startswith("[")]
-        name = at[-1].split("] ")[1].split(": ")[0] if at else names[0]
+        progress = [line for line in out.splitlines() if line.startswith("[")]
+        name = progress[-1].split("] ")[1].split(": ")[0] if progress else names[0]
         findings.broken.append(f"{name}: status {status}, last line {last[:200]!r}")
-        keep = folder / "broken"
-        keep.mkdir(exist_ok=True)
-        (folder / "in" / name).rename(keep / name)
+        broken = folder / "broken"
+        broken.mkdir(exist_ok=True)
+        (folder / "in" / name).rename(broken / name)
     if status == 1 and ("Traceback" in err or not last.isprintable()):
         findings.broken.append(f"{folder.name}: last line {last[:200]!r}")
     for record in json.loads((output / "metadata.json").read_text())["movies"]:
-        findings.judge(record["input"], record, output)
+        findings.check(record["input"], record, output)
 
 
 def run_process(source: Path, output: Path, weights: Path) -> tuple[int, str, str]:
     command = [sys.executable, str(ROOT / "process.py"), "--input", str(source), "--output", str(output)]
     command += ["--weights", str(weights), "--device", "cpu", "--adapt", "off", "--overwrite"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SLOWEST * BATCH, check=False)  # noqa: S603
+        timeout = MAX_SECONDS * BATCH_FILES
+        process = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)  # noqa: S603
     except subprocess.TimeoutExpired as error:
         return -1, (error.stdout or b"").decode(), "hang"
-    return done.returncode, done.stdout, done.stderr
+    return process.returncode, process.stdout, process.stderr
 
 
 def fuzz_files(folder: Path, count: int, seed: int) -> Findings:
-    """`count` mutated files in batches; the memory is compared with that of a run over the good files."""
+    """Denoise `count` mutated files in batches; memory is compared with that of a run over the good files."""
     findings, good = Findings(), Findings()
     originals, weights = seeds(folder / "good/in"), tiny_weights(folder / "tiny.pth")
     run_batch(folder / "good", weights, good)
     findings.broken += [f"a good file was refused: {good.files}"] if good.files["refused"] else []
-    made = mutants(originals, count, seed)
-    for start in range(0, count, BATCH):
+    mutated = mutants(originals, count, seed)
+    for start in range(0, count, BATCH_FILES):
         batch = folder / f"batch{start:06}"
         (batch / "in").mkdir(parents=True)
-        for _, (name, original, inner, content) in zip(range(min(BATCH, count - start)), made):
-            plant(batch / "in" / name, original, inner, content)
+        for _, (name, original, inner, content) in zip(range(min(BATCH_FILES, count - start)), mutated):
+            write_mutant(batch / "in" / name, original, inner, content)
         run_batch(batch, weights, findings)
         print(
             start,
@@ -322,7 +325,7 @@ def fuzz_files(folder: Path, count: int, seed: int) -> Findings:
         )
         shutil.rmtree(batch / "out", ignore_errors=True)
     findings.memory -= good.memory
-    if findings.memory > MEMORY:
+    if findings.memory > MAX_EXTRA_MEMORY:
         findings.broken.append(f"{findings.memory >> 20} MiB more than for good files")
     return findings
 
@@ -336,17 +339,17 @@ def kill(process: subprocess.Popen[str], _: random.Random, __: Findings) -> None
 
 
 def stop(process: subprocess.Popen[str], rng: random.Random, findings: Findings) -> None:
-    """Ask a run to end: it says so, with the signal's status, and tidies up; nothing else ends it."""
+    """Ask a run to end; check that it says so, exits with the signal's status and leaves no temporary files."""
     number = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    begun = process.poll() is not None or catches(process.pid, number)
+    started = process.poll() is not None or handles_signal(process.pid, number)
     start = time.monotonic()
     process.send_signal(number)
-    _, said = process.communicate()
+    _, stderr = process.communicate()
     findings.slowest = max(findings.slowest, time.monotonic() - start)
-    if not begun and process.returncode in (-number, 1):  # Python was still at its own start
+    if not started and process.returncode in (-number, 1):  # Python was still at its own start
         findings.files["before the program had begun"] += 1
     elif process.returncode:
-        lines = said.splitlines()
+        lines = stderr.splitlines()
         if process.returncode != 128 + number or len(lines) != 1 or not lines[0].startswith("stopped by"):
             findings.broken.append(f"{number.name}: status {process.returncode}, {lines[-1:]}")
         folder = Path(process.args[process.args.index("--output") + 1])  # type: ignore[union-attr, index, arg-type]
@@ -354,16 +357,16 @@ def stop(process: subprocess.Popen[str], rng: random.Random, findings: Findings)
             findings.broken.append(f"{number.name}: temporary files left")
 
 
-def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether the process has a handler for SIGTERM, which Python has not, and for this signal (Linux only)."""
+def handles_signal(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process handles this signal and SIGTERM, as Python at its start does not (Linux only)."""
     (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    return all(int(caught, 16) >> (one - 1) & 1 for one in (number, signal.SIGTERM))
+    return all(int(caught, 16) >> (signum - 1) & 1 for signum in (number, signal.SIGTERM))
 
 
 def end_often(
     folder: Path, count: int, seed: int, end: Callable[[subprocess.Popen[str], random.Random, Findings], None]
 ) -> Findings:
-    """End a run `count` times at random moments; outputs are right or absent, and the last run completes them."""
+    """End a run `count` times at random moments; check that outputs are right or absent, and finally complete."""
     findings, rng = Findings(), random.Random(seed)
     weights = tiny_weights(folder / "tiny.pth")
     source = folder / "in"
@@ -392,21 +395,23 @@ def end_often(
             time.sleep(rng.uniform(0.0, 1.1) * seconds)
             findings.files["at work" if process.poll() is None else "done already"] += 1
             end(process, rng, findings)
-        there = contents(folder / "out")
-        findings.files["temporary files left"] += sum(name.endswith(".part") for name in there)
-        findings.files["outputs checked"] += sum(name in expected for name in there)
+        files = contents(folder / "out")
+        findings.files["temporary files left"] += sum(name.endswith(".part") for name in files)
+        findings.files["outputs checked"] += sum(name in expected for name in files)
         findings.broken += [
-            f"try {number}: {n} is wrong" for n, data in there.items() if expected.get(n, data) != data
+            f"try {number}: {name} is wrong"
+            for name, data in files.items()
+            if expected.get(name, data) != data
         ]
-        if len([name for name in there if name in expected]) == len(expected):
-            shutil.rmtree(folder / "out")  # from the start again
+        if expected.keys() <= files.keys():
+            shutil.rmtree(folder / "out")  # start again
     status = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode  # noqa: S603
-    there = contents(folder / "out")
-    there.pop("metadata.json", None)
-    findings.broken += (
-        [] if (status, there) == (0, expected) else ["the last run did not complete the outputs"]
-    )
-    findings.broken += [] if contents(source) == before else ["an input changed"]
+    files = contents(folder / "out")
+    files.pop("metadata.json", None)
+    if (status, files) != (0, expected):
+        findings.broken.append("the last run did not complete the outputs")
+    if contents(source) != before:
+        findings.broken.append("an input changed")
     return findings
 
 

@@ -1,11 +1,11 @@
-"""Fuzzing of the readers that coverage guides: whatever the bytes of a file, open_recording reads or refuses them.
+"""Coverage-guided fuzzing of the readers: whatever the bytes of a file, open_recording reads or refuses them.
 
     PYTHONPATH=tests python -m tests.guided CORPUS -max_total_time=600
 
-Options are libFuzzer's; CORPUS is a folder that starts with the good files of tests.fuzz. Needs atheris
-(https://github.com/google/atheris), which installs on Linux. An input is a file's bytes after one that says its ending.
-What ends the interpreter, lasts over 20 s, takes 1 GiB of memory or raises anything but a MovieError is kept as a file
-and ends the run.
+Options are libFuzzer's; CORPUS is a folder to which the good files of tests.fuzz are added. Needs atheris
+(https://github.com/google/atheris), which installs on Linux. The first byte of an input selects the
+file's suffix, the others are its content. An input that crashes the interpreter, takes over 20 s or 1 GiB of memory, or
+raises anything but a MovieError is kept as a file and ends the run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LIMITS = ("-timeout=20", f"-rss_limit_mb={BASELINE + 1024}", "-max_len=20000")
 
 
 def read(path: Path) -> None:
-    """All frames of all its movies, as a run reads them."""
+    """Read all frames of all movies of a file, as a run does."""
     try:
         with open_recording(path) as recording:
             for part in recording.parts:
@@ -39,27 +39,27 @@ def read(path: Path) -> None:
             raise AssertionError("a refusal of several lines") from refused
 
 
-def plant(corpus: Path) -> None:
-    """The good files of tests.fuzz as inputs."""
+def add_good_files(corpus: Path) -> None:
+    """Add the good files of tests.fuzz to the corpus."""
     with tempfile.TemporaryDirectory() as folder:
         for seed in fuzz.seeds(Path(folder)):
-            kind = next(n for n, suffix in enumerate(SUFFIXES) if seed.name.endswith(suffix))
+            suffix_index = next(n for n, suffix in enumerate(SUFFIXES) if seed.name.endswith(suffix))
             if seed.is_file():
-                (corpus / seed.name).write_bytes(bytes([kind]) + seed.read_bytes())
+                (corpus / seed.name).write_bytes(bytes([suffix_index]) + seed.read_bytes())
 
 
 def main() -> None:
     corpus = Path(sys.argv[1])
     corpus.mkdir(parents=True, exist_ok=True)
-    plant(corpus)
+    add_good_files(corpus)
     with tempfile.TemporaryDirectory() as folder:
 
-        def one(data: bytes) -> None:
+        def test_one_input(data: bytes) -> None:
             path = Path(folder) / f"movie{SUFFIXES[data[0] % len(SUFFIXES)]}" if data else Path(folder) / "x"
             path.write_bytes(data[1:])
             read(path)
 
-        atheris.Setup([sys.argv[0], *LIMITS, *sys.argv[1:]], one)
+        atheris.Setup([sys.argv[0], *LIMITS, *sys.argv[1:]], test_one_input)
         atheris.Fuzz()
 
 

@@ -1,4 +1,4 @@
-"""evaluation.samples, report, benchmark: hidden voxels, rows that are kept, pages not overwritten."""
+"""evaluation.samples, report, benchmark: hidden voxels, rows that are measured once, pages that keep other text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tiny_cases() -> list[Case]:
 
 
 class TestSamples:
-    def test_the_benchmark_is_the_one_that_was_promised(self) -> None:
+    def test_the_benchmark_has_all_its_cases(self) -> None:
         todo = list(samples.cases(quick=False))
         assert len(todo) == 8 * 3 + 3 + 4 * 3 + 2 * 2 * 3 + 3
         assert len({(case.group, case.name, case.level) for case in todo}) == len(todo)
@@ -45,7 +45,7 @@ class TestSamples:
 
     @pytest.mark.parametrize("run", [1, 5])
     def test_hidden_voxels(self, run: int) -> None:
-        """Every voxel has its own value here, so it can be seen where each came from."""
+        """Every voxel has its own value here, which identifies the voxel that replaced another."""
         recording = np.arange(40 * 32 * 32, dtype=np.float32).reshape(40, 32, 32)
         sample = samples.hidden(recording, run)
         changed = sample.movie != recording
@@ -54,7 +54,9 @@ class TestSamples:
         np.testing.assert_array_equal(np.unique(step), [2 * 32])  # two rows away in the same frame and column
         assert sample.measure(recording) == {"heldout_error": 0.0}
         assert sample.measure(sample.movie) == {"heldout_error": (2 * 32) ** 2}
-        assert sample.quality(sample.part + 3.0) < sample.quality(recording[samples.middle_of(recording)])
+        assert sample.quality(sample.tuning_movie + 3.0) < sample.quality(
+            recording[samples.middle_of(recording)]
+        )
 
     def test_only_the_middle_of_a_run_counts(self) -> None:
         recording = np.random.default_rng(0).normal(size=(40, 32, 32)).astype(np.float32)
@@ -101,7 +103,7 @@ class TestBenchmark:
         def measure(counting: Method) -> list[dict[str, str]]:
             table = benchmark.Table(rows_file)
             benchmark.measure(tiny_cases()[:1], [counting], table, (), 1)
-            return table.of(tiny_cases()[0], [counting])
+            return table.rows_of(tiny_cases()[0], [counting])
 
         first = measure(Method("counting", method))
         assert first
@@ -132,19 +134,19 @@ class TestBenchmark:
     def test_slow_methods_get_some_cases_only(self) -> None:
         todo = list(samples.cases(quick=False))
         adapted = Method("adapted", raw, groups=benchmark.SLOW_GROUPS)
-        chosen = [case for case in todo if benchmark.is_for(adapted, case)]
+        chosen = [case for case in todo if benchmark.applies_to(adapted, case)]
         assert len(chosen) == 2 * 3 + 4 + 1
-        assert all(benchmark.is_for(BASELINES[0], case) for case in todo)
+        assert all(benchmark.applies_to(BASELINES[0], case) for case in todo)
 
     def test_tuning_starts_from_what_was_best_for_a_movie_alike(self, rows_file: Path) -> None:
         table = benchmark.Table(rows_file)
         method = BASELINES[3]
         first, _, other_level = tiny_cases()
-        assert table.start(first, method) == method.start
-        row = dict.fromkeys(benchmark.COLUMNS, "") | benchmark.label_of(first, method)
+        assert table.tuning_start(first, method) == method.start
+        row = dict.fromkeys(benchmark.COLUMNS, "") | benchmark.row_key(first, method)
         table.add(row | {"parameters": '{"width": 121}'})
-        assert table.start(first, method) == {"width": 121}
-        assert table.start(other_level, method) == method.start
+        assert table.tuning_start(first, method) == {"width": 121}
+        assert table.tuning_start(other_level, method) == method.start
 
     def test_baselines_are_tuned_on_the_part_alone(self) -> None:
         shapes = []
@@ -169,7 +171,7 @@ class TestBenchmark:
         torch.manual_seed(0)
         small = UNetConfig(channels=(4, 8), context_channels=(4, 8), time_strides=(2, 2))
         save_model(tmp_path / "tiny.pth", UNet3D(small), {})
-        methods = benchmark.networks(tmp_path / "tiny.pth")
+        methods = benchmark.network_methods(tmp_path / "tiny.pth")
         assert [method.name for method in methods] == ["tiny", "tiny, adapted"]
         movie = samples.simulated(challenge_scene(FIRST_EVALUATION_SEED, 21, 33), 2, 0).movie
         for method in methods:
@@ -249,5 +251,5 @@ class TestReport:
 
 def row(method: str, name: str, stsnr: float, group: str = "challenge", level: int = 1) -> dict[str, str]:
     weights = "0badcafe" if method == "net" else ""
-    where = {"group": group, "name": name, "level": str(level)}
-    return where | {"method": method, "weights": weights, "stsnr": str(stsnr)}
+    case = {"group": group, "name": name, "level": str(level)}
+    return case | {"method": method, "weights": weights, "stsnr": str(stsnr)}

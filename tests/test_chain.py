@@ -18,7 +18,7 @@ from model import UNetConfig, load_model, read_checkpoint
 from training import recordings, slim, train
 
 MAKEFILE = Path(__file__).resolve().parents[1] / "Makefile"
-FEW = {  # of everything; what comes later on the line wins
+TINY_OPTIONS = {  # appended to each command; the later of two equal options wins
     "train": "--steps 2 --batch 1 --pool 2 --refresh 1 --workers 0 --device cpu --channels 8 8 8",
     "slim": "--batches 1 --workers 0",
 }
@@ -30,21 +30,21 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks, recordings and batches with which the whole chain takes seconds."""
     tiny = partial(UNetConfig, context_channels=(8, 8, 8), course_channels=(8, 8), bottom_blocks=1)
     monkeypatch.setattr(train, "UNetConfig", tiny)
-    monkeypatch.setattr(recordings.SimulatedRecordings, "lengths", (64, 65))
-    monkeypatch.setattr(recordings.SimulatedMeans, "lengths", (1, 20))
-    monkeypatch.setattr(recordings.SimulatedCourses, "lengths", (16, 40))
-    monkeypatch.setattr(slim, "POOL", 1)
+    monkeypatch.setattr(recordings.SimulatedRecordings, "frame_range", (64, 65))
+    monkeypatch.setattr(recordings.SimulatedMeans, "frame_range", (1, 20))
+    monkeypatch.setattr(recordings.SimulatedCourses, "frame_range", (16, 40))
+    monkeypatch.setattr(slim, "POOL_SIZE", 1)
     monkeypatch.setattr(slim, "TrainingPlan", partial(train.TrainingPlan, batch=1))
 
 
 def commands(folder: Path) -> list[Command]:
-    """What `make train` runs, in order, with its files in the folder and few of everything."""
+    """The commands of `make train` in order, with their files in the folder and tiny numbers."""
     text = MAKEFILE.read_text()
     recipe = re.split(r"\n(?!\t)", text.split("\ntrain:")[1])[0]
     for name, value in re.findall(r"^(TRAIN_\w+) := (.*)$", text, re.MULTILINE):
         recipe = recipe.replace(f"$({name})", value)
-    found = re.findall(r"-m training\.(train|slim) (.*)", recipe.replace("runs/", f"{folder}/"))
-    return [(program, shlex.split(f"{options} {FEW[program]}")) for program, options in found]
+    matches = re.findall(r"-m training\.(train|slim) (.*)", recipe.replace("runs/", f"{folder}/"))
+    return [(program, shlex.split(f"{options} {TINY_OPTIONS[program]}")) for program, options in matches]
 
 
 def run(command: Command) -> None:
@@ -92,7 +92,7 @@ def test_a_stage_that_is_interrupted_goes_on_by_the_same_line(
     out = file_of(first, "--out")
     assert out is not None
     with monkeypatch.context() as patched:
-        patched.setattr(train.Images, "refresh", lambda _: signal.raise_signal(signal.SIGINT))
+        patched.setattr(train.ImageTask, "refresh", lambda _: signal.raise_signal(signal.SIGINT))
         with pytest.raises(SystemExit) as ended:
             run(first)
     assert ended.value.code == 130  # so `make` does not begin the next stage

@@ -1,4 +1,4 @@
-"""evaluation: cells, the score command, the demo and the benchmark's plumbing, on small known movies."""
+"""evaluation: cells, the score command and the demo, on small movies with known answers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from simulation import FIRST_EVALUATION_SEED, LEVELS, Scene, challenge_scene, no
 
 def pulse(peak: int, frames: int = 120, decay: float = 10.0, height: float = 50.0) -> np.ndarray:
     """A trace of 100 with one transient that peaks at `peak` with 100 + height."""
-    since = np.arange(frames) - peak
-    return 100 + height * np.where(since >= 0, np.exp(-np.maximum(since, 0) / decay), np.exp(since / 2.0))
+    time = np.arange(frames) - peak
+    return 100 + height * np.where(time >= 0, np.exp(-np.maximum(time, 0) / decay), np.exp(time / 2.0))
 
 
 def movie_of(trace: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -84,14 +84,14 @@ def test_false_transients_are_counted_once_each() -> None:
     assert cells.score_noise(np.full((20, 8, 8), 204.0)) == {"false_transients": 0, "false_height": 0}
 
 
-@pytest.mark.parametrize(("frames", "side", "taken"), [(10, 8, 1), (2, 8, 0), (10, 2, 1), (50, 8, 1)])
-def test_what_a_cell_finder_takes_lasts(frames: int, side: int, taken: int) -> None:
+@pytest.mark.parametrize(("frames", "side", "transients"), [(10, 8, 1), (2, 8, 0), (10, 2, 1), (50, 8, 1)])
+def test_false_transients_last_and_cover_a_cell(frames: int, side: int, transients: int) -> None:
     """A flash of two frames is dropped; a bright speck fills its 5 x 5 surroundings."""
     output = np.random.default_rng(1).normal(204, 3, (200, 40, 40)).astype(np.float32)
     before = cells.score_noise(output)["false_transients"]
     output[50 : 50 + frames, 10 : 10 + side, 10 : 10 + side] += 100
     assert before == 0
-    assert cells.score_noise(output)["false_transients"] == taken
+    assert cells.score_noise(output)["false_transients"] == transients
 
 
 def test_a_ripple_among_ripples_is_no_transient_and_one_on_a_flat_output_is() -> None:

@@ -15,7 +15,7 @@ from evaluation.metrics import score
 from simulation import LEVELS, challenge_scene, noisy
 
 
-def test_it_has_the_size_of_the_seed() -> None:
+def test_it_has_as_many_parameters_as_the_seed() -> None:
     assert sum(p.numel() for p in keyhole.KeyholeNet().parameters()) == 294_561
 
 
@@ -29,14 +29,16 @@ def test_any_shape_and_any_scale(shape: tuple[int, int, int]) -> None:
     np.testing.assert_allclose(keyhole.denoise(3 * movie + 50, net), 3 * output + 50, rtol=1e-3)
 
 
-def test_the_trained_one_denoises() -> None:
+def test_the_trained_network_denoises() -> None:
     clean = challenge_scene(5_000_000, 32, 48).clean()
     movie = noisy(clean, *LEVELS[1], np.random.default_rng(0))
     assert score(clean, keyhole.denoise(movie, keyhole.load()))["stsnr"] > score(clean, movie)["stsnr"] + 3
 
 
-def test_it_sees_nothing_of_the_context() -> None:
-    with patch.object(ContextSums, "context", lambda sums: keyhole.keyhole(keyhole.close_sums(sums))):
+def test_it_gets_no_context() -> None:
+    with patch.object(
+        ContextSums, "context", lambda sums: keyhole.without_context(keyhole.full_context(sums))
+    ):
         context = context_of(torch.randn(8, 6, 7) + 5 * torch.rand(6, 7))
     assert not context.images.any()
     assert not context.standard_error.any()

@@ -1,4 +1,4 @@
-"""evaluation.metrics: answers worked out by hand, and what the score must and must not be invariant under."""
+"""evaluation.metrics: scores computed by hand, and invariances that the score has and has not."""
 
 from __future__ import annotations
 

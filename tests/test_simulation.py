@@ -28,7 +28,7 @@ from simulation import (
 from simulation.__main__ import main
 
 SEEDS = range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + 4)
-RAW = {1: 7.27, 2: -0.79, 3: -6.64}  # dB, published for the challenge's validation movies
+RAW_STSNR = {1: 7.27, 2: -0.79, 3: -6.64}  # dB, published for the challenge's validation movies
 
 
 def stsnr(clean: np.ndarray, output: np.ndarray) -> float:
@@ -50,8 +50,8 @@ def autocorrelation(movie: np.ndarray, lag: int) -> float:
 
 
 def test_challenge_statistics(clean_movies: list[np.ndarray]) -> None:
-    def average(of: Callable[[np.ndarray], float]) -> float:
-        return float(np.mean([of(movie) for movie in clean_movies]))
+    def average(statistic: Callable[[np.ndarray], float]) -> float:
+        return float(np.mean([statistic(movie) for movie in clean_movies]))
 
     assert 185 < average(np.mean) < 225  # published: 204
     assert 285 < average(lambda m: np.subtract(*np.percentile(m, [97, 3]))) < 365  # 314
@@ -69,7 +69,7 @@ def test_challenge_statistics(clean_movies: list[np.ndarray]) -> None:
 def test_raw_score_at_each_level(clean_movies: list[np.ndarray], level: int) -> None:
     rng = np.random.default_rng(level)
     scores = [stsnr(clean, noisy(clean, *LEVELS[level], rng)) for clean in clean_movies]
-    assert np.mean(scores) == pytest.approx(RAW[level], abs=0.5)
+    assert np.mean(scores) == pytest.approx(RAW_STSNR[level], abs=0.5)
 
 
 def test_moving_average_at_level_1(clean_movies: list[np.ndarray]) -> None:
@@ -196,10 +196,10 @@ def test_frame_means_have_the_noise_of_so_many_frames(frames: int) -> None:
 
 def test_footprints_stand_out_of_noise_of_variance_one() -> None:
     footprints = random_footprints(np.random.default_rng(1), 60, 400, (64, 48))
-    assert footprints.shown.shape == (60, 64, 48)
+    assert footprints.images.shape == (60, 64, 48)
     assert footprints.mean.shape == (64, 48)
-    assert footprints.shown.var(0, ddof=1).mean() == pytest.approx(1, rel=0.05)
-    strength = 32 * np.sqrt(np.square(footprints.shown.mean(0)).mean() - 1 / 60)
+    assert footprints.images.var(0, ddof=1).mean() == pytest.approx(1, rel=0.05)
+    strength = 32 * np.sqrt(np.square(footprints.images.mean(0)).mean() - 1 / 60)
     assert 20 < strength < 1500
     assert (footprints.mean > -0.2).mean() > 0.95  # counted from the darkest pixels
 

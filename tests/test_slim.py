@@ -1,4 +1,4 @@
-"""Slimming: what does nothing goes, what is needed stays, and the network says what it said."""
+"""Slimming: channels without effect are removed, the others stay, and the output of the network stays the same."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model import ModelError, UNet3D, UNetConfig, load_model, save_model
 from training import slim
-from training.slim import Inside, fewest, looking
+from training.slim import InputCorrelations, prune_channels, record_inputs
 
 CONFIG = UNetConfig(
     channels=(32, 32, 32), context_channels=(32, 32, 32), course_channels=(32, 32), bottom_blocks=1
@@ -16,9 +16,9 @@ CONFIG = UNetConfig(
 TAPS = 3
 
 
-def correlations(seen: Tensor) -> Tensor:
-    """Of channels and taps (N, C, TAPS)."""
-    flat = seen.flatten(1).double()
+def correlations(inputs: Tensor) -> Tensor:
+    """Correlation matrix of channels and taps of inputs (N, C, TAPS)."""
+    flat = inputs.flatten(1).double()
     return flat.mT @ flat / len(flat)
 
 
@@ -27,7 +27,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def network(silent: int = 0) -> UNet3D:
-    """In every block all channels from `silent` on hold zeros, where it is given."""
+    """A network; where `silent` is given, the channels of every block from that one on are zero."""
     torch.manual_seed(0)
     model = UNet3D(CONFIG)
     with torch.no_grad():
@@ -38,86 +38,86 @@ def network(silent: int = 0) -> UNet3D:
     return model.eval().requires_grad_(False)
 
 
-def answers(model: UNet3D) -> list[Tensor]:
-    """Of all of its networks, to the same noise."""
+def outputs(model: UNet3D) -> list[Tensor]:
+    """Outputs of all subnetworks for the same noise."""
     movie, images, error = normal(2, 1, 16, 24, 24), normal(2, 5, 24, 24, seed=1), torch.ones(2, 1, 24, 24)
     return [model(movie, images, error), model.course(normal(3, 40, seed=2))]
 
 
 def test_silent_channels_go() -> None:
-    seen = normal(500, 48, TAPS)
-    heard = torch.arange(0, 48, 3)  # 16 of 48
+    inputs = normal(500, 48, TAPS)
+    audible = torch.arange(0, 48, 3)  # 16 of 48
     silent = torch.ones(48, dtype=torch.bool)
-    silent[heard] = False
-    seen[:, silent] = 0
+    silent[audible] = False
+    inputs[:, silent] = 0
     weight = normal(8, 48, TAPS, seed=1)
-    kept, left, missed = fewest(correlations(seen), weight)
-    assert kept == heard.tolist()
-    torch.testing.assert_close(left, weight[:, heard])
-    assert abs(missed) < 1e-9
+    kept, fitted, error = prune_channels(correlations(inputs), weight)
+    assert kept == audible.tolist()
+    torch.testing.assert_close(fitted, weight[:, audible])
+    assert abs(error) < 1e-9
 
 
 def test_channels_that_repeat_others_go_and_those_take_over_their_weight() -> None:
     once = normal(500, 16, TAPS)
     weight = normal(8, 32, TAPS, seed=1)
-    kept, left, missed = fewest(correlations(torch.cat([once, 2 * once], 1)), weight)
+    kept, fitted, error = prune_channels(correlations(torch.cat([once, 2 * once], 1)), weight)
     assert len(kept) == 16
     assert sorted(channel % 16 for channel in kept) == list(range(16))
     again = normal(50, 16, TAPS, seed=2)
-    seen = torch.cat([again, 2 * again], 1)
-    said, expected = (torch.einsum("nct,dct->nd", x, w) for x, w in ((seen[:, kept], left), (seen, weight)))
-    torch.testing.assert_close(said, expected, rtol=0.01, atol=0.01)
-    assert missed < 1e-4
+    inputs = torch.cat([again, 2 * again], 1)
+    output = torch.einsum("nct,dct->nd", inputs[:, kept], fitted)
+    expected = torch.einsum("nct,dct->nd", inputs, weight)
+    torch.testing.assert_close(output, expected, rtol=0.01, atol=0.01)
+    assert error < 1e-4
 
 
 def test_channels_that_are_needed_stay_as_they_are() -> None:
     weight = normal(8, 32, TAPS, seed=1)
-    kept, left, missed = fewest(correlations(normal(500, 32, TAPS)), weight)
+    kept, fitted, error = prune_channels(correlations(normal(500, 32, TAPS)), weight)
     assert kept == list(range(32))
-    assert torch.equal(left, weight)
-    assert missed == 0
+    assert torch.equal(fitted, weight)
+    assert error == 0
 
 
-def test_what_is_missed_stays_within_the_tolerance() -> None:
-    """Half of the channels say half of the tolerance, or four times as much, beside the others."""
-    seen = normal(4000, 32, TAPS)
+def test_the_error_stays_within_the_tolerance() -> None:
+    """Half of the channels have half of the tolerance in power, or four times the tolerance, beside the others."""
+    inputs = normal(4000, 32, TAPS)
     weight = normal(8, 32, TAPS, seed=1)
-    for share, left in ((0.5 * slim.TOLERANCE, 16), (4 * slim.TOLERANCE, 32)):
-        faint = seen.clone()
+    for share, expected in ((0.5 * slim.TOLERANCE, 16), (4 * slim.TOLERANCE, 32)):
+        faint = inputs.clone()
         faint[:, 16:] *= share**0.5
-        kept, _, missed = fewest(correlations(faint), weight)
-        assert len(kept) == left
-        assert missed < slim.TOLERANCE
+        kept, _, error = prune_channels(correlations(faint), weight)
+        assert len(kept) == expected
+        assert error < slim.TOLERANCE
 
 
-def test_a_network_says_the_same_without_its_silent_channels(tmp_path: Path) -> None:
+def test_a_network_gives_the_same_output_without_its_silent_channels(tmp_path: Path) -> None:
     model = network(silent=16)
-    with looking(model) as insides:
-        expected = answers(model)
-    slimmer, missing = slim.slim(model, insides)
-    assert slimmer.config.hidden == (16,) * len(model.blocks())
-    assert max(missing) < 1e-4
-    save_model(tmp_path / "slim.pth", slimmer, {})
+    with record_inputs(model) as recorders:
+        expected = outputs(model)
+    slimmed, errors = slim.slim_network(model, recorders)
+    assert slimmed.config.hidden == (16,) * len(model.blocks())
+    assert max(errors) < 1e-4
+    save_model(tmp_path / "slim.pth", slimmed, {})
     loaded = load_model(tmp_path / "slim.pth", torch.device("cpu"))
     assert sum(x.numel() for x in loaded.parameters()) < sum(x.numel() for x in model.parameters())
-    for found, asked in zip(answers(loaded), expected):
-        torch.testing.assert_close(found, asked, rtol=0.02, atol=0.02)  # saved in float16
-    assert all(
-        block.first.out_channels == 32 for block in model.blocks().values()
-    )  # the given one is never changed
+    for output, wide_output in zip(outputs(loaded), expected):
+        torch.testing.assert_close(output, wide_output, rtol=0.02, atol=0.02)  # saved in float16
+    # the given network is not changed
+    assert all(block.first.out_channels == 32 for block in model.blocks().values())
 
 
 def test_correlations_are_those_of_what_the_convolution_sees() -> None:
-    """Answers by the weight have the power that the convolution's own answers have."""
+    """Outputs computed from the correlations have the power of the convolution's own outputs."""
     model = network()
     block = model.blocks()["course.encoder.0"]
-    inside = Inside(block, torch.Generator().manual_seed(0))
+    recorder = InputCorrelations(block, torch.Generator().manual_seed(0))
     x = normal(8, 32, 400).relu()
-    inside.look(block.second, (x,))
+    recorder.record(block.second, (x,))
     weight = block.second.weight.double().flatten(1)
-    assert ((weight @ inside.correlations) * weight).sum() / len(weight) == pytest.approx(1)
+    assert ((weight @ recorder.correlations) * weight).sum() / len(weight) == pytest.approx(1)
     second = block.second(x).square().mean()
-    mean = inside.correlations.diagonal().mean()  # of channels and taps, over the power of the answer
+    mean = recorder.correlations.diagonal().mean()  # over channels and taps, relative to the output power
     assert mean * second == pytest.approx(float(x.square().mean()), rel=0.05)
 
 
@@ -125,7 +125,7 @@ def test_the_command_writes_weights_that_tell_where_they_come_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_model(tmp_path / "wide.pth", network(silent=16), {"step": 7})
-    monkeypatch.setattr(slim, "show", lambda model, batches, workers: answers(model))
+    monkeypatch.setattr(slim, "run_training_batches", lambda model, batches, workers: outputs(model))
     slim.main(["--weights", str(tmp_path / "wide.pth"), "--out", str(tmp_path / "slim.pth")])
     checkpoint = torch.load(tmp_path / "slim.pth", weights_only=True)
     assert checkpoint["record"]["from"] == {"step": 7}

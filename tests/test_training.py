@@ -15,25 +15,25 @@ from denoise.readout import BLOCK, noise_edge
 from model import CourseNet, MeanNet, UNet3D, UNetConfig, load_model, save_model
 from simulation import Footprints, FrameMeans
 from training.recordings import (
-    BRIGHTEST,
     GROUPS,
-    VARIANCES,
+    MAX_EXTRA_VARIANCE,
+    VARIANCE_RANGE,
     FileRecordings,
     SimulatedCourses,
     SimulatedMeans,
     SimulatedRecordings,
 )
 from training.train import (
-    Courses,
-    Images,
+    CourseTask,
+    ImageTask,
     Pool,
     Trainer,
     TrainingPlan,
     correlated_axes,
+    input_and_target,
     main,
     next_batch,
-    out_of_phase,
-    shown_and_hidden,
+    shift_odd_rows,
     usable_patches,
 )
 
@@ -211,8 +211,8 @@ def test_resuming_gives_back_the_state() -> None:
     other.restore(trainer.state())
     batch = sampler.samples((4, 16), 1)
     assert other.step == 1
-    for mine, its in zip((trainer.model, trainer.average), (other.model, other.average)):
-        assert all(torch.equal(one, two) for one, two in zip(mine.parameters(), its.parameters()))
+    for expected, restored in zip((trainer.model, trainer.average), (other.model, other.average)):
+        assert all(torch.equal(one, two) for one, two in zip(expected.parameters(), restored.parameters()))
     assert float(trainer.learn(batch, trainer.progress())) == float(other.learn(batch, other.progress()))
 
 
@@ -294,81 +294,83 @@ def test_training_starts_at_the_mean() -> None:
 def test_of_the_frames_one_group_is_shown_and_the_others_are_the_target() -> None:
     """By hand: 25 frames a group, noise of variance 4 a voxel: a standard error of 2 / 5 for what is shown."""
     means = torch.tensor([10.0, 11, 12, 13])[:, None, None] + torch.arange(64.0).view(8, 8)
-    seen, guide, hidden = shown_and_hidden(FrameMeans(means.numpy(), 25, 0.0, 4.0), lambda groups: groups - 3)
+    image, guide, target = input_and_target(
+        FrameMeans(means.numpy(), 25, 0.0, 4.0), lambda groups: groups - 3
+    )
     black = 11 + 1  # the second darkest of 64 pixels
-    torch.testing.assert_close(seen, (means[1] - black) / 0.4)
-    torch.testing.assert_close(hidden, ((means[0] + means[2] + means[3]) / 3 - black) / 0.4)
+    torch.testing.assert_close(image, (means[1] - black) / 0.4)
+    torch.testing.assert_close(target, ((means[0] + means[2] + means[3]) / 3 - black) / 0.4)
     assert not guide.any()
 
 
 def test_a_footprint_is_shown_with_the_mean_for_a_guide() -> None:
-    shown, mean = np.arange(12.0, dtype=np.float32).reshape(3, 2, 2), np.ones((2, 2), np.float32)
-    seen, guide, hidden = shown_and_hidden(Footprints(shown, mean), lambda groups: 0)
-    assert np.array_equal(seen, shown[0])
+    images, mean = np.arange(12.0, dtype=np.float32).reshape(3, 2, 2), np.ones((2, 2), np.float32)
+    image, guide, target = input_and_target(Footprints(images, mean), lambda groups: 0)
+    assert np.array_equal(image, images[0])
     assert np.array_equal(guide, mean)
-    assert np.array_equal(hidden, (shown[1] + shown[2]) / 2)
+    assert np.array_equal(target, (images[1] + images[2]) / 2)
 
 
 def test_the_mean_of_a_single_frame_has_the_noise_that_its_pixels_show() -> None:
     noise = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
     recording = FrameMeans((100 + 3 * noise).numpy(), 1, 50.0, 50.0)
-    seen, *_ = shown_and_hidden(recording, lambda groups: 0)
-    assert float(seen.std()) == pytest.approx(1, abs=0.05)
+    image, *_ = input_and_target(recording, lambda groups: 0)
+    assert float(image.std()) == pytest.approx(1, abs=0.05)
 
 
 def test_the_network_of_the_mean_learns_from_means_alone() -> None:
     """Stripes in noise: eight groups of frames err by 1 + 1 / 7 as they are, and hardly more than 1 / 7 when cleaned."""
     torch.manual_seed(0)
-    lessons = Images.__new__(Images)
-    lessons.plan, lessons.device = TrainingPlan(batch=4), torch.device("cpu")
-    lessons.random = torch.Generator().manual_seed(0)
+    task = ImageTask.__new__(ImageTask)
+    task.plan, task.device = TrainingPlan(batch=4), torch.device("cpu")
+    task.random = torch.Generator().manual_seed(0)
     stripes = 3.0 * (np.arange(32) // 4 % 2) * np.ones((8, 32, 1))
     rng = np.random.default_rng(0)
-    lessons.recordings = [
+    task.recordings = [
         FrameMeans((stripes + rng.standard_normal((8, 32, 32))).astype(np.float32), 4, 0.0, 4.0)
         for _ in range(4)
     ]
     trainer = Trainer(TrainingPlan(steps=80, rate=3e-3), MeanNet(TINY))
-    errors = [float(lessons.teach(trainer)) for _ in range(80)]
+    errors = [float(task.train_step(trainer)) for _ in range(80)]
     assert np.mean(errors[:2]) == pytest.approx(1 + 1 / 7, rel=0.1)
     assert np.mean(errors[-10:]) < 0.75
 
 
 def test_the_network_of_means_learns_footprints_in_the_blocks_of_the_readout() -> None:
     """64 x 64 pixels, each the number of its block: four blocks, and every one is whole."""
-    lessons = Images.__new__(Images)
-    lessons.random, lessons.device = torch.Generator().manual_seed(0), torch.device("cpu")
+    task = ImageTask.__new__(ImageTask)
+    task.random, task.device = torch.Generator().manual_seed(0), torch.device("cpu")
     number = np.arange(4.0).reshape(2, 2).repeat(BLOCK, 0).repeat(BLOCK, 1).astype(np.float32)
-    lessons.recordings = [Footprints(np.stack([number, number + 10]), number + 20)]
-    seen, guide, hidden = lessons.sample()
-    assert seen.shape == (4, 1, BLOCK, BLOCK)
-    assert sorted(seen[:, 0, 0, 0].tolist()) in ([0, 1, 2, 3], [10, 11, 12, 13])
-    assert (seen == seen[:, :, :1, :1]).all()
-    assert torch.equal(guide % 10, seen % 10)
-    assert torch.equal(hidden % 10, seen % 10)
-    assert torch.equal((hidden - seen).abs(), torch.full_like(seen, 10))
+    task.recordings = [Footprints(np.stack([number, number + 10]), number + 20)]
+    image, guide, target = task.sample()
+    assert image.shape == (4, 1, BLOCK, BLOCK)
+    assert sorted(image[:, 0, 0, 0].tolist()) in ([0, 1, 2, 3], [10, 11, 12, 13])
+    assert (image == image[:, :, :1, :1]).all()
+    assert torch.equal(guide % 10, image % 10)
+    assert torch.equal(target % 10, image % 10)
+    assert torch.equal((target - image).abs(), torch.full_like(image, 10))
 
 
 def test_a_scanner_out_of_phase_moves_odd_rows_along_x_alone() -> None:
     images = torch.arange(2 * 12 * 16.0).view(2, 12, 16)
-    moved = out_of_phase(images, 3)
-    assert moved.shape == (2, 4, 8)
-    assert torch.equal(moved[:, ::2], images[:, 4:8:2, 4:12])  # even rows stay
-    assert torch.equal(moved[:, 1::2], images[:, 5:8:2, 1:9])  # what lay three pixels to the left
-    assert torch.equal(out_of_phase(images, 0), images[:, 4:-4, 4:-4])
+    shifted = shift_odd_rows(images, 3)
+    assert shifted.shape == (2, 4, 8)
+    assert torch.equal(shifted[:, ::2], images[:, 4:8:2, 4:12])  # even rows stay
+    assert torch.equal(shifted[:, 1::2], images[:, 5:8:2, 1:9])  # what lay three pixels to the left
+    assert torch.equal(shift_odd_rows(images, 0), images[:, 4:-4, 4:-4])
 
 
 def test_the_network_of_time_courses_learns_from_groups_of_pixels_alone() -> None:
     """Steps in noise: eight groups of pixels err by 1 + 1 / 7 as they are, and hardly more than 1 / 7 when cleaned."""
     torch.manual_seed(0)
-    lessons = Courses.__new__(Courses)
-    lessons.plan, lessons.device = TrainingPlan(batch=4), torch.device("cpu")
-    lessons.random = torch.Generator().manual_seed(0)
+    task = CourseTask.__new__(CourseTask)
+    task.plan, task.device = TrainingPlan(batch=4), torch.device("cpu")
+    task.random = torch.Generator().manual_seed(0)
     steps = 5.0 * (torch.arange(96) // 24 % 2)
     noise = torch.Generator().manual_seed(1)
-    lessons.recordings = [steps + torch.randn(8, 8, 96, generator=noise) for _ in range(8)]
+    task.recordings = [steps + torch.randn(8, 8, 96, generator=noise) for _ in range(8)]
     trainer = Trainer(TrainingPlan(steps=80, rate=3e-3), CourseNet(TINY))
-    errors = [float(lessons.teach(trainer)) for _ in range(80)]
+    errors = [float(task.train_step(trainer)) for _ in range(80)]
     assert np.mean(errors[:2]) == pytest.approx(1 + 1 / 7, rel=0.1)
     assert np.mean(errors[-10:]) < 0.6
 
@@ -382,13 +384,13 @@ def test_time_courses_of_a_batch_are_of_one_length_and_each_recording_counts_the
             return torch.zeros_like(courses)
 
     lengths: list[torch.Size] = []
-    lessons = Courses.__new__(Courses)
-    lessons.plan, lessons.device = TrainingPlan(batch=6), torch.device("cpu")
-    lessons.random = torch.Generator().manual_seed(0)
-    wrong = torch.tensor([2.0, 0.0])[:, None, None]  # shown and hidden differ by 2
-    lessons.recordings = [wrong.expand(2, 1, 3), 2 * wrong.expand(2, 5, 9)]
+    task = CourseTask.__new__(CourseTask)
+    task.plan, task.device = TrainingPlan(batch=6), torch.device("cpu")
+    task.random = torch.Generator().manual_seed(0)
+    groups = torch.tensor([2.0, 0.0])[:, None, None]  # input and target differ by 2
+    task.recordings = [groups.expand(2, 1, 3), 2 * groups.expand(2, 5, 9)]
     for _ in range(8):
-        errors = lessons.errors(Nothing(TINY))
+        errors = task.errors(Nothing(TINY))
         assert len(errors) == 6
         assert set(errors.tolist()) <= {4.0, 16.0}
     assert {length for _, length in lengths} == {3, 9}
@@ -402,7 +404,7 @@ def test_simulated_time_courses_are_the_seeds_own_and_stand_out_of_their_noise()
         assert groups == GROUPS
         assert torch.equal(item, SimulatedCourses(3, 20)[number])
         variance = float((item - item.mean(0)).square().mean()) / (1 - 1 / GROUPS)
-        assert 0.7 < variance < 1.2 * VARIANCES[1] * (1 + BRIGHTEST)
+        assert 0.7 < variance < 1.2 * VARIANCE_RANGE[1] * (1 + MAX_EXTRA_VARIANCE)
         if len(item[0]) > 1:  # more than the one that stands for nothing
             edge = noise_edge(frames, BLOCK, BLOCK)
             strengths = (item.mean(0).square().sum(1) - frames / GROUPS).clamp(min=0).sqrt()
@@ -440,5 +442,5 @@ def test_simulated_means_are_the_seeds_own_and_of_many_lengths() -> None:
     assert any(isinstance(item, Footprints) for item in items)
     for number, first in enumerate(items):
         again = SimulatedMeans(3, 20)[number]
-        one, two = (shown_and_hidden(item, lambda groups: 3) for item in (first, again))
-        assert all(torch.equal(image, its) for image, its in zip(one, two))
+        one, two = (input_and_target(item, lambda groups: 3) for item in (first, again))
+        assert all(torch.equal(a, b) for a, b in zip(one, two))

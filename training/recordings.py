@@ -1,7 +1,8 @@
-"""Noisy movies to train on: an endless, seeded stream of simulated ones, or the files of a folder.
+"""Noisy data to train on: an endless, seeded stream of simulated recordings, or the files of a folder.
 
-Every item is one recording (T, Y, X), float16, prepared by the code that inference uses, or what groups of the frames or
-pixels of one show. No item holds clean truth: all that it shows is noisy.
+An item is one recording (T, Y, X), float16, normalized by the code that inference uses, or one recording reduced to
+several noisy versions of an image or of time courses, one for each of several groups of its frames or pixels. No item
+contains the clean truth.
 """
 
 from __future__ import annotations
@@ -29,28 +30,29 @@ from simulation import (
     random_scene,
 )
 
-LENGTHS = (64, 700)  # frames of a simulated recording
-SIZES = (96, 160)  # pixels of its sides
-GROUPS = 8  # of the frames of a recording of which means are taken, or of a block's pixels
-GROUP_FRAMES = (1, 1500)  # in each
-SIDE = 128  # pixels of a mean image
-FOOTPRINTS = 0.5  # share of the images that are footprints, not the mean
-FEWEST = 16  # frames of a recording of which footprints are known
-FIELD = 64  # pixels of the scene around a block of which time courses are taken
-COURSE_LENGTHS = (16, 800)  # frames of a recording of which time courses are taken
-STRENGTHS = (10.0, 3000.0)  # of a block's strongest time course: root of the sum of squares, in its noise
-WEAKEST = 0.25  # times the edge of the read-out: some of what it keeps is weaker than it seems
-VARIANCES = (0.9, 1.4)  # of their noise at rest, drawn log-uniformly: more in bright pixels than around them
-BRIGHTEST = 1.0  # times that may be added where they are brightest
-TINY = 1e-6
-CHUNK = 512  # frames of a file that make one item
+RECORDING_FRAMES = (64, 700)  # least and most frames of a simulated recording
+RECORDING_SIDES = (96, 160)  # least and most pixels of its sides
+GROUPS = 8  # groups into which the frames of a recording, or the pixels of a block, are divided
+GROUP_FRAMES = (1, 1500)  # least and most frames in each group
+IMAGE_SIDE = 128  # pixels
+FOOTPRINT_SHARE = 0.5  # share of the images that are footprints; the others are mean images
+MIN_FOOTPRINT_FRAMES = 16  # shorter recordings have no footprints
+FIELD_SIDE = 64  # pixels of the scene from which a block is cut for time courses
+COURSE_FRAMES = (16, 800)  # least and most frames of time courses
+STRENGTH_RANGE = (10.0, 3000.0)  # norm of a block's strongest time course, in noise standard deviations
+MIN_STRENGTH = 0.25  # relative to the read-out's threshold, since noise lifts some weaker courses above it
+# noise variance of time courses at rest, drawn log-uniformly; above 1, as pixels are brighter than their surroundings
+VARIANCE_RANGE = (0.9, 1.4)
+MAX_EXTRA_VARIANCE = 1.0  # most that is added at a time course's peak, relative to the variance at rest
+EPSILON = 1e-6  # avoids division by zero
+CHUNK_FRAMES = 512  # frames of a file that make one item
 
-Means = FrameMeans | Footprints
+ImageGroups = FrameMeans | Footprints
 Item = TypeVar("Item")
 
 
-def normalized(frames: np.ndarray) -> Tensor:
-    """(T, Y, X) as recorded -> float16, by its own 3rd and 97th percentile, its smoothing undone, NaN where missing."""
+def normalize_recording(frames: np.ndarray) -> Tensor:
+    """Normalize raw frames (T, Y, X) by their 3rd and 97th percentile and undo smoothing; float16, NaN where missing."""
     percentiles = Percentiles(frames.dtype, frames.size)
     percentiles.update(frames)
     values, _ = without_missing(percentiles.result((3.0, 97.0)).normalize(frames))
@@ -58,9 +60,9 @@ def normalized(frames: np.ndarray) -> Tensor:
 
 
 class Simulated(Dataset[Item]):
-    """Item i of a seed is always the same. Seeds of the evaluation's scenes are not among them."""
+    """Simulated items; item i of a seed is always the same. The seeds of the evaluation's scenes are never used."""
 
-    lengths: tuple[int, int]  # frames, drawn log-uniformly
+    frame_range: tuple[int, int]  # least and most frames, drawn log-uniformly
 
     def __init__(self, seed: int, length: int) -> None:
         self.seed, self.length = seed, length
@@ -70,74 +72,80 @@ class Simulated(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, index]))
-        return self.make(rng, int(np.exp(rng.uniform(*np.log(self.lengths)))))
+        return self.make_item(rng, int(np.exp(rng.uniform(*np.log(self.frame_range)))))
 
-    def make(self, rng: np.random.Generator, frames: int) -> Item:
-        """An item of a recording of so many frames."""
+    def make_item(self, rng: np.random.Generator, frames: int) -> Item:
+        """Simulate one item from a recording with this number of frames."""
         raise NotImplementedError
 
 
 class SimulatedRecordings(Simulated[Tensor]):
-    """Recordings as they are."""
+    """Simulated recordings (T, Y, X), float16, normalized."""
 
-    lengths = LENGTHS
+    frame_range = RECORDING_FRAMES
 
-    def make(self, rng: np.random.Generator, frames: int) -> Tensor:
-        height, width = (int(n) for n in rng.integers(SIZES[0], SIZES[1] + 1, 2))
-        return normalized(random_recording(rng, frames, (height, width)))
+    def make_item(self, rng: np.random.Generator, frames: int) -> Tensor:
+        height, width = (int(n) for n in rng.integers(RECORDING_SIDES[0], RECORDING_SIDES[1] + 1, 2))
+        return normalize_recording(random_recording(rng, frames, (height, width)))
 
 
-class SimulatedMeans(Simulated[Means]):
-    """Recordings reduced to what GROUPS groups of their frames show of an image; `frames` in each group."""
+class SimulatedMeans(Simulated[ImageGroups]):
+    """Simulated recordings reduced to one mean image or footprint for each of GROUPS groups of frames."""
 
-    lengths = GROUP_FRAMES
+    frame_range = GROUP_FRAMES
 
-    def make(self, rng: np.random.Generator, frames: int) -> Means:
-        if rng.random() < FOOTPRINTS:
-            return random_footprints(rng, GROUPS, max(FEWEST, frames), SIDE)
-        return random_frame_means(rng, GROUPS, frames, SIDE)
+    def make_item(self, rng: np.random.Generator, frames: int) -> ImageGroups:
+        if rng.random() < FOOTPRINT_SHARE:
+            return random_footprints(rng, GROUPS, max(MIN_FOOTPRINT_FRAMES, frames), IMAGE_SIDE)
+        return random_frame_means(rng, GROUPS, frames, IMAGE_SIDE)
 
 
 class SimulatedCourses(Simulated[Tensor]):
-    """Blocks of recordings reduced to what GROUPS groups of their pixels show of time courses.
+    """Simulated blocks of pixels reduced to their time courses, one noisy version for each of GROUPS groups of pixels.
 
-    (GROUPS, K, T): the K patterns that the read-out would keep, and some weaker ones, in noise of a variance about 1
-    that grows with the light; nothing but noise where there is none. Of all but their noise the groups hold the same,
-    as if pixels were dealt out at random.
+    An item is (GROUPS, K, T): the K temporal patterns that the read-out would keep and some weaker ones, in noise whose
+    variance is about 1 and grows with brightness; one course of noise alone where no pattern is strong enough. The
+    groups differ in their noise alone, as if pixels were assigned to groups at random.
     """
 
-    lengths = COURSE_LENGTHS
+    frame_range = COURSE_FRAMES
 
-    def make(self, rng: np.random.Generator, frames: int) -> Tensor:
-        movie = random_scene(rng, frames, FIELD).clean()
-        top, left = rng.integers(0, FIELD - BLOCK + 1, 2)
-        block = torch.from_numpy(movie[:, top : top + BLOCK, left : left + BLOCK]).flatten(1)
-        block = block / block.mean(0).clamp(min=TINY).sqrt()  # the noise of photons
-        block -= block.mean(0)
-        strongest = float(torch.linalg.matrix_norm(block, 2))
-        block *= np.exp(rng.uniform(*np.log(STRENGTHS))) / max(strongest, TINY)
-        _, footprints = significant_patterns(block, block, WEAKEST * noise_edge(frames, BLOCK, BLOCK))
-        courses = (block @ footprints).mT  # (K, T)
-        if not len(courses):
-            courses = torch.zeros(1, frames)
-        light = (courses - courses.median(1, keepdim=True).values).abs()
-        light = light / light.amax(1, keepdim=True).clamp(min=TINY)
-        usual, more = np.exp(rng.uniform(*np.log(VARIANCES))), rng.uniform(0, BRIGHTEST)
+    def make_item(self, rng: np.random.Generator, frames: int) -> Tensor:
+        courses = clean_courses(rng, frames)
+        brightness = (courses - courses.median(1, keepdim=True).values).abs()
+        brightness = brightness / brightness.amax(1, keepdim=True).clamp(min=EPSILON)
+        variance = np.exp(rng.uniform(*np.log(VARIANCE_RANGE)))
+        extra_variance = rng.uniform(0, MAX_EXTRA_VARIANCE)
         noise = torch.from_numpy(rng.standard_normal((GROUPS, *courses.shape), np.float32))
-        return courses * int(rng.choice([-1, 1])) + noise * (usual * (1 + more * light)).sqrt()
+        sign = int(rng.choice([-1, 1]))
+        return courses * sign + noise * (variance * (1 + extra_variance * brightness)).sqrt()
+
+
+def clean_courses(rng: np.random.Generator, frames: int) -> Tensor:
+    """Simulate the time courses (K, T) of a block's strongest patterns, in units of the noise; zeros where none is."""
+    movie = random_scene(rng, frames, FIELD_SIDE).clean()
+    top, left = rng.integers(0, FIELD_SIDE - BLOCK + 1, 2)
+    block = torch.from_numpy(movie[:, top : top + BLOCK, left : left + BLOCK]).flatten(1)  # (T, pixels)
+    block = block / block.mean(0).clamp(min=EPSILON).sqrt()  # equal photon noise in all pixels
+    block -= block.mean(0)
+    strongest = float(torch.linalg.matrix_norm(block, 2))
+    block *= np.exp(rng.uniform(*np.log(STRENGTH_RANGE))) / max(strongest, EPSILON)
+    _, footprints = significant_patterns(block, block, MIN_STRENGTH * noise_edge(frames, BLOCK, BLOCK))
+    courses = (block @ footprints).mT
+    return courses if len(courses) else torch.zeros(1, frames)
 
 
 class FileRecordings(Dataset[Tensor]):
-    """The movies of a glob pattern in chunks of CHUNK frames, in a seeded random order, over and over."""
+    """The movies of a glob pattern in chunks of CHUNK_FRAMES frames, in a seeded random order, over and over."""
 
     def __init__(self, pattern: str, seed: int, length: int) -> None:
         self.seed, self.length = seed, length
-        self.chunks: list[tuple[Path, int, int]] = []
+        self.chunks: list[tuple[Path, int, int]] = []  # path, first frame, end
         for name in sorted(glob.glob(pattern, recursive=True)):
             with open_movie(Path(name)) as movie:
                 frames = movie.info.shape[0]
-            starts = range(0, max(1, frames - CHUNK // 2), CHUNK)
-            self.chunks += [(Path(name), start, min(frames, start + CHUNK)) for start in starts]
+            starts = range(0, max(1, frames - CHUNK_FRAMES // 2), CHUNK_FRAMES)
+            self.chunks += [(Path(name), start, min(frames, start + CHUNK_FRAMES)) for start in starts]
         if not self.chunks:
             raise FileNotFoundError(
                 f"{pattern}: expected movies to train on, found no file; quote the pattern"
@@ -148,9 +156,7 @@ class FileRecordings(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         epoch, position = divmod(index, len(self.chunks))
-        order = np.random.default_rng(np.random.SeedSequence([self.seed, epoch])).permutation(
-            len(self.chunks)
-        )
-        path, start, stop = self.chunks[order[position]]
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch]))
+        path, start, stop = self.chunks[rng.permutation(len(self.chunks))[position]]
         with open_movie(path) as movie:
-            return normalized(movie.read(start, stop))
+            return normalize_recording(movie.read(start, stop))

@@ -1,11 +1,11 @@
-"""Take out of trained weights what does nothing: `python -m training.slim --weights trained.pth --out slim.pth`.
+"""Prune channels of trained weights: `python -m training.slim --weights trained.pth --out slim.pth`.
 
-Of the channels inside a trained residual block, between its two convolutions, many hold zeros whatever the movie, or
-repeat others. Each block keeps as few of them as give back what it says to within TOLERANCE of its power: one after the
-other goes, the one that costs least once the others stand in for it, and the second convolution is fitted to that by
-least squares. It is fitted to what the wide network says of noisy recordings, those that training draws.
+Many channels between the two convolutions of a trained residual block are zero for every movie, or repeat other
+channels. For each block, channels are removed one after the other, always the one whose removal costs least once the
+remaining channels are refitted, until the block's output would change by more than TOLERANCE of its power. The weights
+of the second convolution are refitted by least squares to the output of the wide network on noisy training recordings.
 
-Sources: least squares over the channels that are left (He et al., ICCV 2017); the least cost with the others refitted
+Sources: least squares over the remaining channels (He et al., ICCV 2017); removal at the least cost after refitting
 (Hassibi and Stork, optimal brain surgeon, NeurIPS 1992).
 """
 
@@ -28,124 +28,144 @@ from torch import Tensor, nn
 from denoise.atomic import write_file
 from denoise.precision import autocast
 from model import Block, ModelError, UNet3D, load_model, read_checkpoint, save_model
-from training.train import PARTS, Movies, TrainingPlan, in_one_line, made_on
+from training.train import SUBNETWORKS, MovieTask, TrainingPlan, one_line_message, provenance
 
-TOLERANCE = 2e-3  # of the power of what a block says
-LANES = 16  # channels that processors compute at once: blocks have multiples of it
-BATCHES = 64  # that are looked at, for each way to learn
-PLACES = 2048  # voxels in each of them
-POOL = 8  # recordings held at a time, one of them new in each batch
-SILENT = 1e-7  # of the power of all channels
-RIDGE = 1e-5  # of the mean power: as strongly weights hold on to what they were
-STEP = 32  # channels of which one at a time is taken out
+TOLERANCE = 2e-3  # largest error of a block's output, relative to the output's power
+CHANNEL_MULTIPLE = 16  # blocks keep a multiple of this many channels, which processors compute at once
+BATCHES = 64  # batches from each training task
+POSITIONS = 2048  # voxels sampled in each batch
+POOL_SIZE = 8  # recordings held at a time, one of them new in each batch
+SILENT_POWER = 1e-7  # channels of less power, relative to that of all channels, count as silent
+RIDGE = 1e-5  # ridge penalty on changes of the weights, relative to the mean power of the inputs
+REMOVAL_STEP = 32  # one of this many channels is removed at a time
 SEED = 770
 
 
-class Inside:
-    """What comes into the second convolution of a block: the correlations of all channels and taps, (n, n)."""
+class InputCorrelations:
+    """Correlation matrix (n, n) of the inputs to a block's second convolution, n = channels * kernel taps."""
 
     def __init__(self, block: Block, random: torch.Generator) -> None:
-        self.second, self.random = block.second, random
-        size = self.second.weight[0].numel()
+        self.convolution, self.random = block.second, random
+        size = self.convolution.weight[0].numel()
         self.correlations = torch.zeros(size, size, dtype=torch.float64)
 
-    def look(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
-        """At some places of channels (B, C, *S). Each batch counts alike, by the power of what the block says."""
+    def record(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
+        """Add POSITIONS random positions of the input channels (B, C, *S); a forward pre-hook of the convolution.
+
+        Each batch is divided by the power of the convolution's output, so that all batches have the same weight.
+        """
         x = inputs[0].detach().float().cpu()
-        mode = "constant" if self.second.padding_mode == "zeros" else self.second.padding_mode
-        batch, *places = (torch.randint(n, (PLACES,), generator=self.random) for n in (len(x), *x.shape[2:]))
-        padded = F.pad(x, (1, 1) * len(places), mode=mode).movedim(1, -1)
+        mode = "constant" if self.convolution.padding_mode == "zeros" else self.convolution.padding_mode
+        batch, *position = (
+            torch.randint(n, (POSITIONS,), generator=self.random) for n in (len(x), *x.shape[2:])
+        )
+        padded = F.pad(x, (1, 1) * len(position), mode=mode).movedim(1, -1)
         taps = [
-            padded[(batch, *(place + tap for place, tap in zip(places, offset)))]
-            for offset in product(range(3), repeat=len(places))
+            padded[(batch, *(start + shift for start, shift in zip(position, offset)))]
+            for offset in product(range(3), repeat=len(position))
         ]
-        seen = torch.stack(taps, 2).flatten(1)  # (PLACES, C * taps)
-        said = seen @ self.second.weight.detach().float().cpu().flatten(1).mT
-        power = float(said.square().mean())
+        samples = torch.stack(taps, 2).flatten(1)  # (POSITIONS, C * taps)
+        output = samples @ self.convolution.weight.detach().float().cpu().flatten(1).mT
+        power = float(output.square().mean())
         if power:
-            self.correlations += (seen.mT @ seen).double() / (PLACES * power)
+            self.correlations += (samples.mT @ samples).double() / (POSITIONS * power)
 
 
 @contextmanager
-def looking(model: UNet3D) -> Iterator[list[Inside]]:
-    """What the blocks of a network get to see in the meantime."""
+def record_inputs(model: UNet3D) -> Iterator[list[InputCorrelations]]:
+    """Record the input correlations of every block of a network while the context lasts."""
     random = torch.Generator().manual_seed(SEED)
-    insides = [Inside(block, random) for block in model.blocks().values()]
-    hooks = [inside.second.register_forward_pre_hook(inside.look) for inside in insides]
+    recorders = [InputCorrelations(block, random) for block in model.blocks().values()]
+    hooks = [recorder.convolution.register_forward_pre_hook(recorder.record) for recorder in recorders]
     try:
-        yield insides
+        yield recorders
     finally:
         for hook in hooks:
             hook.remove()
 
 
 @torch.no_grad()
-def show(model: UNet3D, batches: int, workers: int) -> None:
-    """Let the networks see what they learned from."""
+def run_training_batches(model: UNet3D, batches: int, workers: int) -> None:
+    """Run all subnetworks on batches of the data that they were trained on."""
     device = next(model.parameters()).device
-    plan = TrainingPlan(SEED, pool=POOL)
-    movies = Movies(plan, None, 0, workers, device)
-    parts = [
-        (getattr(model, part), lessons(plan, data(SEED, batches), 0, workers, device))
-        for part, lessons, data in PARTS.values()
+    plan = TrainingPlan(SEED, pool=POOL_SIZE)
+    movies = MovieTask(plan, None, 0, workers, device)
+    tasks = [
+        (getattr(model, name), task(plan, dataset(SEED, batches), 0, workers, device))
+        for name, task, dataset in SUBNETWORKS.values()
     ]
     for _ in range(batches):
         batch = movies.batch()
         with autocast(device, batch.residual.shape[2]):
             model(batch.residual, batch.images, batch.standard_error)
         movies.refresh()
-        for part, lesson in parts:
-            lesson.errors(part)
-            lesson.refresh()
+        for subnetwork, task in tasks:
+            task.errors(subnetwork)
+            task.refresh()
 
 
-def fewest(correlations: Tensor, weight: Tensor) -> tuple[list[int], Tensor, float]:
-    """The channels of a convolution's weight (D, C, *taps) that it needs, its weight for them, and what that misses.
+def prune_channels(correlations: Tensor, weight: Tensor) -> tuple[list[int], Tensor, float]:
+    """Remove input channels of a convolution while its output stays within TOLERANCE.
 
-    correlations (n, n) of what it sees, n = C * taps. What it misses is a share of the power of its answer.
+    correlations: (n, n) of its inputs, n = C * taps. weight: (D, C, *taps).
+    Returns the channels to keep, the refitted weight (D, kept, *taps), and the error relative to the output's power.
     """
     shape = weight.shape
     taps = weight[0, 0].numel()
     weight = weight.double().flatten(1)
-    answers = weight @ correlations
-    whole = float((answers * weight).sum())
-    power = correlations.diagonal().view(-1, taps).sum(1)
+    products = weight @ correlations  # (D, n), of outputs and inputs
+    output_power = float((products * weight).sum())
     ridge = RIDGE * correlations.diagonal().mean()
-    heard = int((power > SILENT * power.sum()).sum())
-    kept = power.argsort(descending=True)[: -(-heard // LANES) * LANES].sort().values
+    kept = audible_channels(correlations, taps)
     best = torch.arange(shape[1]), weight, 0.0
-    while (count := len(kept)) >= LANES:
-        places = (kept[:, None] * taps + torch.arange(taps)).flatten()
-        seen = correlations[places][:, places]
-        inverse = torch.linalg.inv(seen + ridge * torch.eye(len(places), dtype=torch.float64))
-        fitted = (answers[:, places] + ridge * weight[:, places]) @ inverse
-        missed = whole - float((fitted * (2 * answers[:, places] - fitted @ seen)).sum())
-        if missed > TOLERANCE * whole:
+    while (count := len(kept)) >= CHANNEL_MULTIPLE:
+        columns = (kept[:, None] * taps + torch.arange(taps)).flatten()
+        inputs = correlations[columns][:, columns]
+        inverse = torch.linalg.inv(inputs + ridge * torch.eye(len(columns), dtype=torch.float64))
+        fitted = (products[:, columns] + ridge * weight[:, columns]) @ inverse
+        error = output_power - float((fitted * (2 * products[:, columns] - fitted @ inputs)).sum())
+        if error > TOLERANCE * output_power:
             break
-        if count % LANES == 0:
-            best = kept, fitted, missed / whole
-        blocks = inverse.view(count, taps, count, taps).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        each = fitted.view(-1, count, taps).permute(1, 2, 0)  # (count, taps, D)
-        cost = (torch.linalg.solve(blocks, each) * each).sum((1, 2))
-        out = min(max(1, count // STEP), (count - 1) % LANES + 1)  # stop at every multiple of LANES
-        kept = kept[cost.argsort()[out:].sort().values]
-    kept, fitted, missed = best
-    return kept.tolist(), fitted.view(shape[0], len(kept), *shape[2:]).float(), missed
+        if count % CHANNEL_MULTIPLE == 0:
+            best = kept, fitted, error / output_power
+        # never past the next multiple of CHANNEL_MULTIPLE
+        removed = min(max(1, count // REMOVAL_STEP), (count - 1) % CHANNEL_MULTIPLE + 1)
+        kept = kept[removal_costs(fitted, inverse, count, taps).argsort()[removed:].sort().values]
+    kept, fitted, error = best
+    return kept.tolist(), fitted.view(shape[0], len(kept), *shape[2:]).float(), error
 
 
-def slim(model: UNet3D, insides: list[Inside]) -> tuple[UNet3D, list[float]]:
-    """The network without the channels that it does not need, and what each of its blocks misses."""
+def audible_channels(correlations: Tensor, taps: int) -> Tensor:
+    """Return the sorted indices of the channels that are not silent, rounded up to a multiple of CHANNEL_MULTIPLE."""
+    power = correlations.diagonal().view(-1, taps).sum(1)
+    audible = int((power > SILENT_POWER * power.sum()).sum())
+    count = -(-audible // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
+    return power.argsort(descending=True)[:count].sort().values
+
+
+def removal_costs(weight: Tensor, inverse: Tensor, channels: int, taps: int) -> Tensor:
+    """Return the squared error (channels,) of removing each input channel and refitting the others.
+
+    weight: fitted, (D, channels * taps). inverse: of the inputs' correlations, (channels * taps, channels * taps).
+    """
+    blocks = inverse.view(channels, taps, channels, taps).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    by_channel = weight.view(-1, channels, taps).permute(1, 2, 0)  # (channels, taps, D)
+    return (torch.linalg.solve(blocks, by_channel) * by_channel).sum((1, 2))
+
+
+def slim_network(model: UNet3D, recorders: list[InputCorrelations]) -> tuple[UNet3D, list[float]]:
+    """Return a copy of the network without the channels that it does not need, and the relative error of each block."""
     model = copy.deepcopy(model)
-    missing = []
-    for block, inside in zip(model.blocks().values(), insides):
-        kept, second, missed = fewest(inside.correlations, block.second.weight.cpu())
+    errors = []
+    for block, recorder in zip(model.blocks().values(), recorders):
+        kept, second, error = prune_channels(recorder.correlations, block.second.weight.cpu())
         first = block.first.weight[kept]
         block.resize(len(kept))
         block.first.weight, block.second.weight = nn.Parameter(first), nn.Parameter(second.to(first.device))
-        missing.append(missed)
+        errors.append(error)
     hidden = tuple(block.first.out_channels for block in model.blocks().values())
     model.config = replace(model.config, hidden=hidden)
-    return model.eval().requires_grad_(False), missing
+    return model.eval().requires_grad_(False), errors
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -156,27 +176,27 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that make recordings, default 1")
     options = parser.parse_args(arguments)
     try:
-        slim_as_asked(options)
+        run_slimming(options)
     except (ModelError, OSError) as error:
-        sys.exit(in_one_line(error))
+        sys.exit(one_line_message(error))
 
 
-def slim_as_asked(options: argparse.Namespace) -> None:
-    """By the command line. Raises ModelError, OSError."""
+def run_slimming(options: argparse.Namespace) -> None:
+    """Slim the weights that the command line names. Raises ModelError, OSError."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(options.weights, device)
-    with looking(model) as insides:
-        show(model, options.batches, options.workers)
-    slimmer, missing = slim(model, insides)
-    for (name, block), left, missed in zip(model.blocks().items(), slimmer.config.hidden, missing):
-        print(f"{name}: {block.first.out_channels} -> {left} channels, misses {missed:.1e}")
+    with record_inputs(model) as recorders:
+        run_training_batches(model, options.batches, options.workers)
+    slimmed, errors = slim_network(model, recorders)
+    for (name, block), channels, error in zip(model.blocks().items(), slimmed.config.hidden, errors):
+        print(f"{name}: {block.first.out_channels} -> {channels} channels, misses {error:.1e}")
     record = {
         "slim": {"batches": options.batches, "seed": SEED},
         "from": read_checkpoint(options.weights)["record"],
-        **made_on(device),
+        **provenance(device),
     }
     file = io.BytesIO()
-    save_model(file, slimmer, record)
+    save_model(file, slimmed, record)
     write_file(options.out, file.getvalue())
 
 
