@@ -814,9 +814,9 @@ def test_adaptation_leaves_time_for_the_denoising(
 ) -> None:
     """Speed: a million voxels a minute."""
     monkeypatch.setattr(sys, "argv", ["process.py", *arguments])
-    options = names["with_limit"](names["parse_options"](), SimpleNamespace(layout=layout))
+    options = names["with_time_limit"](names["parse_options"](), SimpleNamespace(layout=layout))
     run = SimpleNamespace(options=options, device=torch.device("cpu"), speed=1e6 / 60)
-    limit = names["adaptation_limit"](run, shape, 1, time.monotonic() - 60 * passed)
+    limit = names["adaptation_minutes"](run, shape, 1, time.monotonic() - 60 * passed)
     assert limit == pytest.approx(expected, abs=0.05)
 
 
@@ -853,7 +853,7 @@ def test_parts_of_a_movie_share_the_time(names: dict[str, Any], monkeypatch: pyt
     """Ten minutes for two parts of a minute each by trial: (10 - 2 * 4) / 2."""
     monkeypatch.setattr(sys, "argv", ["process.py", "--time-limit", "10"])
     run = SimpleNamespace(options=names["parse_options"](), device=torch.device("cpu"), speed=1e6 / 60)
-    limit = names["adaptation_limit"](run, (100, 100, 100), 2, time.monotonic())
+    limit = names["adaptation_minutes"](run, (100, 100, 100), 2, time.monotonic())
     assert limit == pytest.approx(1, abs=0.05)
 
 
@@ -926,9 +926,9 @@ def test_errors_are_told_while_itk_is_kept_silent() -> None:
         names = runpy.run_path({str(PROCESS)!r}, run_name="process")
         names["open_streams"]()
         with _silence():
-            names["complain"]("told")
+            names["print_error"]("told")
             os.write(2, b"by ITK")
-        names["complain"]("told too")
+        names["print_error"]("told too")
     """
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROCESS.parent, check=True)  # noqa: S603
@@ -960,7 +960,7 @@ def test_a_terminal_that_goes_away_does_not_stop_the_work(tmp_path: Path, weight
 
 
 def test_a_line_for_each_tenth(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    progress = names["Progress"]("[1/1] a.tif", names["StopSignals"](names["say_farewell"]))
+    progress = names["Progress"]("[1/1] a.tif", names["StopSignals"](names["print_stopped"]))
     for done in range(0, 201, 3):
         progress("reading", min(done, 200), 200)
     for done in (3, 3, 7):
@@ -978,8 +978,8 @@ def test_a_line_for_each_tenth(names: dict[str, Any], capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.0, "0 s"), (7.2, "8 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
 )
-def test_duration(names: dict[str, Any], seconds: float, text: str) -> None:
-    assert names["duration"](seconds) == text
+def test_format_duration(names: dict[str, Any], seconds: float, text: str) -> None:
+    assert names["format_duration"](seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -993,8 +993,8 @@ def test_duration(names: dict[str, Any], seconds: float, text: str) -> None:
         (1.23e9, "1.2 GB"),
     ],
 )
-def test_in_bytes(names: dict[str, Any], number: float, text: str) -> None:
-    assert names["in_bytes"](number) == text
+def test_format_bytes(names: dict[str, Any], number: float, text: str) -> None:
+    assert names["format_bytes"](number) == text
 
 
 @pytest.mark.parametrize(
