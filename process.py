@@ -77,7 +77,7 @@ SHIPPED_WEIGHTS = Path(__file__).resolve().parent / UPLOADED_WEIGHTS.name
 REPORTS = "report"  # the folder of --report below the output
 DEMO_MINUTES = 1.0  # at most, of --adapt auto with --demo
 # A movie may take this many times as long as the trial suggests: with motion, which is only detected on the way, it is
-# read several times, and parts of it are denoised twice (500 x 128 x 128: 7.3 s, not 1.9; 500 x 256 x 256: 20 s, not 7.7).
+# read several times, and parts of it are denoised twice (500 x 128 x 128: 7.3 s, not 1.9; 500 x 256 x 256: 20, not 7.7).
 MOTION_FACTOR = 4.0
 MIN_FLOAT_STEPS = 1000  # of float32 within a movie's percentiles: with fewer, rounding may be visible
 MIN_INTEGER_STEPS = (

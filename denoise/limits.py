@@ -31,7 +31,7 @@ def limit_threads() -> None:
 
 
 def limit_memory() -> None:
-    """Limit this process to the memory there is: an allocation error costs one movie, a kill by the kernel the whole run."""
+    """Limit this process to the memory there is: an allocation error costs one movie, a kill by the kernel the run."""
     if sys.platform != "linux":
         return
     import resource
