@@ -80,9 +80,7 @@ DEMO_MINUTES = 1.0  # at most, of --adapt auto with --demo
 # read several times, and parts of it are denoised twice (500 x 128 x 128: 7.3 s, not 1.9; 500 x 256 x 256: 20, not 7.7).
 MOTION_FACTOR = 4.0
 MIN_FLOAT_STEPS = 1000  # of float32 within a movie's percentiles: with fewer, rounding may be visible
-MIN_INTEGER_STEPS = (
-    50  # of an integer type within a movie's percentiles: with fewer, noise no longer hides the rounding
-)
+MIN_INTEGER_STEPS = 50  # of an integer type likewise: with fewer, noise no longer hides the rounding
 SAVE_INTERVAL = 5.0  # seconds, at least, between two writings of the metadata during the run
 MAX_SAVING_SHARE = 0.05  # of the run's time, when there are many movies
 # Options that --resume does not compare. It compares the content of the weights; devices differ by rounding and speed.
@@ -238,9 +236,9 @@ def check_save_weights(options: Options, plan: Plan) -> None:
         options.overwrite or (options.resume and has_saved_weights(earlier, path))
     )
     if os.path.lexists(path) and not may_replace:
-        found = "one that no earlier run saved there" if options.resume else "one"
+        existing = "one that no earlier run saved there" if options.resume else "one"
         raise Refusal(
-            f"--save-weights {path}: expected no such file yet, found {found}; choose another name, or --overwrite"
+            f"--save-weights {path}: expected no such file yet, found {existing}; choose another name, or --overwrite"
         )
 
 
@@ -489,29 +487,20 @@ def input_files(job: Job) -> list[Path]:
 
 def denoise_movie_file(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:
     """Process one movie: open it, denoise it block by block into a new file, and record what was done."""
-    from denoise.movies import MovieError
-
     start = time.monotonic()
     with open_job(job, run.options) as recording:
         inputs = input_files(job)
         states = [file_state(path) for path in inputs]
-        record.update(made_with=made_with(run), input_files=fingerprints(inputs))
-        dtype = output_dtype(recording.info, run.options)
-        record.update(recording_metadata(recording), output_dtype=str(dtype))
-        record["warnings"] = [*recording.info.notes, *dtype_warnings(recording.info, run)]
+        record_input(run, record, recording, inputs)
         progress.print_line(f"{describe_recording(recording)} -> {record['output']}")
         warn_of_time(run, recording, progress)
         job.output.parent.mkdir(parents=True, exist_ok=True)
         team = writing_team(run, job, recording)
         if run.movie_team.rank and team.size == 1:
             return  # rank 0 writes this movie alone
-        with team.fail_together(), open_writer(team, job, recording, dtype) as writer:
+        with team.fail_together(), open_writer(run, team, job, recording) as writer:
             results = denoise_parts(run, recording, writer, start, progress)
-            if states != [file_state(path) for path in inputs]:
-                raise MovieError(
-                    f"{job.name}: expected a movie that is complete, found it changed while it was read; "
-                    "nothing was kept: run it again when it is"
-                )
+            check_unchanged(job, inputs, states)
             record_results(run, record, results, progress)
         record["status"] = "ok"  # even if weights or reports, written below, fail
     record["output_file"] = fingerprints(list_files(job.output))[0]
@@ -525,6 +514,31 @@ def denoise_movie_file(run: Run, job: Job, record: dict[str, Any], progress: Pro
             progress.print_line(f"WARNING: {warning}")
 
 
+def record_input(run: Run, record: dict[str, Any], recording: Recording, inputs: list[Path]) -> None:
+    """Put into the record what the movie is, and what it is denoised with."""
+    record.update(made_with=made_with(run), input_files=fingerprints(inputs))
+    dtype = output_dtype(recording.info, run.options)
+    record.update(recording_metadata(recording), output_dtype=str(dtype))
+    record["warnings"] = [*recording.info.notes, *dtype_warnings(recording.info, run)]
+
+
+def file_state(path: Path) -> tuple[int, int]:
+    """Return size and modification time, which change if the file is written to."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def check_unchanged(job: Job, inputs: list[Path], states: list[tuple[int, int]]) -> None:
+    """Raise MovieError if an input file was written to after its state was taken."""
+    from denoise.movies import MovieError
+
+    if states != [file_state(path) for path in inputs]:
+        raise MovieError(
+            f"{job.name}: expected a movie that is complete, found it changed while it was read; "
+            "nothing was kept: run it again when it is"
+        )
+
+
 def writing_team(run: Run, job: Job, recording: Recording) -> Team:
     """Return the ranks that write an output together: a TIFF of one movie, if nothing needs all frames in order."""
     from denoise.ranks import ALONE
@@ -535,13 +549,13 @@ def writing_team(run: Run, job: Job, recording: Recording) -> Team:
 
 
 def open_writer(
-    team: Team, job: Job, recording: Recording, dtype: np.dtype
+    run: Run, team: Team, job: Job, recording: Recording
 ) -> AbstractContextManager[PartsWriter | ShareWriter]:
     """Return the writer of a movie, or of this rank's share of it."""
     from denoise.outputs import output_writer
     from denoise.ranks import share_writer
 
-    writer = output_writer(job.output, recording, dtype)
+    writer = output_writer(job.output, recording, output_dtype(recording.info, run.options))
     return share_writer(writer, team) if team.size > 1 else writer
 
 
@@ -639,12 +653,6 @@ def part_records(record: dict[str, Any]) -> list[dict[str, Any]]:
     return parts
 
 
-def file_state(path: Path) -> tuple[int, int]:
-    """Return size and modification time, which change if the file is written to."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
 # ---- the time that a movie may take
 
 
@@ -724,19 +732,20 @@ def resolution_warnings(result: Result, wanted: np.dtype, written: np.dtype) -> 
     if not spread:  # a constant movie
         return []
     if np.issubdtype(written, np.integer):
-        found = (
-            f"{written} has steps of 1, and the movie ranges over {spread:.3g}: what is finer is rounded away"
+        coarse = (
+            f"{written} has steps of 1, and the movie ranges over {spread:.3g}: what is finer is rounded away; "
+            "leave --dtype input out for float32"
         )
-        return [f"{found}; leave --dtype input out for float32"] if spread < MIN_INTEGER_STEPS else []
+        return [coarse] if spread < MIN_INTEGER_STEPS else []
     step = float(np.spacing(np.float32(max(map(abs, result.percentile_values)))))
     if written != np.float32 or wanted.itemsize < 4 or wanted == written or spread > MIN_FLOAT_STEPS * step:
         return []
-    found = f"float32 has steps of {step:.3g} at these intensities, which range over {spread:.3g}"
+    rounding = f"float32 has steps of {step:.3g} at these intensities, which range over {spread:.3g}"
     if spread < np.finfo(np.float32).tiny:
         raise MovieError(
-            f"expected intensities that float32 can tell apart, found that {found}; multiply them"
+            f"expected intensities that float32 can tell apart, found that {rounding}; multiply them"
         )
-    return [f"{found}; subtract an offset before, or for integers use --dtype input"]
+    return [f"{rounding}; subtract an offset before, or for integers use --dtype input"]
 
 
 # ---- beside the denoised movie: adapted weights and reports
@@ -766,9 +775,9 @@ def writing_extra(job: Job, path: Path | str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        found = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        cause = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise MovieError(
-            f"{job.name}: expected to write {path} beside the denoised movie, which is complete, found: {found}; "
+            f"{job.name}: expected to write {path} beside the denoised movie, which is complete, found: {cause}; "
             "check space and permissions"
         ) from error
 
@@ -881,16 +890,15 @@ def failure_message(error: Exception, job: Job) -> str:
     if lacks_memory(error):
         text = f"expected enough memory, found too little ({error}); give it more, or a device with more"
     elif isinstance(error, OSError):
-        found = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
-        text = f"expected to read it and write {job.output}, found: {found}; check space and permissions"
+        cause = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+        text = f"expected to read it and write {job.output}, found: {cause}; check space and permissions"
     else:
         text = unexpected_error(error)
     return f"{job.name}: {text}"
 
 
 def unexpected_error(error: Exception) -> str:
-    found = f"{type(error).__name__}: {error}"
-    return f"expected to finish, found an error of the program ({found}); please report it"
+    return f"expected to finish, found an error of the program ({type(error).__name__}: {error}); please report it"
 
 
 def print_stopped(stopped: Stopped) -> None:
@@ -998,8 +1006,10 @@ def save_metadata(run: Run, status: str) -> None:
     try:
         write_metadata(run.options.output, metadata(run, status))
     except OSError as error:
-        found = f"found: {error.strerror}; the movies reported as done are complete"
-        raise Refusal(f"{run.options.output / METADATA}: expected to write the metadata, {found}") from error
+        raise Refusal(
+            f"{run.options.output / METADATA}: expected to write the metadata, found: {error.strerror}; "
+            "the movies reported as done are complete"
+        ) from error
 
 
 def save_and_report_stop(run: Run, stopped: Stopped) -> None:

@@ -125,8 +125,8 @@ def test_integers_that_float32_does_not_hold_have_the_same_figures(dtype: str, o
     found = examine((raw + offset).astype(dtype), clean + offset, {"gain": 0.0, "read_variance": 25.0})
     assert (found.level, found.verdict) == (usual.level, usual.verdict) == ("good", usual.verdict)
     np.testing.assert_allclose(found.maps["denoised"], usual.maps["denoised"] + offset, atol=1e-3, rtol=0)
-    told = np.subtract(page_data(found, {})["spots"][0]["raw"], offset)
-    np.testing.assert_allclose(told, usual.spots[0]["raw"], atol=0.1, rtol=0)
+    trace = np.subtract(page_data(found, {})["spots"][0]["raw"], offset)
+    np.testing.assert_allclose(trace, usual.spots[0]["raw"], atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize("offset", [0, 2**32 - 1000])
@@ -144,8 +144,8 @@ def test_darkness_before_any_light_is_shown_and_tells_nothing(offset: int) -> No
     np.testing.assert_allclose(found.spots[0]["raw"][dark:] - offset, usual.spots[0]["raw"], atol=0.1)
     pictures = [(frame, *map(np.mean, pair)) for frame, *pair in found.shown]
     traces = [(frame, found.spots[0]["denoised"][frame]) for frame in range(dark)]
-    told: list[tuple[Any, ...]] = [*found.levels, *pictures, *traces]
-    for frame, *means in told:
+    values: list[tuple[Any, ...]] = [*found.levels, *pictures, *traces]
+    for frame, *means in values:
         expected = clean[frame].mean()
         assert means == pytest.approx([expected] * len(means), rel=1e-3, abs=1000 if offset else 1)
 

@@ -79,8 +79,8 @@ def test_the_peak_is_this_process_own(tmp_path: Path) -> None:
     assert 1 << 20 < peak_resident(tmp_path / "none") < 1 << 50
     code = "from denoise.limits import peak_resident; print(peak_resident())"
     kept = np.ones(80_000_000)  # of the process that starts it
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603
-    assert int(told.stdout) < kept.nbytes
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603
+    assert int(ended.stdout) < kept.nbytes
 
 
 def test_the_least_of_all_limits_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,13 +101,13 @@ def test_what_lacks_is_told_however_little_it_is(monkeypatch: pytest.MonkeyPatch
 def test_float32_is_told_to_take_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """On processors that do not compute in half precision, by as much as the network then takes."""
     shape, device = (500, 512, 512), torch.device("cpu")
-    told = []
+    estimates = []
     for able in ({"avx512_bf16": True}, {}):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
-        told.append(working_bytes(shape, device, report=False))
+        estimates.append(working_bytes(shape, device, report=False))
     pixels = shape[1] * shape[2]
     more = 16 * pixels * network.VOXEL_BYTES + pixels * network.STATE_BYTES
-    assert told[1] - told[0] == pytest.approx(ALLOCATOR_FACTOR * more, abs=1)
+    assert estimates[1] - estimates[0] == pytest.approx(ALLOCATOR_FACTOR * more, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ def test_memory_that_is_freed_is_used_again(rounds: int, settings: dict[str, str
         "print(pages[-1] - pages[-2])"
     )
     line, environment = [sys.executable, "-c", code], os.environ | settings
-    told = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)  # noqa: S603
-    assert int(told.stdout) < 100
+    ended = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)  # noqa: S603
+    assert int(ended.stdout) < 100
 
 
 OTHER_SYSTEM = """

@@ -92,8 +92,8 @@ class Runner:
         threads, arguments_before = torch.get_num_threads(), sys.argv
         sys.argv = [*self.command[1:], *map(str, arguments)]
         try:
-            told = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
-            with told[0], told[1], pytest.raises(SystemExit) as caught:
+            redirects = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+            with redirects[0], redirects[1], pytest.raises(SystemExit) as caught:
                 runpy.run_path(str(PROCESS), run_name="__main__")
         finally:
             sys.argv = arguments_before
