@@ -144,16 +144,16 @@ class ShareWriter:
 
     def __init__(self, file: BinaryIO, begin: int, dtype: np.dtype) -> None:
         self.file, self.begin, self.dtype = file, begin, dtype
-        self.next = 0
+        self.next_frame = 0
 
     def seek(self, frame: int) -> None:
-        self.next = frame
+        self.next_frame = frame
 
     def append_to(self, _: object, frames: np.ndarray) -> None:
         """Write the next frames (n, Y, X), which have the dtype of the writer; the part is always the only one."""
-        self.file.seek(self.begin + self.next * frames[0].nbytes)
+        self.file.seek(self.begin + self.next_frame * frames[0].nbytes)
         self.file.write(np.ascontiguousarray(frames).data)
-        self.next += len(frames)
+        self.next_frame += len(frames)
 
 
 @contextmanager

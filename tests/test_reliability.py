@@ -353,7 +353,7 @@ def test_a_run_that_is_stopped_forgets_no_finished_movie(run: Runner, how: str, 
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "[" * 100_000, "\0", '{"program": 3}', '{"movies": [{"status": "ok", "output": "a.tif"}]}']
-    + [f'{{"program": {{"name": "{NAME}"}}, {told}}}' for told in (
+    + [f'{{"program": {{"name": "{NAME}"}}, {fields}}}' for fields in (
         '"movies": 3', '"movies": [3]', '"movies": [{"status": "ok"}]', '"movies": [], "earlier": 3',
         '"movies": [{"status": "ok", "output": []}]',
     )],
