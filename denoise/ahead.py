@@ -1,9 +1,9 @@
 """Run an iterator in a thread of its own, so that reading, computing and writing overlap.
 
-    reading -> queue -> computing -> queue -> writing        each stage takes from an `ahead` of the one before
+    reading -> queue -> computing -> queue -> writing        each stage consumes an `ahead` of the one before
 
-The stage that takes is the one that decides: it gets the other's exceptions as its own, and when it ends, however it
-ends, the other's thread ends too.
+The consumer is in control: exceptions of the producer are raised in it, and when it ends, however it ends, the
+producer's thread ends too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 T = TypeVar("T")
 
-DEPTH = 2  # items that wait to be taken or are being made: more of them would only take memory
+MAX_WAITING = 2  # items that are ready or being made: more would only take memory
 
 
 class _End(Exception):
@@ -25,40 +25,40 @@ class _End(Exception):
 
 
 def ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
-    """The same items in the same order, made in a thread of their own; use it in contextlib.closing.
+    """Yield the same items in the same order, made ahead in a thread of their own; use it in contextlib.closing.
 
-    Closing it closes the iterator, in its thread, as soon as that has finished the item that it is at.
+    Closing it closes the iterator, in its thread, as soon as the item that is being made is finished.
     """
-    waiting: SimpleQueue[T | BaseException] = SimpleQueue()
-    room = threading.Semaphore(DEPTH)
-    leaving = threading.Event()
+    ready: SimpleQueue[T | BaseException] = SimpleQueue()
+    room = threading.Semaphore(MAX_WAITING)
+    closing = threading.Event()
 
-    def work() -> None:
+    def produce() -> None:
         end: BaseException = _End()
         try:
-            with torch.inference_mode():  # which each thread has to say for itself
-                while room.acquire() and not leaving.is_set():
-                    waiting.put(next(items))
+            with torch.inference_mode():  # a setting of each thread
+                while room.acquire() and not closing.is_set():
+                    ready.put(next(items))
         except StopIteration:
             pass
-        except BaseException as error:  # noqa: BLE001 - raised again where the items are taken
+        except BaseException as error:  # noqa: BLE001 - raised again in the consumer
             end = error
         finally:
             items.close()
-            waiting.put(end)
+            ready.put(end)
 
-    # Stopped may come anywhere, also while the thread starts or is waited for. Should a thread remain, it finds that all
-    # are leaving, and Python waits for its end: a daemon that Python ends within C++ takes the whole process down.
-    thread = threading.Thread(target=work)
+    # Stopped may be raised anywhere, also while the thread starts or is joined. A thread that remains then sees that
+    # `closing` is set, and Python waits for its end. No daemon: one that Python ends within C++ aborts the process.
+    thread = threading.Thread(target=produce)
     try:
         thread.start()
-        while not isinstance(item := waiting.get(), BaseException):
+        while not isinstance(item := ready.get(), BaseException):
             room.release()
             yield item
         if not isinstance(item, _End):
             raise item
     finally:
-        leaving.set()
+        closing.set()
         room.release()
         if thread.is_alive():
             thread.join()

@@ -1,9 +1,9 @@
-"""Files that appear complete or not at all, in folders that one run writes at a time.
+"""Atomic writing: files appear complete or not at all, and only one run at a time writes to a folder.
 
-A file is written under a hidden name beside its own, `.<name>.<random>.calcium-denoiser.part`, and gets its own
-name when it is on the disk. Its writer holds a lock on it, which the kernel lifts when the process ends, however
-it ends: a temporary file that can be locked is a dead run's, and may go. The lock on a folder is the folder's
-own, so that no lock file remains either. Where there are no locks (some network folders), nothing is removed.
+A file is written under a hidden temporary name beside its final one, `.<name>.<random>.calcium-denoiser.part`, and
+renamed when it is on the disk. Its writer holds a lock on it, which the kernel releases when the process ends, however
+it ends: a temporary file that can be locked was left by a dead run, and may be removed. A folder is locked itself, so
+that no lock file remains either. Where there are no locks (some network folders), nothing is removed.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-ENDING = ".calcium-denoiser.part"
-LEFTOVER = re.compile(rf"\..*\.[0-9a-f]{{8}}{re.escape(ENDING)}", re.DOTALL)
-NAME_SHOWN = 40  # characters of at most 4 bytes: the temporary name stays within 255 bytes
+PART_SUFFIX = ".calcium-denoiser.part"
+LEFTOVER = re.compile(rf"\..*\.[0-9a-f]{{8}}{re.escape(PART_SUFFIX)}", re.DOTALL)
+NAME_LENGTH = (
+    40  # characters of the final name in a temporary one, of at most 4 bytes: within the limit of 255
+)
 
-_under_way: set[Path] = set()  # temporary files of this process
+_temporary_paths: set[Path] = set()  # temporary files of this process
 
 
 class PartFile:
-    """A file under way: write to `file`, then `keep` or `discard` it. Raises OSError."""
+    """A temporary file: write to `file`, then `keep` or `discard` it. Raises OSError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._part = _part_name(path)
-        _under_way.add(self._part)  # before it exists: discard_all may come at any time
+        self._part = _temporary_path(path)
+        _temporary_paths.add(self._part)  # before it exists: discard_all may come at any time
         try:
             self.file: BinaryIO = self._part.open("x+b")
         except BaseException:
@@ -45,19 +47,19 @@ class PartFile:
         _lock(self.file.fileno())
 
     def keep(self) -> None:
-        """Put the file on the disk, and under its name; an older one of that name is replaced."""
+        """Flush the file to the disk and give it its final name; an older file of that name is replaced."""
         self.file.flush()
         os.fsync(self.file.fileno())
         if fcntl is None:
             self.file.close()  # Windows renames no open file; elsewhere the lock holds until it is renamed
         self._part.replace(self.path)
         self.file.close()
-        _under_way.discard(self._part)
+        _temporary_paths.discard(self._part)
         _sync_folder(self.path.parent)
 
     def discard(self) -> None:
-        """Leave nothing; after `keep` this does nothing."""
-        with suppress(OSError):  # a full disk refuses the buffer's rest, which nobody wants
+        """Remove the temporary data; does nothing after `keep`."""
+        with suppress(OSError):  # a full disk refuses what is still buffered, which is not needed
             self.file.close()
         self._forget()
 
@@ -66,12 +68,12 @@ class PartFile:
 
 
 class PartFolder:
-    """A folder under way: fill `folder`, then `keep` or `discard` it. Raises OSError."""
+    """A temporary folder: fill `folder`, then `keep` or `discard` it. Raises OSError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.folder = _part_name(path)
-        _under_way.add(self.folder)
+        self.folder = _temporary_path(path)
+        _temporary_paths.add(self.folder)
         try:
             self.folder.mkdir()
             self._lock = os.open(self.folder, os.O_RDONLY)
@@ -81,27 +83,27 @@ class PartFolder:
             raise
 
     def keep(self) -> None:
-        """Put the folder on the disk, and under its name.
+        """Flush the folder to the disk and give it its final name.
 
-        An older one makes room just before; should the run be killed in between, there is neither.
+        An older folder is moved away just before; if the run is killed in between, there is neither.
         """
-        for place, _, names in os.walk(self.folder):
+        for parent, _, names in os.walk(self.folder):
             for name in names:
-                _sync_file(Path(place) / name)
-            _sync_folder(Path(place))
-        old = _part_name(self.path)
-        _under_way.add(old)
+                _sync_file(Path(parent) / name)
+            _sync_folder(Path(parent))
+        old = _temporary_path(self.path)
+        _temporary_paths.add(old)
         if self.path.is_dir():
             self.path.replace(old)
         self.folder.replace(self.path)
         os.close(self._lock)
         _sync_folder(self.path.parent)
-        _under_way.discard(self.folder)
+        _temporary_paths.discard(self.folder)
         _remove(old)
 
     def discard(self) -> None:
-        """Leave nothing; after `keep` this does nothing."""
-        if self.folder in _under_way:
+        """Remove the temporary data; does nothing after `keep`."""
+        if self.folder in _temporary_paths:
             os.close(self._lock)
             self._forget()
 
@@ -110,7 +112,7 @@ class PartFolder:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Replace a file when all of the content is on the disk; on an error leave it as it was. Raises OSError."""
+    """Write or replace a file at once; on an error an older one stays as it was. Raises OSError."""
     part = PartFile(path)
     try:
         part.file.write(content)
@@ -120,20 +122,20 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def discard_all() -> None:
-    """Remove every temporary file of this process, which is about to end; any thread may call it."""
-    for part in list(_under_way):
+    """Remove every temporary file of this process, which is about to end; may be called by any thread."""
+    for part in list(_temporary_paths):
         _remove(part)
 
 
 def remove_leftovers(folders: Iterable[Path]) -> list[Path]:
-    """Remove what dead runs left in these folders; the temporary files of live ones stay. Raises nothing."""
-    found = [path for folder in folders for path in _list(folder) if LEFTOVER.fullmatch(path.name)]
-    return [path for path in found if _remove_if_dead(path)]
+    """Remove temporary files of dead runs, not of live ones, and return their paths. Raises nothing."""
+    candidates = [path for folder in folders for path in _list(folder) if LEFTOVER.fullmatch(path.name)]
+    return [path for path in candidates if _remove_if_dead(path)]
 
 
 @contextmanager
-def sole_use(folder: Path) -> Iterator[bool]:
-    """Hold a folder against other runs; False where the system has no locks. Raises BlockingIOError if held."""
+def lock_folder(folder: Path) -> Iterator[bool]:
+    """Lock a folder against other runs; False where the system has no locks. Raises BlockingIOError if it is locked."""
     if fcntl is None:
         yield False
         return
@@ -144,21 +146,21 @@ def sole_use(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def _part_name(path: Path) -> Path:
-    return path.with_name(f".{path.name[:NAME_SHOWN]}.{uuid.uuid4().hex[:8]}{ENDING}")
+def _temporary_path(path: Path) -> Path:
+    return path.with_name(f".{path.name[:NAME_LENGTH]}.{uuid.uuid4().hex[:8]}{PART_SUFFIX}")
 
 
 def _remove(part: Path) -> None:
-    """Remove a file or folder under way, if it is there. Raises nothing."""
+    """Remove a temporary file or folder, if it exists. Raises nothing."""
     if part.is_dir():
         shutil.rmtree(part, ignore_errors=True)
     with suppress(OSError):
         part.unlink(missing_ok=True)
-    _under_way.discard(part)
+    _temporary_paths.discard(part)
 
 
 def _lock(handle: int) -> bool:
-    """Lock an open file or folder until it is closed; False if that cannot be done here."""
+    """Lock an open file or folder until it is closed; False where the system has no locks."""
     if fcntl is None:
         return False
     try:
@@ -173,16 +175,16 @@ def _lock(handle: int) -> bool:
 def _remove_if_dead(path: Path) -> bool:
     if fcntl is None:
         return False
-    folder = path.is_dir()
+    is_folder = path.is_dir()
     try:
-        mode = os.O_RDONLY | os.O_DIRECTORY if folder else os.O_RDWR
+        mode = os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR
         handle = os.open(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:
         if not _lock(handle):
             return False
-        if folder:
+        if is_folder:
             shutil.rmtree(path)
         else:
             path.unlink()
@@ -209,7 +211,7 @@ def _sync_file(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name last where the system can; the content itself is on the disk already."""
+    """Flush a folder's new names to the disk, where the system can; the content is there already."""
     if os.name != "posix":
         return
     with suppress(OSError):  # some network folders refuse

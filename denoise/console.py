@@ -1,6 +1,6 @@
-"""What a run tells on the way: progress and warnings on stdout, errors on stderr, each in one line."""
+"""Messages to the user: progress and warnings on stdout, errors on stderr, each in one line."""
 
-from __future__ import annotations  # and no torch or numpy up here, see process.py
+from __future__ import annotations  # no torch or numpy at the top, see process.py
 
 import math
 import os
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from denoise.stopping import StopSignals
 
 
-IN_PERCENT = "adapting"  # the stage that takes steps, which say less to a user than frames
+PERCENT_STAGE = "adapting"  # the stage that counts training steps, not frames: users see a percentage only
 PERCENT_BAR = "{l_bar}{bar}| [{elapsed}<{remaining}]"
-LONGEST = 500  # characters of an error: the platform drops over-long lines
-NAMES_SHOWN = 5  # of many, in one message
+MAX_ERROR_LENGTH = 500  # characters: Grand Challenge drops over-long lines
+NAMES_SHOWN = 5  # of a longer list, in one message
 
 
 class Progress:
-    """Tells how far a movie is: a bar on a terminal, elsewhere a line for each stage and each tenth of it."""
+    """Progress of one movie: a bar on a terminal, elsewhere a line for each stage and each tenth of it."""
 
     def __init__(self, label: str, signals: StopSignals) -> None:
         self.label = label
         self.signals = signals
         self.stage = ""
         self.tenth = 0
-        self.start = self.last = time.monotonic()  # of the stage, and of what was last told
+        self.start = self.last = time.monotonic()  # of the stage, and of the last update
         self.bar: Any = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` frames of a stage, such as "reading", are through; of IN_PERCENT steps or whatever it is."""
+        """Show that `done` of `total` frames of a stage, such as "reading", are done (in PERCENT_STAGE: of any unit)."""
         self.signals.check()
         if stage != self.stage:
             self._begin(stage, total)
@@ -44,8 +44,8 @@ class Progress:
         elif 10 * done // total > self.tenth:
             self.tenth = 10 * done // total
             seconds = (time.monotonic() - self.start) * (total - done) / done
-            frames = f" ({done}/{total} frames)" if stage != IN_PERCENT else ""
-            self.say(f"{stage} {10 * self.tenth}%{frames}, {duration(seconds)} left")
+            frames = f" ({done}/{total} frames)" if stage != PERCENT_STAGE else ""
+            self.print_line(f"{stage} {10 * self.tenth}%{frames}, {format_duration(seconds)} left")
         self.last = time.monotonic()
 
     def _begin(self, stage: str, total: int) -> None:
@@ -58,15 +58,15 @@ class Progress:
             width, height = shutil.get_terminal_size()  # 80 x 24 where a terminal says 0, which hides a bar
             self.bar = tqdm(
                 total=total, desc=label, unit="frame", file=sys.stdout, ncols=width, nrows=height,
-                bar_format=PERCENT_BAR if stage == IN_PERCENT else None,
+                bar_format=PERCENT_BAR if stage == PERCENT_STAGE else None,
             )  # fmt: skip
         else:
-            self.say(stage)
+            self.print_line(stage)
 
-    def say(self, text: str) -> None:
-        """A line of its own about the movie."""
+    def print_line(self, text: str) -> None:
+        """Print a line about the movie."""
         self.close()
-        say(f"{self.label}: {text}")
+        print_line(f"{self.label}: {text}")
 
     def close(self) -> None:
         """End the bar, if there is one."""
@@ -76,44 +76,47 @@ class Progress:
 
 
 def open_streams() -> None:
-    """Make stdout and stderr safe to write to, any file name, also where they were closed before the start.
+    """Make stdout and stderr safe to write any file name to, also where they were closed before the start.
 
-    A file opened later would else take the closed one's number, and what libraries print would go into it. Errors get a
-    descriptor of their own: 2 leads nowhere while ITK reads (denoise.itk), and another thread may complain meanwhile.
-    What libraries warn of goes to stdout: the last line on stderr has to be an error of this program.
+    Otherwise a file opened later would get the number of the closed stream, and libraries would print into it. stderr
+    gets a descriptor of its own: number 2 is redirected while ITK reads (denoise.itk), when another thread may report
+    an error. Warnings of libraries go to stdout: the last line on stderr has to be an error of this program.
     """
-    warnings.showwarning = lambda message, category, *_: say(f"WARNING: {category.__name__}: {message}")
+    warnings.showwarning = lambda message, category, *_: print_line(
+        f"WARNING: {category.__name__}: {message}"
+    )
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
-    sys.stdout, sys.stderr = (one or open(os.devnull, "w") for one in (sys.stdout, sys.stderr))  # noqa: SIM115
+    sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    given = sys.__stderr__
-    if given is not None and sys.stderr is given:  # not where somebody else listens
-        sys.stderr = open(os.dup(given.fileno()), "w", 1, given.encoding, given.errors, closefd=False)  # noqa: SIM115
+    original = sys.__stderr__
+    if original is not None and sys.stderr is original:  # not where a caller has replaced it
+        descriptor = os.dup(original.fileno())
+        sys.stderr = open(descriptor, "w", 1, original.encoding, original.errors, closefd=False)  # noqa: SIM115
 
 
-def say(text: str) -> None:
-    """One line on stdout."""
-    tell(sys.stdout, one_line(text))
+def print_line(text: str) -> None:
+    """Print one line on stdout."""
+    print_to(sys.stdout, one_line(text))
 
 
-def complain(text: str) -> None:
-    """One line on stderr, which by itself says what is wrong; where it is too long, without its middle."""
+def print_error(text: str) -> None:
+    """Print an error as one line on stderr; where it is too long, without its middle."""
     line = one_line(text)
-    if len(line) > LONGEST:
-        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
-    tell(sys.stderr, line)
+    if len(line) > MAX_ERROR_LENGTH:
+        line = f"{line[: MAX_ERROR_LENGTH // 2]} ... {line[-MAX_ERROR_LENGTH // 2 :]}"
+    print_to(sys.stderr, line)
 
 
-def complain_once(text: str) -> None:
-    """What all processes of a run meet: the first tells it."""
+def print_error_once(text: str) -> None:
+    """Print an error that all processes of a run meet: only the first one prints it."""
     if os.environ.get("RANK", "0") == "0":
-        complain(text)
+        print_error(text)
 
 
-def tell(stream: TextIO, text: str) -> None:
-    """A reader that went away (a closed pipe or terminal, a full disk) does not stop the work."""
+def print_to(stream: TextIO, text: str) -> None:
+    """Print to a stream; a reader that went away (a closed pipe or terminal, a full disk) does not stop the run."""
     try:
         print(text, file=stream, flush=True)
     except (OSError, ValueError):
@@ -121,20 +124,20 @@ def tell(stream: TextIO, text: str) -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Say nothing there from now on."""
-    with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), stream.fileno())
+    """Discard everything that is printed to a stream from now on."""
+    with suppress(OSError, ValueError), open(os.devnull, "wb") as devnull:
+        os.dup2(devnull.fileno(), stream.fileno())
 
 
 def one_line(text: str) -> str:
-    """The text with all that could break or bend a line, such as a newline in a file's name, made visible."""
+    """Escape what could break a line, such as a newline in a file's name."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )
 
 
 def listed(names: Sequence[object]) -> str:
-    """The first of some names, and how many more there are.
+    """Join the first names, and say how many more there are.
 
     >>> listed(["a", "b"]), listed("abcdefg")
     ('a, b', 'a, b, c, d, e and 2 more')
@@ -143,19 +146,15 @@ def listed(names: Sequence[object]) -> str:
     return ", ".join(map(str, names[:NAMES_SHOWN])) + more
 
 
-def duration(seconds: float) -> str:
-    """As people say it: 8 s, 3 min 20 s, 2 h 5 min."""
-    minutes, rest = divmod(math.ceil(seconds), 60)
+def format_duration(seconds: float) -> str:
+    """Format a duration: 8 s, 3 min 20 s, 2 h 5 min."""
+    minutes, remainder = divmod(math.ceil(seconds), 60)
     if minutes == 0:
-        return f"{rest} s"
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+        return f"{remainder} s"
+    return f"{minutes} min {remainder} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def in_bytes(number: float) -> str:
-    """As people say it: 2.5 kB, 31 MB, 1.2 GB."""
-    unit, name = next(
-        (unit, name)
-        for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-        if number >= unit or name == "kB"
-    )
+def format_bytes(number: float) -> str:
+    """Format a number of bytes: 2.5 kB, 31 MB, 1.2 GB."""
+    unit, name = (1e9, "GB") if number >= 1e9 else (1e6, "MB") if number >= 1e6 else (1e3, "kB")
     return f"{number / unit:.2g} {name}" if number < 99.5 * unit else f"{number / unit:.0f} {name}"

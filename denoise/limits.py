@@ -1,4 +1,4 @@
-"""What this process may use: processors and memory, by the machine, its control groups and its resource limits.
+"""How many processors and how much memory this process may use: machine, control groups, resource limits.
 
 Sources: the kernel's documents of cgroup-v2 (cpu.max, memory.max), cgroup-v1 (cpu.cfs_quota_us, memory.limit_in_bytes)
 and proc (MemAvailable, VmData); getrlimit(2).
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
+import platform
 import re
 import sys
 from collections.abc import Iterator
@@ -17,48 +19,62 @@ from pathlib import Path
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
-PLENTY = 8 << 30  # bytes of free memory
-STATUS = Path("/proc/self/status")
-MEMBERSHIP, MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+MIN_FREE_TO_KEEP = 8 << 30  # bytes of free memory, above which freed blocks are kept for reuse
+PROC_STATUS = Path("/proc/self/status")
+PROC_CGROUP, CGROUP_MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
-def cpu_quota(membership: Path = MEMBERSHIP, mount: Path = MOUNT) -> float:
-    """Processors that the control groups of this process, and those above them, grant; infinite if no limit."""
+def limit_threads() -> None:
+    """Let torch use no more threads than processors granted to this process: by default it counts the machine's."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, math.ceil(min(torch.get_num_threads(), allowed, cpu_quota()))))
+
+
+def limit_memory() -> None:
+    """Limit this process to the memory there is: an allocation error costs one movie, a kill by the kernel the run."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    total = total_memory()
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [limit for limit in (soft, hard, total) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits, default=soft), hard))
+
+
+def cpu_quota(membership: Path = PROC_CGROUP, mount: Path = CGROUP_MOUNT) -> float:
+    """Return how many processors this process's control groups, and those above them, grant; infinite if no limit."""
     quotas = [math.inf]
     for folder in control_groups("cpu", membership, mount):
-        old = [read_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
-        quota, period = read_text(folder / "cpu.max").split() or old
+        version1 = [read_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+        quota, period = read_text(folder / "cpu.max").split() or version1
         if quota.isdigit() and period.isdigit():  # not "max", -1, or no such file
             quotas.append(int(quota) / int(period))
     return min(quotas)
 
 
-def memory_there(
-    meminfo: Path = Path("/proc/meminfo"), membership: Path = MEMBERSHIP, mount: Path = MOUNT
+def total_memory(
+    meminfo: Path = Path("/proc/meminfo"), membership: Path = PROC_CGROUP, mount: Path = CGROUP_MOUNT
 ) -> int:
-    """Bytes of memory and swap space of this machine, or less if its control groups grant less; -1 if unknown."""
-    sizes = [told_bytes(name, meminfo) for name in ("MemTotal", "SwapTotal")]
+    """Return this machine's memory and swap space in bytes, or less if control groups grant less; -1 if unknown."""
+    sizes = [read_kernel_bytes(name, meminfo) for name in ("MemTotal", "SwapTotal")]
     limits = [sum(size or 0 for size in sizes)] if any(sizes) else []
     for folder in control_groups("memory", membership, mount):
-        limit = (read_text(folder / "memory.max") or read_text(folder / "memory.limit_in_bytes")).strip()
-        limits += [int(limit)] if limit.isdigit() else []
+        limit = read_first(folder / "memory.max", folder / "memory.limit_in_bytes")
+        if limit.isdigit():  # not "max"
+            limits.append(int(limit))
     return min(limits, default=-1)
 
 
-def memory_quota(membership: Path = MEMBERSHIP, mount: Path = MOUNT) -> float:
-    """Bytes that the control groups of this process, and those above them, still grant; infinite if no limit.
+def group_memory_left(membership: Path = PROC_CGROUP, mount: Path = CGROUP_MOUNT) -> float:
+    """Return how many bytes this process's control groups, and those above them, still grant; infinite if no limit.
 
-    What they hold of files can be dropped, and does not count as used.
+    Cached files (inactive_file) can be dropped, and do not count as used.
     """
     quotas = [math.inf]
     for folder in control_groups("memory", membership, mount):
-        limit, used = (
-            (read_text(folder / new) or read_text(folder / old)).strip()
-            for new, old in (
-                ("memory.max", "memory.limit_in_bytes"),
-                ("memory.current", "memory.usage_in_bytes"),
-            )
-        )
+        limit = read_first(folder / "memory.max", folder / "memory.limit_in_bytes")
+        used = read_first(folder / "memory.current", folder / "memory.usage_in_bytes")
         files = re.findall(r"^(?:total_)?inactive_file (\d+)$", read_text(folder / "memory.stat"), re.M)
         if limit.isdigit() and used.isdigit():
             quotas.append(int(limit) - int(used) + max(map(int, files), default=0))
@@ -66,7 +82,7 @@ def memory_quota(membership: Path = MEMBERSHIP, mount: Path = MOUNT) -> float:
 
 
 def control_groups(controller: str, membership: Path, mount: Path) -> Iterator[Path]:
-    """The folders of this process's control group, and of those above it, that may limit what is asked for."""
+    """Yield the folders of this process's control groups, and of those above them, that may limit a resource."""
     for line in read_text(membership).splitlines():
         _, controllers, group = line.split(":", 2)  # version 2: "0::/group"; 1: "4:cpu,cpuacct:/group"
         if controllers and controller not in controllers.split(","):
@@ -77,13 +93,13 @@ def control_groups(controller: str, membership: Path, mount: Path) -> Iterator[P
 
 
 def reuse_memory() -> None:
-    """Let the C library keep what is freed for the next chunk, in one heap for all threads; call it before any starts.
+    """Make the C library keep freed blocks for reuse, in one heap for all threads; call it before any thread starts.
 
-    By itself glibc gives every large block back to the kernel, which fills the next one with zeros first: that took a
-    sixth of the time for frames of 512 x 512. What is kept falls into pieces in time, a third of all: not where memory
-    is scarce. Elsewhere than on Linux this does nothing. Source: mallopt(3).
+    By default glibc returns every large block to the kernel, which fills the next one with zeros first: that took a
+    sixth of the time for frames of 512 x 512. Kept blocks become fragmented in time, which costs a third more memory:
+    so freed blocks are not kept where memory is scarce. Does nothing on other systems than Linux. Source: mallopt(3).
     """
-    if free_memory(torch.device("cpu")) < PLENTY:
+    if free_memory(torch.device("cpu")) < MIN_FREE_TO_KEEP:
         return
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -92,63 +108,86 @@ def reuse_memory() -> None:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that may still be allocated on a device; on the CPU the least of what any limit leaves.
+    """Return how many bytes can still be allocated on a device; on the CPU the least of what any limit leaves.
 
-    Infinite where the system does not tell, as on other systems than Linux.
+    Infinite where this is unknown, as on other systems than Linux.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    return max(0, min(machine_memory(), memory_quota(), data_limit()))
+    return max(0, min(machine_memory_left(), group_memory_left(), process_memory_left()))
 
 
 def lacks_memory(error: Exception) -> bool:
-    """Whether an error says that there is not enough memory; torch has no type for it where the CPU's is meant."""
+    """Return whether an error means that memory is exhausted; torch raises a plain RuntimeError for the CPU's."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
-def machine_memory() -> float:
-    """Bytes that the machine has left; infinite where it does not tell."""
-    found = told_bytes("MemAvailable", Path("/proc/meminfo"))
-    return math.inf if found is None else found
+def machine_memory_left() -> float:
+    """Return how many bytes the machine has left; infinite where this is unknown."""
+    available = read_kernel_bytes("MemAvailable", Path("/proc/meminfo"))
+    return math.inf if available is None else available
 
 
-def data_limit() -> float:
-    """Bytes that RLIMIT_DATA and RLIMIT_AS leave to this process; infinite where there is no such limit."""
+def process_memory_left() -> float:
+    """Return how many bytes RLIMIT_DATA and RLIMIT_AS leave to this process; infinite without such a limit."""
     try:
         import resource
     except ImportError:  # Windows
         return math.inf
-    left = [math.inf]
+    remaining = [math.inf]
     for limit, name in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
         soft, _ = resource.getrlimit(limit)
-        used = told_bytes(name)
+        used = read_kernel_bytes(name)
         if soft != resource.RLIM_INFINITY and used is not None:
-            left.append(soft - used)
-    return min(left)
+            remaining.append(soft - used)
+    return min(remaining)
 
 
-def peak_resident(status: Path = STATUS) -> int:
-    """The most bytes of memory that this process has held, on a Mac that it or its starter has; 0 where none is told."""
-    found = told_bytes("VmHWM", status)
-    if found is not None:
-        return found
+def peak_resident(status: Path = PROC_STATUS) -> int:
+    """Return the peak resident memory of this process in bytes (on a Mac: of it or its parent); 0 where unknown."""
+    peak = read_kernel_bytes("VmHWM", status)
+    if peak is not None:
+        return peak
     try:
         import resource
     except ImportError:  # Windows
         return 0
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, which outlives the change of program
+    unit = (
+        1 if sys.platform == "darwin" else 1024
+    )  # of ru_maxrss, which includes the parent's: exec does not reset it
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def told_bytes(name: str, path: Path = STATUS) -> int | None:
-    """What the kernel tells under a name, as in /proc/meminfo; None where it does not."""
-    found = re.search(rf"^{name}:\s*(\d+) kB$", read_text(path), re.M)
-    return int(found[1]) << 10 if found else None
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Return the peak memory use of this process so far, in bytes: resident, and on the GPU if it is used."""
+    peak = {"peak_memory": peak_resident()}
+    if device.type == "cuda":
+        peak["peak_gpu_memory"] = torch.cuda.max_memory_allocated(device)
+    return peak
+
+
+def hardware_name(device: torch.device) -> str:
+    """Return the name of the GPU, or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = re.search(r"^model name\s*:\s*(.+)$", read_text(Path("/proc/cpuinfo")), re.MULTILINE)
+    return model[1] if model else platform.processor() or platform.machine()
+
+
+def read_kernel_bytes(name: str, path: Path = PROC_STATUS) -> int | None:
+    """Read an entry such as "MemTotal: 1000 kB" of a file such as /proc/meminfo in bytes; None if it is not there."""
+    match = re.search(rf"^{name}:\s*(\d+) kB$", read_text(path), re.M)
+    return int(match[1]) << 10 if match else None
+
+
+def read_first(*paths: Path) -> str:
+    """Read the first of the files that is not empty, without surrounding white space: cgroup version 2 or else 1."""
+    return next(filter(None, map(read_text, paths)), "").strip()
 
 
 def read_text(path: Path) -> str:
-    """The file's text; empty if there is no such file, as on other systems than Linux."""
+    """Read a text file; empty if there is none, as on other systems than Linux."""
     try:
         return path.read_text()
     except OSError:

@@ -1,6 +1,6 @@
 """The command line of process.py."""
 
-from __future__ import annotations  # and no torch or numpy up here: --help and a wrong option answer at once
+from __future__ import annotations  # no torch or numpy at the top: --help and a wrong option answer at once
 
 import argparse
 import math
@@ -13,30 +13,30 @@ from typing import NoReturn
 from denoise import NAME, __version__
 from denoise.console import one_line
 
-UPLOADED_WEIGHTS = Path("/opt/ml/model/best_model_n2v.pth")  # where the platform puts an uploaded model
+UPLOADED_WEIGHTS = Path("/opt/ml/model/best_model_n2v.pth")  # where Grand Challenge puts an uploaded model
 EXAMPLE = Path(__file__).resolve().parents[1] / "example"  # the folder with the movie of --demo
-AUTO_MINUTES = {"cuda": 3.0, "cpu": 4.0}  # of --adapt auto, at most, for each movie
-CHALLENGE_MINUTES = 45.0  # for a movie in the challenge layout, of the 60 that its platform grants
+AUTO_MINUTES = {"cuda": 3.0, "cpu": 4.0}  # at most, for each movie, of --adapt auto
+CHALLENGE_MINUTES = 45.0  # for a movie in the challenge layout, of the 60 that Grand Challenge grants
 
 
 @dataclass(frozen=True)
 class Options:
-    """The command line."""
+    """The options of the command line."""
 
     input: Path
     output: Path
     weights: Path | None
     device: str
-    dtype: str  # of the output: "float32", or "input" for the movie's own
-    format: str  # of the output: "tif", or "same" for the movie's own
+    dtype: str  # of the output: "float32", or "input" for the type of the movie
+    format: str  # of the output: "tif", or "same" for the format of the movie
     percentiles: tuple[float, float]
-    adapt: float | str  # minutes for each movie at most, 0 for none, or "auto"
-    time_limit: float | None  # minutes for each movie; None for that of the layout (see with_limit)
-    save_weights: Path | None  # where the adapted weights go
+    adapt: float | str  # at most so many minutes for each movie, 0 for none, or "auto"
+    time_limit: float | None  # minutes for each movie; None for the default of the layout (with_time_limit)
+    save_weights: Path | None  # where to save the adapted weights
     overwrite: bool
     resume: bool
     frames: tuple[int | None, int | None]  # [first, end) of each movie
-    series: bool  # numbered files are one movie
+    series: bool  # numbered files form one movie
     dataset: str | None  # which array of an HDF5, NWB or Zarr file
     report: bool
     demo: bool
@@ -44,14 +44,14 @@ class Options:
 
 
 class Parser(argparse.ArgumentParser):
-    """Answers a wrong command line in one line, without the usage before it."""
+    """An argument parser that reports a wrong command line in one line, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {one_line(message)}; see --help\n")
 
 
 def parse_options() -> Options:
-    """Of sys.argv; a wrong one ends the program with status 2."""
+    """Parse sys.argv; a wrong command line ends the program with status 2."""
     parser = Parser(
         prog="process.py", description="Denoise the calcium-imaging movies of a folder.", allow_abbrev=False
     )
@@ -59,29 +59,31 @@ def parse_options() -> Options:
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--input",
-        type=a_path,
+        type=parse_path,
         default=Path("/input"),
         help="folder of movies, or one movie (default: /input)",
     )
-    add("--output", type=a_path, default=Path("/output"), help="folder for the results (default: /output)")
+    add(
+        "--output", type=parse_path, default=Path("/output"), help="folder for the results (default: /output)"
+    )
     add(
         "--weights",
-        type=a_path,
+        type=parse_path,
         help=f"checkpoint (default: {UPLOADED_WEIGHTS}, else the one beside process.py)",
     )
-    add("--device", type=a_device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--device", type=parse_device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--dtype", choices=("float32", "input"), default="float32", help="of the output (default: float32)")
     add("--format", choices=("tif", "same"), default="tif",
         help="of the output: TIFF, or the input's own where it can be written (default: tif)")  # fmt: skip
     add("--percentiles", type=float, nargs=2, metavar=("LOW", "HIGH"), default=(3.0, 97.0),
         help="of the movie's intensities, for its normalization (default: 3 97)")  # fmt: skip
-    add("--adapt", type=minutes, default="auto", metavar="auto|off|MINUTES",
+    add("--adapt", type=parse_adapt_minutes, default="auto", metavar="auto|off|MINUTES",
         help="first learn from each movie, for so long at most; kept only if it helps (default: auto, "
         f"{AUTO_MINUTES['cuda']:g} minutes on a GPU, {AUTO_MINUTES['cpu']:g} on a CPU, less if no better)")  # fmt: skip
-    add("--time-limit", type=a_time, metavar="MINUTES",
+    add("--time-limit", type=parse_time_limit, metavar="MINUTES",
         help="for each movie: it is adapted to only as long as leaves time to denoise it "
         f"(default: {CHALLENGE_MINUTES:g} in the challenge layout, none elsewhere)")  # fmt: skip
-    add("--save-weights", type=a_path, metavar="FILE",
+    add("--save-weights", type=parse_path, metavar="FILE",
         help="keep the weights adapted to the movie, for --weights and the microscope's next recordings")  # fmt: skip
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
@@ -89,7 +91,7 @@ def parse_options() -> Options:
         help="keep outputs that are complete for the same movie, weights and settings; do all others")  # fmt: skip
     add("--report", action="store_true",
         help="write report/<movie>.html and .png: pictures, traces, and what was removed")  # fmt: skip
-    add("--frames", type=a_range, default=(None, None), metavar="A:B",
+    add("--frames", type=parse_frame_range, default=(None, None), metavar="A:B",
         help="denoise frames A to B - 1 of each movie, counted from 0; each may be left out (default: all)")  # fmt: skip
     add("--series", action="store_true",
         help="TIFF files whose names differ by one number alone are one movie")  # fmt: skip
@@ -100,7 +102,7 @@ def parse_options() -> Options:
     )
     add("--dry-run", action="store_true", help="list the movies, memory and time; denoise nothing")
     add("--version", action="version", version=f"{NAME} {__version__}")
-    options = parser.parse_args(with_frames(sys.argv[1:]))
+    options = parser.parse_args(join_frames_option(sys.argv[1:]))
     if options.demo:
         options.input, options.report = EXAMPLE, True
     low, high = options.percentiles
@@ -111,53 +113,53 @@ def parse_options() -> Options:
     return Options(**{**vars(options), "percentiles": (low, high)})
 
 
-def with_frames(arguments: list[str]) -> list[str]:
-    """`--frames -500:` as `--frames=-500:`, since argparse takes what begins with a dash for another option."""
+def join_frames_option(arguments: list[str]) -> list[str]:
+    """Turn `--frames -500:` into `--frames=-500:`: argparse takes a value with a leading dash for an option."""
     if "--frames" not in arguments[:-1]:
         return arguments
-    place = arguments.index("--frames")
-    joined = "=".join(arguments[place : place + 2])
-    return [*arguments[:place], joined, *with_frames(arguments[place + 2 :])]
+    index = arguments.index("--frames")
+    joined = "=".join(arguments[index : index + 2])
+    return [*arguments[:index], joined, *join_frames_option(arguments[index + 2 :])]
 
 
-def minutes(text: str) -> float | str:
+def parse_adapt_minutes(text: str) -> float | str:
     if text == "auto":
         return text
-    value = 0.0 if text == "off" else a_number(text)
+    value = 0.0 if text == "off" else parse_number(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"expected auto, off, or minutes such as 2.5, found {text!r}")
     return value
 
 
-def a_time(text: str) -> float:
-    value = a_number(text)
+def parse_time_limit(text: str) -> float:
+    value = parse_number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"expected minutes, more than 0, such as 45, found {text!r}")
     return value
 
 
-def a_number(text: str) -> float:
-    """NaN for what is none: it lies in no range."""
+def parse_number(text: str) -> float:
+    """Return NaN for a text that is no number: it lies in no range."""
     try:
         return float(text)
     except ValueError:
         return math.nan
 
 
-def a_path(text: str) -> Path:
+def parse_path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("expected a path, found an empty text")
     return Path(text)
 
 
-def a_range(text: str) -> tuple[int | None, int | None]:
+def parse_frame_range(text: str) -> tuple[int | None, int | None]:
     if not re.fullmatch(r"(-?[0-9]{1,9})?:(-?[0-9]{1,9})?", text):
         raise argparse.ArgumentTypeError(f"expected A:B, such as 0:1000, found {text!r}")
     first, end = (int(part) if part else None for part in text.split(":"))
     return first, end
 
 
-def a_device(text: str) -> str:
+def parse_device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
         raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda or cuda:N, found {text!r}")
     return text

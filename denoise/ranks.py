@@ -1,10 +1,10 @@
 """Several processes, on one machine or many, as one run: `torchrun process.py ...`, or Slurm's srun (docs/ranks.md).
 
-Each process has a rank. Where there are as many movies as ranks, each rank denoises movies of its own. Else all work on
-the same movie: each surveys some sections of frames and writes some slabs into the one output that rank 0 began, which
-gets its name when all are done. What they exchange is small and on the CPU, so gloo carries it, with GPUs too.
+Each process has a rank. With at least as many movies as ranks, each rank denoises movies of its own. Otherwise all work
+on the same movie: each surveys some sections of frames and writes some slabs into the one output file, which rank 0
+creates and renames when all are done. Messages are small and on the CPU, so the backend is gloo, with GPUs too.
 
-Every rank computes what one process would, in the same order: the output is the same, bit by bit.
+Every value is computed as one process would, and summed in the same order: the output is the same, bit by bit.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=12)  # for ranks that adapt to a movie, or wait for a disk
+TIMEOUT = timedelta(hours=12)  # of waiting for a rank that adapts to a movie, or waits for a disk
 
 
 class Store(Protocol):
-    """Texts by name, which all ranks share, and which outlives each but the first; torch.distributed.Store."""
+    """torch.distributed.Store: texts by name, shared by all ranks; rank 0 hosts it, and it outlives all others."""
 
     def set(self, name: str, text: str, /) -> None: ...
 
@@ -43,15 +43,15 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Team:
-    """All ranks of a run, seen from one of them."""
+    """The ranks of a run, as one of them sees them."""
 
     rank: int = 0
     size: int = 1
-    local: int = 0  # the rank among those of this machine, which is also the number of its GPU
+    local: int = 0  # the rank among those of this machine, which also selects the GPU
     store: Store | None = None
 
     def all(self, value: T) -> list[T]:
-        """Everybody's value, by rank. Raises Lost."""
+        """Return the values of all ranks, by rank. Raises Lost."""
         if self.size == 1:
             return [value]
         values: list[T | None] = [None] * self.size
@@ -60,28 +60,30 @@ class Team:
         return values  # type: ignore[return-value]
 
     def of(self, rank: int, value: T | None) -> T:
-        """The value of one rank; the others' do not count. Raises Lost."""
+        """Return the value of one rank, on all ranks; those that the others pass are ignored. Raises Lost."""
         values = [value]
         if self.size > 1:
             with self._exchange():
                 dist.broadcast_object_list(values, src=rank)
         return values[0]  # type: ignore[return-value]
 
-    def leave(self, name: str, value: Any) -> None:
-        """Put a value that JSON knows where the other ranks find it, whatever becomes of this one. Raises Lost."""
+    def publish(self, name: str, value: Any) -> None:
+        """Store a JSON value for the other ranks, which can read it even if this one ends. Raises Lost."""
         if self.store:
             with self._exchange():
-                self.store.set(f"left/{name}", json.dumps(value))
+                self.store.set(f"records/{name}", json.dumps(value))
 
-    def left(self, name: str) -> Any:
-        """The value that a rank left, or None. Raises Lost."""
+    def published(self, name: str) -> Any:
+        """Return the value that a rank has published under a name, or None. Raises Lost."""
         if not self.store:
             return None
         with self._exchange():
-            return json.loads(self.store.get(f"left/{name}")) if self.store.check([f"left/{name}"]) else None
+            key = f"records/{name}"
+            return json.loads(self.store.get(key)) if self.store.check([key]) else None
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
+        """Raise Lost where communication fails."""
         try:
             yield
         except RuntimeError as error:
@@ -91,9 +93,9 @@ class Team:
             ) from error
 
     def share(self, count: int, rank: int | None = None, again: int = 0) -> range:
-        """Which of `count` things in a row are this rank's, or another's.
+        """Return which of `count` consecutive items are this rank's, or those of another `rank`.
 
-        Each but the first has to do `again` things more, of those before its own; the work is shared out evenly.
+        Each rank but the first repeats the `again` items before its own; these count as work, which is divided evenly.
 
         >>> [list(Team(rank, 3).share(5)) for rank in range(3)]
         [[0], [1, 2], [3, 4]]
@@ -106,12 +108,12 @@ class Team:
         return range(first, end)
 
     def owner(self, index: int, count: int) -> int:
-        """Whose thing it is."""
+        """Return the rank whose share has an item."""
         return next(rank for rank in range(self.size) if index in self.share(count, rank))
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Around common work: the others would wait for a rank that failed, so that the run ends. Raises Alarm."""
+    def fail_together(self) -> Iterator[None]:
+        """Turn an error in common work into Alarm, which ends the run: the other ranks would wait for this one."""
         try:
             yield
         except Exception as error:
@@ -124,46 +126,46 @@ ALONE = Team()
 
 
 @contextmanager
-def launched() -> Iterator[Team]:
-    """The team that the launcher's environment tells of: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT."""
+def join_launched_team() -> Iterator[Team]:
+    """Join the team set by the launcher's RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Raises Alarm."""
     try:
-        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise Alarm(
             f"expected the other processes of this run, found: {error}; start all by torchrun or srun"
         ) from error
     yield Team(rank, size, int(os.environ.get("LOCAL_RANK", "0")), store)
-    dist.destroy_process_group()  # not after an error: it would wait for the others
+    dist.destroy_process_group()  # not after an error: this waits for the others
 
 
-class Share:
-    """One rank's frames in the file that rank 0 began: `place` says which is next, `append_to` writes."""
+class ShareWriter:
+    """Writes one rank's frames into the file that rank 0 has created; `seek` sets the number of the next frame."""
 
     def __init__(self, file: BinaryIO, begin: int, dtype: np.dtype) -> None:
         self.file, self.begin, self.dtype = file, begin, dtype
-        self.next = 0
+        self.next_frame = 0
 
-    def place(self, first: int) -> None:
-        self.next = first
+    def seek(self, frame: int) -> None:
+        self.next_frame = frame
 
     def append_to(self, _: object, frames: np.ndarray) -> None:
-        """Write the next frames (n, Y, X), of the writer's dtype."""
-        self.file.seek(self.begin + self.next * frames[0].nbytes)
+        """Write the next frames (n, Y, X), which have the dtype of the writer; the part is always the only one."""
+        self.file.seek(self.begin + self.next_frame * frames[0].nbytes)
         self.file.write(np.ascontiguousarray(frames).data)
-        self.next += len(frames)
+        self.next_frame += len(frames)
 
 
 @contextmanager
-def shared(writer: PartsWriter, team: Team) -> Iterator[Share]:
-    """Every rank writes its own frames into the one file that rank 0's writer begins, and keeps when all are done."""
+def share_writer(writer: PartsWriter, team: Team) -> Iterator[ShareWriter]:
+    """Let each rank write its frames into the one file that rank 0's writer creates, and keeps when all are done."""
     with writer if team.rank == 0 else nullcontext():
         path, begin = team.of(0, (writer.under_way, writer.begin) if team.rank == 0 else None)
         with path.open("r+b") as file:
-            yield Share(file, begin, writer.dtype)
+            yield ShareWriter(file, begin, writer.dtype)
             file.flush()
             os.fsync(file.fileno())
-        team.all(None)
+        team.all(None)  # every rank has written its frames
         if team.rank == 0:
             writer.completed_by_others()
-    team.all(None)  # it has its name
+    team.all(None)  # the file has its final name

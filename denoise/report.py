@@ -1,7 +1,7 @@
 """The report about one denoised movie: a web page of one file, and a picture.
 
 write_report(findings, facts, folder / "movie") -> movie.html and movie.png. The page is denoise/report.html
-with the figures as JSON and the pictures as data in it: it fetches nothing, and opens without a server.
+with the figures as JSON and the pictures as data URLs in it: it fetches nothing, and opens without a server.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from denoise.atomic import write_file
-from denoise.diagnostics import LAGS, REACH, Findings
+from denoise.diagnostics import MAX_FRAME_LAG, MAX_PIXEL_LAG, Findings
 from denoise.records import strict
 
 TEMPLATE = Path(__file__).with_name("report.html")
 JPEG_QUALITY = 82
-EXACT_PIXELS = 1 << 14  # 128 x 128
-CORRELATION_RANGE = 0.3  # of the colours in the map of residual and signal
+LOSSLESS_PIXELS = 1 << 14  # 128 x 128: larger images are stored as JPEG
+CORRELATION_RANGE = 0.3  # of the colours in the map of the correlation of residual and signal
 COLOURS = {"good": "#1a7f4b", "watch": "#a86400", "bad": "#b3261e"}
 RAW, DENOISED = "#9aa3ad", "#0b63ce"
 
-# Anchors of a diverging scale: blue - white - red.
+# RGB anchors of a diverging colour map: blue - white - red.
 DIVERGING = np.array([[23, 78, 166], [120, 170, 230], [250, 250, 250], [240, 140, 110], [176, 32, 32]], float)
 
 
 def write_report(findings: Findings, facts: dict[str, Any], stem: Path) -> list[Path]:
-    """Write `stem`.html and `stem`.png, each complete or not at all; returns their paths.
+    """Write `stem`.html and `stem`.png, each complete or not at all, and return their paths.
 
-    facts: what is told of the run, a name -> value; "title" heads the page. Raises OSError.
+    facts: settings and provenance to show, name -> value; "title" heads the page. Raises OSError.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    page, picture = files_of(stem)
-    write_file(page, page_of(findings, facts).encode("utf-8"))
-    write_file(picture, picture_of(findings, facts))
+    page, picture = report_paths(stem)
+    write_file(page, render_page(findings, facts).encode("utf-8"))
+    write_file(picture, render_picture(findings, facts))
     return [page, picture]
 
 
-def files_of(stem: Path) -> list[Path]:
-    """Page and picture of a report."""
+def report_paths(stem: Path) -> list[Path]:
+    """Return the paths of page and picture of a report."""
     return [stem.with_name(f"{stem.name}.{kind}") for kind in ("html", "png")]
 
 
 # ---- the page ----------------------------------------------------------------------------------------------
 
 
-def page_of(findings: Findings, facts: dict[str, Any]) -> str:
-    """The page's text: the template with title and data."""
+def render_page(findings: Findings, facts: dict[str, Any]) -> str:
+    """Return the HTML text: the template with title and data filled in."""
     data = json.dumps(strict(page_data(findings, facts)), allow_nan=False, separators=(",", ":"))
     text = TEMPLATE.read_text(encoding="utf-8")
     text = text.replace("{{title}}", html.escape(strict(facts["title"])))
@@ -64,6 +64,7 @@ def page_of(findings: Findings, facts: dict[str, Any]) -> str:
 
 
 def page_data(findings: Findings, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what the script of the page shows, by the names that it uses."""
     window, spread = display_window(findings), residual_spread(findings)
     return {
         "facts": facts,
@@ -73,26 +74,26 @@ def page_data(findings: Findings, facts: dict[str, Any]) -> dict[str, Any]:
         "frames": [
             {
                 "frame": frame,
-                "raw": image_url(gray(raw, *window)),
-                "denoised": image_url(gray(denoised, *window)),
-                "residual": image_url(diverging((raw - denoised) / (3 * spread))),
+                "raw": image_url(to_gray(raw, *window)),
+                "denoised": image_url(to_gray(denoised, *window)),
+                "residual": image_url(to_diverging((raw - denoised) / (3 * spread))),
             }
             for frame, raw, denoised in findings.shown
         ],
         "window": window,
         "spread": spread,
-        "bin": findings.bin,
-        "mean": image_url(gray(findings.maps["denoised"], *quantiles(findings.maps["denoised"]))),
-        "correlation": image_url(diverging(findings.maps["correlation"] / CORRELATION_RANGE)),
+        "bin": findings.bin_factor,
+        "mean": image_url(to_gray(findings.maps["denoised"], *quantiles(findings.maps["denoised"]))),
+        "correlation": image_url(to_diverging(findings.maps["correlation"] / CORRELATION_RANGE)),
         "correlation_range": CORRELATION_RANGE,
         "spots": [spot | {"raw": visible_digits(spot["raw"]), "denoised": visible_digits(spot["denoised"])}
                   for spot in findings.spots],
         "trace_start": findings.trace_start,
-        "size": [int(n * findings.bin) for n in findings.shown[0][1].shape],
+        "size": [int(n * findings.bin_factor) for n in findings.shown[0][1].shape],
         "time": findings.numbers["correlation_in_time"],
         "time_active": findings.numbers["correlation_in_time_active"],
-        "space": in_space(findings.space),
-        "raw_space": in_space(findings.raw_space),
+        "space": correlation_along_axes(findings.residual_correlation),
+        "raw_space": correlation_along_axes(findings.raw_correlation),
         "transfer": findings.transfer,
         "noise": findings.noise,
         "levels": findings.levels,
@@ -100,18 +101,17 @@ def page_data(findings: Findings, facts: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def in_space(correlation: np.ndarray) -> dict[str, list[float]]:
-    """Along x and along y, from one pixel apart on."""
-    return {"x": correlation[REACH, REACH + 1 :].tolist(), "y": correlation[REACH + 1 :, REACH].tolist()}
+def correlation_along_axes(correlation: np.ndarray) -> dict[str, list[float]]:
+    """Return an autocorrelation in space at lags of 1, 2, ... pixels along x and along y."""
+    centre = MAX_PIXEL_LAG
+    return {"x": correlation[centre, centre + 1 :].tolist(), "y": correlation[centre + 1 :, centre].tolist()}
 
 
 def display_window(findings: Findings) -> tuple[float, float]:
-    """The intensities shown as black and white, the same for raw and denoised: set by the denoised frames."""
-    told = [
-        denoised for _, raw, denoised in findings.shown if not np.array_equal(raw, denoised)
-    ]  # no flashes
-    values = np.stack(told or [denoised for _, _, denoised in findings.shown])
-    low, high = quantiles(values)
+    """Return the intensities shown as black and white, from the denoised frames, for raw and denoised alike."""
+    all_frames = [denoised for _, _, denoised in findings.shown]
+    without_flashes = [denoised for _, raw, denoised in findings.shown if not np.array_equal(raw, denoised)]
+    low, high = quantiles(np.stack(without_flashes or all_frames))
     low = low - 0.1 * (high - low)
     return (low, high) if high > low else (low - 1, low + 1)
 
@@ -122,32 +122,32 @@ def quantiles(values: np.ndarray) -> tuple[float, float]:
 
 
 def residual_spread(findings: Findings) -> float:
-    """Standard deviation of the residual in the frames shown; 1 if there is none."""
+    """Return the standard deviation of the residual in the frames shown; 1 if there is none."""
     return float(np.std([raw - denoised for _, raw, denoised in findings.shown], dtype=np.float64)) or 1.0
 
 
-def gray(image: np.ndarray, low: float, high: float) -> np.ndarray:
-    """(Y, X) to uint8, black at `low`, white at `high`."""
+def to_gray(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Map an image (Y, X) to uint8, black at `low`, white at `high`."""
     return np.clip((image - low) / (high - low or 1) * 255, 0, 255).astype(np.uint8)
 
 
-def diverging(image: np.ndarray) -> np.ndarray:
-    """(Y, X) from -1 to 1, to colours (Y, X, 3) uint8 from blue over white to red."""
-    places = np.linspace(-1, 1, len(DIVERGING))
-    return np.stack([np.interp(image, places, channel) for channel in DIVERGING.T], -1).astype(np.uint8)
+def to_diverging(image: np.ndarray) -> np.ndarray:
+    """Map an image (Y, X) of -1 to 1 to colours (Y, X, 3), uint8, from blue over white to red."""
+    anchors = np.linspace(-1, 1, len(DIVERGING))
+    return np.stack([np.interp(image, anchors, channel) for channel in DIVERGING.T], -1).astype(np.uint8)
 
 
 def image_url(image: np.ndarray) -> str:
-    """A data URL of a uint8 image (Y, X) or (Y, X, 3); small ones are exact, since each pixel of them is seen."""
+    """Return the data URL of a uint8 image (Y, X) or (Y, X, 3); small ones are lossless, since their pixels show."""
     file = io.BytesIO()
-    kind = "png" if math.prod(image.shape[:2]) <= EXACT_PIXELS else "jpeg"
+    kind = "png" if math.prod(image.shape[:2]) <= LOSSLESS_PIXELS else "jpeg"
     options = {"quality": JPEG_QUALITY, "subsampling": 0} if kind == "jpeg" else {}
     Image.fromarray(image).save(file, kind, **options)
     return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def visible_digits(trace: np.ndarray) -> list[float]:
-    """A trace with as many digits as can be seen, above whatever offset."""
+    """Round a trace to as many digits as are visible in a plot, whatever its offset."""
     largest, span = float(np.abs(trace).max()), float(np.ptp(trace))
     digits = 5 + max(0, math.floor(math.log10(largest / span))) if span else 5
     return [float(f"{value:.{digits}g}") for value in trace]
@@ -156,8 +156,8 @@ def visible_digits(trace: np.ndarray) -> list[float]:
 # ---- the picture -------------------------------------------------------------------------------------------
 
 
-def picture_of(findings: Findings, facts: dict[str, Any]) -> bytes:
-    """The same at one glance, as a PNG."""
+def render_picture(findings: Findings, facts: dict[str, Any]) -> bytes:
+    """Return an overview of the page as a PNG."""
     figure = Figure(figsize=(14, 9.5), layout="constrained", facecolor="white")
     rows = figure.add_gridspec(3, 1)
     frames, charts = rows[0].subgridspec(1, 5), rows[2].subgridspec(1, 4)
@@ -166,46 +166,46 @@ def picture_of(findings: Findings, facts: dict[str, Any]) -> bytes:
     for column, draw in enumerate((draw_time, draw_space, draw_transfer, draw_levels)):
         axes = figure.add_subplot(charts[column])
         draw(axes, findings)
-        plain(axes)
-    title = f"{shown_name(facts['title'])}\n{findings.verdict.replace('$', '')}"
+        simplify_axes(axes)
+    title = f"{escape_name(facts['title'])}\n{findings.verdict.replace('$', '')}"
     figure.suptitle(title, fontsize=11.5, color=COLOURS[findings.level], wrap=True)
     file = io.BytesIO()
     FigureCanvasAgg(figure).print_png(file)
     return file.getvalue()
 
 
-def shown_name(name: str) -> str:
-    """A name that matplotlib prints as it is: no formulas, no characters that its font lacks, one line."""
+def escape_name(name: str) -> str:
+    """Escape a name for matplotlib: no formulas, no characters that its font lacks, one line."""
     return name.encode("unicode_escape").decode().replace("$", r"\$")
 
 
-def draw_frames(figure: Figure, places: list[Any], findings: Findings) -> None:
+def draw_frames(figure: Figure, cells: list[Any], findings: Findings) -> None:
     frame, raw, denoised = findings.shown[len(findings.shown) // 2]
     window, spread = display_window(findings), residual_spread(findings)
     mean = findings.maps["denoised"]
     images = {
-        "Mean of the denoised movie": gray(mean, *quantiles(mean)),
-        f"Raw, frame {frame}": gray(raw, *window),
-        "Denoised, same scale": gray(denoised, *window),
-        "Residual: -3 to 3 s.d.": diverging((raw - denoised) / (3 * spread)),
+        "Mean of the denoised movie": to_gray(mean, *quantiles(mean)),
+        f"Raw, frame {frame}": to_gray(raw, *window),
+        "Denoised, same scale": to_gray(denoised, *window),
+        "Residual: -3 to 3 s.d.": to_diverging((raw - denoised) / (3 * spread)),
         f"Residual follows signal: -{CORRELATION_RANGE} to {CORRELATION_RANGE}":
-            diverging(findings.maps["correlation"] / CORRELATION_RANGE),
+            to_diverging(findings.maps["correlation"] / CORRELATION_RANGE),
     }  # fmt: skip
-    for place, (title, image) in zip(places, images.items()):
-        axes = figure.add_subplot(place)
+    for cell, (title, image) in zip(cells, images.items()):
+        axes = figure.add_subplot(cell)
         axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_title(title, fontsize=9)
         axes.set_axis_off()
         if title.startswith("Mean"):
-            number_spots(axes, findings, findings.bin * len(raw) / len(mean))
+            number_spots(axes, findings, findings.bin_factor * len(raw) / len(mean))
 
 
 def number_spots(axes: Axes, findings: Findings, scale: float) -> None:
-    """Where the traces come from; scale: pixels of the movie in one of the picture."""
+    """Mark where the traces come from; scale: pixels of the movie along each side of one of the picture."""
     for number, spot in enumerate(findings.spots, 1):
-        where = {"x": spot["x"] / scale, "y": spot["y"] / scale}
-        axes.plot([where["x"]], [where["y"]], "s", mfc="none", mec="#ffd54a", ms=4, mew=0.8)
-        axes.annotate(str(number), (where["x"], where["y"]), xytext=(3, 3), textcoords="offset points",
+        x, y = spot["x"] / scale, spot["y"] / scale
+        axes.plot([x], [y], "s", mfc="none", mec="#ffd54a", ms=4, mew=0.8)
+        axes.annotate(str(number), (x, y), xytext=(3, 3), textcoords="offset points",
                       color="#ffd54a", fontsize=7)  # fmt: skip
 
 
@@ -218,30 +218,29 @@ def draw_traces(axes: Axes, findings: Findings) -> None:
             axes.plot(time, np.clip((trace - low) / scale, -0.3, 1.3) - 1.25 * row, color=colour, lw=width)
     axes.set_title("The most active spots, raw (gray) and denoised (blue), each on its own scale", fontsize=9)
     axes.set_xlabel("frame", fontsize=8)
-    axes.set_yticks(
-        [-1.25 * row for row in range(len(findings.spots))],
-        [str(row + 1) for row in range(len(findings.spots))],
-    )
+    rows = range(len(findings.spots))
+    axes.set_yticks([-1.25 * row for row in rows], [str(row + 1) for row in rows])
     axes.margins(x=0.005)
     if not findings.spots:
         axes.text(0.5, 0.5, "too few frames, or nothing moves", ha="center", transform=axes.transAxes)
-    plain(axes)
+    simplify_axes(axes)
 
 
 def draw_time(axes: Axes, findings: Findings) -> None:
     for name, colour, label in (("", RAW, "all pixels"), ("_active", DENOISED, "active pixels")):
         values = findings.numbers[f"correlation_in_time{name}"]
         axes.plot(range(1, len(values) + 1), values, "o-", color=colour, ms=3, lw=1, label=label)
-    correlation_axes(axes, "Residual, correlation in time", "frames apart", LAGS)
+    correlation_axes(axes, "Residual, correlation in time", "frames apart", MAX_FRAME_LAG)
 
 
 def draw_space(axes: Axes, findings: Findings) -> None:
-    for correlation, style, name in ((findings.space, "o-", "residual"), (findings.raw_space, ":", "raw")):
+    curves = ((findings.residual_correlation, "o-", "residual"), (findings.raw_correlation, ":", "raw"))
+    for correlation, style, name in curves:
         for axis, colour in (("x", DENOISED), ("y", "#c2410c")):
-            values = in_space(correlation)[axis]
-            steps = range(1, len(values) + 1)
-            axes.plot(steps, values, style, color=colour, ms=3, lw=1, label=f"{name}, {axis}")
-    correlation_axes(axes, "Correlation in space", "pixels apart", REACH)
+            values = correlation_along_axes(correlation)[axis]
+            lags = range(1, len(values) + 1)
+            axes.plot(lags, values, style, color=colour, ms=3, lw=1, label=f"{name}, {axis}")
+    correlation_axes(axes, "Correlation in space", "pixels apart", MAX_PIXEL_LAG)
 
 
 def correlation_axes(axes: Axes, title: str, label: str, last: int) -> None:
@@ -256,15 +255,12 @@ def correlation_axes(axes: Axes, title: str, label: str, last: int) -> None:
 
 def draw_transfer(axes: Axes, findings: Findings) -> None:
     means = np.array([mean for mean, _ in findings.transfer])
-    axes.plot(means, [v for _, v in findings.transfer], "o", color=DENOISED, ms=3, label="residual")
-    gain, read = findings.noise["gain"], findings.noise["read_variance"]
     axes.plot(
-        means,
-        gain * means + read,
-        color="black",
-        lw=1,
-        label=f"{gain:.4g} x mean {'+' if read >= 0 else '-'} {abs(read):.4g}",
+        means, [variance for _, variance in findings.transfer], "o", color=DENOISED, ms=3, label="residual"
     )
+    gain, read = findings.noise["gain"], findings.noise["read_variance"]
+    model = f"{gain:.4g} x mean {'+' if read >= 0 else '-'} {abs(read):.4g}"
+    axes.plot(means, gain * means + read, color="black", lw=1, label=model)
     axes.set_ylim(bottom=0)
     axes.set_title("Photon transfer: variance against mean", fontsize=9)
     axes.set_xlabel("mean intensity", fontsize=8)
@@ -280,6 +276,6 @@ def draw_levels(axes: Axes, findings: Findings) -> None:
     axes.legend(fontsize=7, frameon=False)
 
 
-def plain(axes: Axes) -> None:
+def simplify_axes(axes: Axes) -> None:
     axes.tick_params(labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)

@@ -11,7 +11,7 @@ from contextlib import closing
 
 import pytest
 
-from denoise.ahead import DEPTH, ahead
+from denoise.ahead import MAX_WAITING, ahead
 
 
 def numbers(made: list[int], count: int, closed: list[bool]) -> Generator[int, None, None]:
@@ -48,7 +48,7 @@ def test_who_leaves_early_leaves_no_thread_and_an_iterator_closed(taken: int) ->
             next(items)
     assert threading.active_count() == before
     assert closed == [True] * (taken > 0)
-    assert len(made) <= taken + DEPTH
+    assert len(made) <= taken + MAX_WAITING
 
 
 def test_no_more_is_made_ahead_than_may_wait() -> None:
@@ -57,10 +57,10 @@ def test_no_more_is_made_ahead_than_may_wait() -> None:
         for taken in range(1, 4):
             next(items)
             until = time.monotonic() + 10
-            while len(made) < taken + DEPTH and time.monotonic() < until:  # made while nothing is taken
+            while len(made) < taken + MAX_WAITING and time.monotonic() < until:  # made while nothing is taken
                 time.sleep(0.001)
             time.sleep(0.05)
-            assert len(made) == taken + DEPTH
+            assert len(made) == taken + MAX_WAITING
 
 
 @pytest.mark.parametrize(

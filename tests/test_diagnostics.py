@@ -14,11 +14,11 @@ from scipy.ndimage import gaussian_filter
 
 from denoise import diagnostics
 from denoise.diagnostics import (
-    CELLS_TIMES_FRAMES,
-    REACH,
-    CellTraces,
+    MAX_PIXEL_LAG,
+    MAX_TRACE_VALUES,
     Diagnostics,
     Findings,
+    PatchTraces,
     PixelSums,
     Spectrum,
     fill_missing,
@@ -50,10 +50,10 @@ def examine(
     step: int = 37,
     span: float = 100.0,
 ) -> Findings:
-    found = Diagnostics(Recording(raw))
+    diagnostics = Diagnostics(Recording(raw))
     for start in range(0, len(raw), step):
-        found.add(denoised[start : start + step])
-    return found.findings(noise, span)
+        diagnostics.add(denoised[start : start + step])
+    return diagnostics.findings(noise, span)
 
 
 def clean_movie(frames: int = 300, size: int = 40) -> np.ndarray:
@@ -125,8 +125,8 @@ def test_integers_that_float32_does_not_hold_have_the_same_figures(dtype: str, o
     found = examine((raw + offset).astype(dtype), clean + offset, {"gain": 0.0, "read_variance": 25.0})
     assert (found.level, found.verdict) == (usual.level, usual.verdict) == ("good", usual.verdict)
     np.testing.assert_allclose(found.maps["denoised"], usual.maps["denoised"] + offset, atol=1e-3, rtol=0)
-    told = np.subtract(page_data(found, {})["spots"][0]["raw"], offset)
-    np.testing.assert_allclose(told, usual.spots[0]["raw"], atol=0.1, rtol=0)
+    trace = np.subtract(page_data(found, {})["spots"][0]["raw"], offset)
+    np.testing.assert_allclose(trace, usual.spots[0]["raw"], atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize("offset", [0, 2**32 - 1000])
@@ -144,8 +144,8 @@ def test_darkness_before_any_light_is_shown_and_tells_nothing(offset: int) -> No
     np.testing.assert_allclose(found.spots[0]["raw"][dark:] - offset, usual.spots[0]["raw"], atol=0.1)
     pictures = [(frame, *map(np.mean, pair)) for frame, *pair in found.shown]
     traces = [(frame, found.spots[0]["denoised"][frame]) for frame in range(dark)]
-    told: list[tuple[Any, ...]] = [*found.levels, *pictures, *traces]
-    for frame, *means in told:
+    values: list[tuple[Any, ...]] = [*found.levels, *pictures, *traces]
+    for frame, *means in values:
         expected = clean[frame].mean()
         assert means == pytest.approx([expected] * len(means), rel=1e-3, abs=1000 if offset else 1)
 
@@ -228,10 +228,10 @@ def test_spots_are_the_cells() -> None:
     assert found.spots[0]["denoised"].shape == (300,)
 
 
-def test_cells_of_a_line_scan_are_as_high_as_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 2 x 12 pixels three cells may be kept: cells of 2 x 4. Each pixel is 100 y + x."""
-    monkeypatch.setattr(diagnostics, "CELLS_TIMES_FRAMES", 3 * 40)
-    traces = CellTraces(2, 12, 40)
+def test_patches_of_a_line_scan_are_as_high_as_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2 x 12 pixels three patches may be kept: patches of 2 x 4. Each pixel is 100 y + x."""
+    monkeypatch.setattr(diagnostics, "MAX_TRACE_VALUES", 3 * 40)
+    traces = PatchTraces(2, 12, 40)
     frames = np.broadcast_to(np.add.outer([0, 100], np.arange(12)).astype(np.float32), (40, 2, 12))
     traces.add(frames, frames)
     assert traces.sides == (2, 4)
@@ -240,13 +240,13 @@ def test_cells_of_a_line_scan_are_as_high_as_the_line(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("size", [(1, 1200), (2, 2200), (2200, 2), (3, 12000), (512, 512), (1, 1)])
 def test_traces_of_any_frame_are_bounded(size: tuple[int, int]) -> None:
-    traces = CellTraces(*size, 2000)
-    assert 0 < traces.raw.size <= CELLS_TIMES_FRAMES
+    traces = PatchTraces(*size, 2000)
+    assert 0 < traces.raw.size <= MAX_TRACE_VALUES
     assert traces.raw.shape == (2000, size[0] // traces.sides[0], size[1] // traces.sides[1])
 
 
-def test_the_spots_of_a_line_scan_are_its_cells() -> None:
-    """2,000 frames of 2 x 2200 pixels: cells of 2 x 3, of which one fires."""
+def test_the_spots_of_a_line_scan_are_its_patches() -> None:
+    """2,000 frames of 2 x 2200 pixels: patches of 2 x 3, of which one fires."""
     clean = np.full((2000, 2, 2200), 100.0, np.float32)
     clean[300:310, :, 1500:1503] += 200
     noise = np.broadcast_to(white((2000, 2, 1)), clean.shape)
@@ -286,9 +286,11 @@ def test_spectrum_equals_products_of_neighbours() -> None:
     spectrum = Spectrum(9, 12)
     spectrum.add(image)
     found = spectrum.autocovariance()
-    assert found[REACH, REACH] == pytest.approx((image**2).mean())
-    assert found[REACH, REACH + 1] == pytest.approx((image[:, 1:] * image[:, :-1]).mean())
-    assert found[REACH + 2, REACH - 1] == pytest.approx((image[2:, :-1] * image[:-2, 1:]).mean())
+    assert found[MAX_PIXEL_LAG, MAX_PIXEL_LAG] == pytest.approx((image**2).mean())
+    assert found[MAX_PIXEL_LAG, MAX_PIXEL_LAG + 1] == pytest.approx((image[:, 1:] * image[:, :-1]).mean())
+    assert found[MAX_PIXEL_LAG + 2, MAX_PIXEL_LAG - 1] == pytest.approx(
+        (image[2:, :-1] * image[:-2, 1:]).mean()
+    )
 
 
 def test_missing_voxels_leave_no_residual() -> None:
@@ -310,12 +312,12 @@ def test_lost_rows_leave_no_residual_where_frames_are_looked_at_one_by_one(
     raw = clean + white(clean.shape)
     raw[0, 3] = raw[11, 5] = raw[12, 5] = raw[20, 6, :32] = raw[21, 7] = 0
     raw[21, 7, 3], raw[:, 15] = np.nan, 0
-    found = Diagnostics(Recording(raw))
+    collected = Diagnostics(Recording(raw))
     for start in range(0, 40, step):
-        found.add(clean[start : start + step])
+        collected.add(clean[start : start + step])
     lost = np.zeros((40, 16), bool)
     lost[0, 3] = lost[11, 5] = lost[12, 5] = lost[21, 7] = True
-    recorded = np.array([image for _, image, _ in found.findings(NOISE, 100.0).shown])
+    recorded = np.array([image for _, image, _ in collected.findings(NOISE, 100.0).shown])
     np.testing.assert_array_equal(recorded, np.where(lost[:, :, None], clean, raw))
 
 
@@ -362,12 +364,12 @@ def test_memory_stays_flat() -> None:
         def read(self, start: int, stop: int) -> np.ndarray:
             return np.full((stop - start, 128, 128), 100, np.uint16)
 
-    found = Diagnostics(Endless())
+    collected = Diagnostics(Endless())
     block = np.full((500, 128, 128), 100, np.float32)
     tracemalloc.start()
     for _ in range(0, 3_000, 500):
-        found.add(block)
-    found.findings(NOISE, 100.0)
+        collected.add(block)
+    collected.findings(NOISE, 100.0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 150 << 20

@@ -15,8 +15,15 @@ import tifffile
 import torch
 
 from denoise import limits, network
-from denoise.estimate import KEPT, working_bytes
-from denoise.limits import cpu_quota, data_limit, free_memory, memory_quota, memory_there, peak_resident
+from denoise.estimate import ALLOCATOR_FACTOR, working_bytes
+from denoise.limits import (
+    cpu_quota,
+    free_memory,
+    group_memory_left,
+    peak_resident,
+    process_memory_left,
+    total_memory,
+)
 from evaluation.bench import memory_settings
 from model import UNet3D, UNetConfig
 
@@ -49,19 +56,21 @@ def control_groups(folder: Path, membership: str, files: dict[str, str]) -> tupl
         ("", {}, math.inf),
     ],
 )  # fmt: skip
-def test_memory_quota(tmp_path: Path, membership: str, files: dict[str, str], left: float) -> None:
-    assert memory_quota(*control_groups(tmp_path, membership, files)) == left
+def test_memory_left_to_control_groups(
+    tmp_path: Path, membership: str, files: dict[str, str], left: float
+) -> None:
+    assert group_memory_left(*control_groups(tmp_path, membership, files)) == left
 
 
 def test_resource_limits_count_what_is_used_already(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert data_limit() == math.inf
+    assert process_memory_left() == math.inf
     status = "VmPeak:\t 9000 kB\nVmSize:\t 3000 kB\nVmData:\t 1000 kB\n"
     monkeypatch.setattr(limits, "read_text", lambda path: status)
     rules = {resource.RLIMIT_DATA: 4 << 20, resource.RLIMIT_AS: 5 << 20}
     monkeypatch.setattr(resource, "getrlimit", lambda which: (rules[which], resource.RLIM_INFINITY))
-    assert data_limit() == (5 << 20) - (3000 << 10)
+    assert process_memory_left() == (5 << 20) - (3000 << 10)
     rules[resource.RLIMIT_AS] = resource.RLIM_INFINITY
-    assert data_limit() == (4 << 20) - (1000 << 10)
+    assert process_memory_left() == (4 << 20) - (1000 << 10)
 
 
 def test_the_peak_is_this_process_own(tmp_path: Path) -> None:
@@ -70,15 +79,15 @@ def test_the_peak_is_this_process_own(tmp_path: Path) -> None:
     assert 1 << 20 < peak_resident(tmp_path / "none") < 1 << 50
     code = "from denoise.limits import peak_resident; print(peak_resident())"
     kept = np.ones(80_000_000)  # of the process that starts it
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603
-    assert int(told.stdout) < kept.nbytes
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603
+    assert int(ended.stdout) < kept.nbytes
 
 
 def test_the_least_of_all_limits_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     for left, (machine, group, process) in ((3, (3, 4, 5)), (2, (3, 2, 5)), (1, (3, 4, 1)), (0, (3, -1, 4))):
-        monkeypatch.setattr(limits, "machine_memory", lambda value=machine: value)
-        monkeypatch.setattr(limits, "memory_quota", lambda value=group: value)
-        monkeypatch.setattr(limits, "data_limit", lambda value=process: value)
+        monkeypatch.setattr(limits, "machine_memory_left", lambda value=machine: value)
+        monkeypatch.setattr(limits, "group_memory_left", lambda value=group: value)
+        monkeypatch.setattr(limits, "process_memory_left", lambda value=process: value)
         assert free_memory(torch.device("cpu")) == left
 
 
@@ -92,13 +101,13 @@ def test_what_lacks_is_told_however_little_it_is(monkeypatch: pytest.MonkeyPatch
 def test_float32_is_told_to_take_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """On processors that do not compute in half precision, by as much as the network then takes."""
     shape, device = (500, 512, 512), torch.device("cpu")
-    told = []
+    estimates = []
     for able in ({"avx512_bf16": True}, {}):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
-        told.append(working_bytes(shape, device, report=False))
+        estimates.append(working_bytes(shape, device, report=False))
     pixels = shape[1] * shape[2]
     more = 16 * pixels * network.VOXEL_BYTES + pixels * network.STATE_BYTES
-    assert told[1] - told[0] == pytest.approx(KEPT * more, abs=1)
+    assert estimates[1] - estimates[0] == pytest.approx(ALLOCATOR_FACTOR * more, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +134,7 @@ def test_memory_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "self").write_text("0::/a/b\n4:memory:/c\n5:cpu:/d\n")
     (tmp_path / "meminfo").write_text("MemTotal:  1000 kB\nMemFree:  1 kB\nSwapTotal:  24 kB\n")
     paths = tmp_path / "meminfo", tmp_path / "self", tmp_path / "cgroup"
-    assert memory_there(*paths) == 1024 * 1024
+    assert total_memory(*paths) == 1024 * 1024
     for folder, name, text, bytes_ in (
         ("a/b", "memory.max", "max", 1024 * 1024),
         ("memory/c", "memory.limit_in_bytes", "9223372036854771712", 1024 * 1024),
@@ -134,8 +143,8 @@ def test_memory_that_is_there(tmp_path: Path) -> None:
     ):
         (tmp_path / "cgroup" / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / "cgroup" / folder / name).write_text(text)
-        assert memory_there(*paths) == bytes_
-    assert memory_there(tmp_path / "no", tmp_path / "such", tmp_path) == -1
+        assert total_memory(*paths) == bytes_
+    assert total_memory(tmp_path / "no", tmp_path / "such", tmp_path) == -1
 
 
 @pytest.mark.parametrize(
@@ -148,7 +157,8 @@ def test_memory_that_is_freed_is_used_again(rounds: int, settings: dict[str, str
     at once.
     """
     code = (
-        "import resource, torch; from denoise import limits; limits.PLENTY = 0; limits.reuse_memory(); pages = []\n"
+        "import resource, torch; from denoise import limits; pages = []\n"
+        "limits.MIN_FREE_TO_KEEP = 0; limits.reuse_memory()\n"
         "one, other = torch.ones(15_000_000), torch.ones(15_000_000)\n"
         f"for _ in range({rounds}):\n"
         "    del one; one = torch.ones(15_000_000)\n"
@@ -156,8 +166,8 @@ def test_memory_that_is_freed_is_used_again(rounds: int, settings: dict[str, str
         "print(pages[-1] - pages[-2])"
     )
     line, environment = [sys.executable, "-c", code], os.environ | settings
-    told = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)  # noqa: S603
-    assert int(told.stdout) < 100
+    ended = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)  # noqa: S603
+    assert int(ended.stdout) < 100
 
 
 OTHER_SYSTEM = """

@@ -309,9 +309,9 @@ def test_challenge_job_leaves_one_image_and_exit_status_0(tmp_path: Path, weight
     assert found["settings"]["time_limit"] == 45
     record = found["movies"][0]
     assert (record["output"], record["output_dtype"]) == (f"{OUTPUT_SOCKET}/0a-1b.tif", "int16")
-    told = "--dtype input: expected float32, which the challenge scores, found int16, which rounds"
-    assert any(text.startswith(told) for text in record["warnings"])
-    assert any(f"WARNING: {told}" in line for line in done.out)
+    expected = "--dtype input: expected float32, which the challenge scores, found int16, which rounds"
+    assert any(text.startswith(expected) for text in record["warnings"])
+    assert any(f"WARNING: {expected}" in line for line in done.out)
     np.testing.assert_allclose(record["percentile_values"], np.percentile(frames, [5, 95]))
     output = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / record["output"])))
     assert (output.shape, output.dtype.name) == (frames.shape, "int16")
@@ -438,8 +438,8 @@ def test_what_cannot_succeed_is_refused_before_any_work(
     assert "notes.txt: " in refused("--weights", tmp_path / "in/notes.txt")
     assert files(tmp_path / "out") == set()
     notes = tmp_path / "in/notes.txt"
-    told = f"{notes}: expected a folder, found a file; move it away, or choose another folder"
-    assert refused("--output", notes) == told
+    expected = f"{notes}: expected a folder, found a file; move it away, or choose another folder"
+    assert refused("--output", notes) == expected
     assert refused("--output", notes / "out").startswith(
         f"{notes}/out: expected a folder, found a file as {notes};"
     )
@@ -777,9 +777,9 @@ def test_saved_weights_that_learned_nothing_are_told(
     write(tmp_path / "in/a.tif", movie((frames, 16, 16)))
     result = program("--adapt", "1", "--save-weights", tmp_path / "a.pth", *options)
     assert (result.status, result.err) == (0, [])
-    told = "--save-weights: expected weights adapted to the movie, found that it taught nothing"
-    assert any(told in line for line in result.out)
-    assert metadata(tmp_path / "out")["movies"][0]["warnings"][-1].startswith(told)
+    expected = "--save-weights: expected weights adapted to the movie, found that it taught nothing"
+    assert any(expected in line for line in result.out)
+    assert metadata(tmp_path / "out")["movies"][0]["warnings"][-1].startswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -814,9 +814,9 @@ def test_adaptation_leaves_time_for_the_denoising(
 ) -> None:
     """Speed: a million voxels a minute."""
     monkeypatch.setattr(sys, "argv", ["process.py", *arguments])
-    options = names["with_limit"](names["parse_options"](), SimpleNamespace(layout=layout))
+    options = names["with_time_limit"](names["parse_options"](), SimpleNamespace(layout=layout))
     run = SimpleNamespace(options=options, device=torch.device("cpu"), speed=1e6 / 60)
-    limit = names["adaptation_limit"](run, shape, 1, time.monotonic() - 60 * passed)
+    limit = names["adaptation_minutes"](run, shape, 1, time.monotonic() - 60 * passed)
     assert limit == pytest.approx(expected, abs=0.05)
 
 
@@ -853,13 +853,13 @@ def test_parts_of_a_movie_share_the_time(names: dict[str, Any], monkeypatch: pyt
     """Ten minutes for two parts of a minute each by trial: (10 - 2 * 4) / 2."""
     monkeypatch.setattr(sys, "argv", ["process.py", "--time-limit", "10"])
     run = SimpleNamespace(options=names["parse_options"](), device=torch.device("cpu"), speed=1e6 / 60)
-    limit = names["adaptation_limit"](run, (100, 100, 100), 2, time.monotonic())
+    limit = names["adaptation_minutes"](run, (100, 100, 100), 2, time.monotonic())
     assert limit == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize(("limit", "told"), [("0.01", True), ("10", False)])
+@pytest.mark.parametrize(("limit", "warns"), [("0.01", True), ("10", False)])
 def test_a_time_limit_that_denoising_alone_exceeds_is_told_before(
-    program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, told: bool
+    program: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, warns: bool
 ) -> None:
     """100 frames of 10 x 10 take ten seconds at 1,000 voxels a second."""
     monkeypatch.setattr(denoise.estimate, "trial_speed", lambda model: 1000.0)
@@ -867,8 +867,8 @@ def test_a_time_limit_that_denoising_alone_exceeds_is_told_before(
     result = program("--time-limit", limit)
     assert (result.status, result.err) == (0, [])
     found = [number for number, line in enumerate(result.out) if "WARNING: expected to denoise it in" in line]
-    assert len(found) == told
-    if told:
+    assert len(found) == warns
+    if warns:
         assert "the time limit of 1 s, found that it will take 10 s on this machine" in result.out[found[0]]
         assert found[0] < next(n for n, line in enumerate(result.out) if line.endswith("a.tif: reading"))
 
@@ -926,9 +926,9 @@ def test_errors_are_told_while_itk_is_kept_silent() -> None:
         names = runpy.run_path({str(PROCESS)!r}, run_name="process")
         names["open_streams"]()
         with _silence():
-            names["complain"]("told")
+            names["print_error"]("told")
             os.write(2, b"by ITK")
-        names["complain"]("told too")
+        names["print_error"]("told too")
     """
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROCESS.parent, check=True)  # noqa: S603
@@ -960,7 +960,7 @@ def test_a_terminal_that_goes_away_does_not_stop_the_work(tmp_path: Path, weight
 
 
 def test_a_line_for_each_tenth(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    progress = names["Progress"]("[1/1] a.tif", names["StopSignals"](names["say_farewell"]))
+    progress = names["Progress"]("[1/1] a.tif", names["StopSignals"](names["print_stopped"]))
     for done in range(0, 201, 3):
         progress("reading", min(done, 200), 200)
     for done in (3, 3, 7):
@@ -978,8 +978,8 @@ def test_a_line_for_each_tenth(names: dict[str, Any], capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.0, "0 s"), (7.2, "8 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
 )
-def test_duration(names: dict[str, Any], seconds: float, text: str) -> None:
-    assert names["duration"](seconds) == text
+def test_format_duration(names: dict[str, Any], seconds: float, text: str) -> None:
+    assert names["format_duration"](seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -993,12 +993,12 @@ def test_duration(names: dict[str, Any], seconds: float, text: str) -> None:
         (1.23e9, "1.2 GB"),
     ],
 )
-def test_in_bytes(names: dict[str, Any], number: float, text: str) -> None:
-    assert names["in_bytes"](number) == text
+def test_format_bytes(names: dict[str, Any], number: float, text: str) -> None:
+    assert names["format_bytes"](number) == text
 
 
 @pytest.mark.parametrize(
-    ("dtype", "ranges", "told"),
+    ("dtype", "ranges", "expected"),
     [
         ("uint8", (0, 1), "uint8 has steps of 1, and the movie ranges over 1: "),  # single photons
         ("int16", (-20.5, 29), "int16 has steps of 1, and the movie ranges over 49.5: "),
@@ -1007,11 +1007,11 @@ def test_in_bytes(names: dict[str, Any], number: float, text: str) -> None:
     ],
 )
 def test_integers_too_coarse_for_a_movie_are_told(
-    names: dict[str, Any], dtype: str, ranges: tuple[float, float], told: str | None
+    names: dict[str, Any], dtype: str, ranges: tuple[float, float], expected: str | None
 ) -> None:
     result = SimpleNamespace(percentile_values=ranges, spread=ranges[1] - ranges[0])
     warnings = names["resolution_warnings"](result, np.dtype(dtype), np.dtype(dtype))
-    assert [warning[: len(told)] for warning in warnings] == [told] if told else warnings == []
+    assert [warning[: len(expected)] for warning in warnings] == [expected] if expected else warnings == []
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
@@ -1114,12 +1114,12 @@ def test_a_movie_is_complete_whatever_becomes_of_its_report(
     monkeypatch.setattr(denoise.report, "write_report", fail)
     result = program("--report")
     assert result.status == (143 if stop else 1)
-    told = (
+    expected = (
         "stopped by SIGTERM: "
         if stop
         else "2 of 2 movies not written, or not what was asked for beside them: "
     )
-    assert result.err[-1].startswith(told)
+    assert result.err[-1].startswith(expected)
     if not stop:
         assert all(
             "out/report/" in line and "which is complete, found: File name too long" in line

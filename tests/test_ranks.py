@@ -83,10 +83,10 @@ def test_ranks_write_one_movie_bit_by_bit_as_one_process_does(folder: Path) -> N
         out = folder / f"of {ranks}"
         assert (out / "a.tif").read_bytes() == expected
         assert sorted(path.name for path in out.iterdir()) == ["a.tif", "metadata.json"]
-        told = json.loads((out / "metadata.json").read_text())["movies"]
-        assert len(told) == 1
+        records = json.loads((out / "metadata.json").read_text())["movies"]
+        assert len(records) == 1
         for name in ("status", "shape", "noise", "smoothing", "percentile_values", "warnings", "output_file"):
-            assert told[0][name] == alone[name]
+            assert records[0][name] == alone[name]
         assert sum("done, " in line for line in ended.stdout.splitlines()) == 1
 
 
@@ -98,14 +98,14 @@ def test_ranks_hold_a_movie_that_moves_and_flickers_as_one_process_does(folder: 
     frames = light * moved(challenge_scene(1, 300, (48, 64)).clean(), by)
     with MovieWriter(tmp_path / "in" / "a.tif", frames.shape, "float32") as writer:
         writer.append(np.random.default_rng(1).poisson(frames.clip(0)).astype(np.float32))
-    told = []
+    records = []
     for ranks in (1, 2):
         ended = run(tmp_path, f"of {ranks}", ranks)
         assert ended.returncode == 0, ended.stderr
-        told.append(json.loads((tmp_path / f"of {ranks}" / "metadata.json").read_text())["movies"][0])
-    assert min(told[0]["motion"]) > 1
-    assert told[0]["flicker"] > 1
-    assert all(told[0][name] == told[1][name] for name in ("motion", "flicker"))
+        records.append(json.loads((tmp_path / f"of {ranks}" / "metadata.json").read_text())["movies"][0])
+    assert min(records[0]["motion"]) > 1
+    assert records[0]["flicker"] > 1
+    assert all(records[0][name] == records[1][name] for name in ("motion", "flicker"))
     assert (tmp_path / "of 1" / "a.tif").read_bytes() == (tmp_path / "of 2" / "a.tif").read_bytes()
 
 
@@ -140,25 +140,27 @@ def test_a_stop_loses_no_record_of_any_process(folder: Path, tmp_path: Path, alo
         time.sleep(1)
         for rank in ranks[alone:]:
             rank.send_signal(signal.SIGTERM)
-        said = [rank.communicate(timeout=60)[1].splitlines() for rank in ranks]
+        errors = [rank.communicate(timeout=60)[1].splitlines() for rank in ranks]
     assert [rank.returncode for rank in ranks] == [1 if alone else 143, 143]
-    assert [len(lines) for lines in said] == [1, 0]
-    assert ("found one gone" if alone else "stopped by SIGTERM") in said[0][0]
-    told = json.loads((tmp_path / "out" / "metadata.json").read_text())
-    assert [record["status"] for record in told["movies"]][:2] == ["ok", "ok" if alone else "stopped"]
-    assert told["movies"][2]["status"] != "ok"
+    assert [len(lines) for lines in errors] == [1, 0]
+    assert ("found one gone" if alone else "stopped by SIGTERM") in errors[0][0]
+    metadata = json.loads((tmp_path / "out" / "metadata.json").read_text())
+    assert [record["status"] for record in metadata["movies"]][:2] == ["ok", "ok" if alone else "stopped"]
+    assert metadata["movies"][2]["status"] != "ok"
 
 
 @pytest.mark.parametrize("minutes", [("off", "0.05"), ("0.05", "off")])
 def test_ranks_agree_whether_to_adapt(folder: Path, minutes: tuple[str, str]) -> None:
     """What a time limit leaves for it each finds by its own clock; here each is told another time."""
     out = "first " + minutes[0]
-    with two_ranks(folder, *(("--output", str(folder / out), "--adapt", its) for its in minutes)) as ranks:
-        said = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert said == ["", ""]
+    with two_ranks(
+        folder, *(("--output", str(folder / out), "--adapt", value) for value in minutes)
+    ) as ranks:
+        errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert errors == ["", ""]
     assert [rank.returncode for rank in ranks] == [0, 0]
-    told = json.loads((folder / out / "metadata.json").read_text())["movies"][0]
-    assert (told["adaptation"] is None) == (minutes[0] == "off")
+    record = json.loads((folder / out / "metadata.json").read_text())["movies"][0]
+    assert (record["adaptation"] is None) == (minutes[0] == "off")
 
 
 @contextlib.contextmanager
@@ -195,8 +197,8 @@ def test_many_movies_are_shared_out_and_told_of_in_one_metadata(folder: Path, tm
     (tmp_path / "in" / "d.tif").write_bytes(b"no movie")
     ended = run(tmp_path, "out", 2)
     assert ended.returncode == 1
-    told = json.loads((tmp_path / "out" / "metadata.json").read_text())
-    assert [record["status"] for record in told["movies"]] == ["ok", "ok", "ok", "failed"]
+    metadata = json.loads((tmp_path / "out" / "metadata.json").read_text())
+    assert [record["status"] for record in metadata["movies"]] == ["ok", "ok", "ok", "failed"]
     assert [(tmp_path / "out" / f"{name}.tif").exists() for name in "abc"] == [True] * 3
     assert "d.tif: " in ended.stderr
 
@@ -210,10 +212,10 @@ def test_a_bad_movie_that_one_process_works_on_costs_no_other(folder: Path, tmp_
             writer.append(np.random.default_rng(0).normal(value, 1, (8, 16, 16)).astype(np.float32))
     ended = run(tmp_path, "out", 3, "--report")
     assert ended.returncode == 1
-    told = json.loads((tmp_path / "out" / "metadata.json").read_text())["movies"]
-    assert [record["status"] for record in told] == ["failed", "ok"]
-    assert "NaN" in told[0]["error"]["message"]
-    assert "report" in told[1]
+    records = json.loads((tmp_path / "out" / "metadata.json").read_text())["movies"]
+    assert [record["status"] for record in records] == ["failed", "ok"]
+    assert "NaN" in records[0]["error"]["message"]
+    assert "report" in records[1]
     assert "1 of 2 movies not written: a.tif: " in ended.stderr
 
 

@@ -29,7 +29,7 @@ import tifffile
 import torch
 
 from denoise import NAME
-from denoise.atomic import ENDING, PartFile, remove_leftovers, sole_use, write_file
+from denoise.atomic import PART_SUFFIX, PartFile, lock_folder, remove_leftovers, write_file
 from denoise.formats import open_recording
 from denoise.movies import MovieError
 from denoise.reading import open_movie
@@ -92,8 +92,8 @@ class Runner:
         threads, arguments_before = torch.get_num_threads(), sys.argv
         sys.argv = [*self.command[1:], *map(str, arguments)]
         try:
-            told = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
-            with told[0], told[1], pytest.raises(SystemExit) as caught:
+            redirects = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+            with redirects[0], redirects[1], pytest.raises(SystemExit) as caught:
                 runpy.run_path(str(PROCESS), run_name="__main__")
         finally:
             sys.argv = arguments_before
@@ -149,19 +149,19 @@ def output_of(path: Path) -> np.ndarray:
 
 
 def test_leftovers_of_dead_runs_go_and_everything_else_stays(tmp_path: Path) -> None:
-    dead = tmp_path / f".a.tif.0123abcd{ENDING}"
+    dead = tmp_path / f".a.tif.0123abcd{PART_SUFFIX}"
     others = [
         ".a.tif.0123abcd.part",
-        f"a.tif.0123abcd{ENDING}",
-        f".a.tif.0123abcg{ENDING}",
+        f"a.tif.0123abcd{PART_SUFFIX}",
+        f".a.tif.0123abcg{PART_SUFFIX}",
         "a.tif",
         ".hidden",
     ]
     for name in (dead.name, *others):
         (tmp_path / name).write_text("x")
-    (tmp_path / f".folder.tif.0123abcd{ENDING}").mkdir()
-    (tmp_path / f".link.tif.0123abcd{ENDING}").symlink_to(tmp_path / "a.tif")
-    os.mkfifo(tmp_path / f".fifo.tif.0123abcd{ENDING}")
+    (tmp_path / f".folder.tif.0123abcd{PART_SUFFIX}").mkdir()
+    (tmp_path / f".link.tif.0123abcd{PART_SUFFIX}").symlink_to(tmp_path / "a.tif")
+    os.mkfifo(tmp_path / f".fifo.tif.0123abcd{PART_SUFFIX}")
     live = PartFile(tmp_path / "b.tif")
     removed = remove_leftovers([tmp_path, tmp_path / "nowhere"])
     assert dead in removed
@@ -182,11 +182,11 @@ def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_held_once_and_without_a_file(tmp_path: Path) -> None:
-    with sole_use(tmp_path) as locked:
+    with lock_folder(tmp_path) as locked:
         assert locked
-        with pytest.raises(BlockingIOError), sole_use(tmp_path):
+        with pytest.raises(BlockingIOError), lock_folder(tmp_path):
             pass
-    with sole_use(tmp_path) as locked:
+    with lock_folder(tmp_path) as locked:
         assert locked
     assert not list(tmp_path.iterdir())
 
@@ -353,7 +353,7 @@ def test_a_run_that_is_stopped_forgets_no_finished_movie(run: Runner, how: str, 
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "[" * 100_000, "\0", '{"program": 3}', '{"movies": [{"status": "ok", "output": "a.tif"}]}']
-    + [f'{{"program": {{"name": "{NAME}"}}, {told}}}' for told in (
+    + [f'{{"program": {{"name": "{NAME}"}}, {fields}}}' for fields in (
         '"movies": 3', '"movies": [3]', '"movies": [{"status": "ok"}]', '"movies": [], "earlier": 3',
         '"movies": [{"status": "ok", "output": []}]',
     )],

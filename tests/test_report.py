@@ -20,7 +20,7 @@ from PIL import Image
 from test_diagnostics import NOISE, Recording, clean_movie, white
 
 from denoise.diagnostics import Diagnostics, Findings
-from denoise.report import diverging, gray, write_report
+from denoise.report import to_diverging, to_gray, write_report
 
 BROWSER = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -32,10 +32,10 @@ FACTS = {"title": "day 1/<b>mouse</b> </script>$x$ \u00b5.tif", "shape": "300 fr
 
 def findings_of(frames: int = 300, size: int = 40, scale: float = 1.0) -> Findings:
     clean = clean_movie(frames, size)
-    found = Diagnostics(Recording((clean + white(clean.shape)) * scale))
-    found.add(clean * scale)
+    diagnostics = Diagnostics(Recording((clean + white(clean.shape)) * scale))
+    diagnostics.add(clean * scale)
     noise = {"gain": NOISE["gain"] * scale, "read_variance": NOISE["read_variance"] * scale**2}
-    return found.findings(noise, 100.0 * scale)
+    return diagnostics.findings(noise, 100.0 * scale)
 
 
 class Chromium:
@@ -166,8 +166,8 @@ def test_a_movie_of_any_scale_looks_the_same(tmp_path: Path, scale: float) -> No
 
 
 def test_colours_by_hand() -> None:
-    assert gray(np.array([[0, 5, 10, 20]]), 0, 10).tolist() == [[0, 127, 255, 255]]
-    assert diverging(np.array([[0.0]])).tolist() == [[[250, 250, 250]]]
-    blue, red = diverging(np.array([[-2.0, 2.0]]))[0]
+    assert to_gray(np.array([[0, 5, 10, 20]]), 0, 10).tolist() == [[0, 127, 255, 255]]
+    assert to_diverging(np.array([[0.0]])).tolist() == [[[250, 250, 250]]]
+    blue, red = to_diverging(np.array([[-2.0, 2.0]]))[0]
     assert blue[2] > blue[0]
     assert red[0] > red[2]
