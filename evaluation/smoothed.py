@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from scipy.ndimage import convolve1d, map_coordinates, shift
 
-from denoise import inference
+from denoise import inference, survey
 from denoise.lines import Lines
 from denoise.smoothing import NO_MEMORY, Gauge
 from denoise.tracking import Tracker
@@ -237,10 +237,10 @@ def unaware(movie: np.ndarray, model: UNet3D) -> np.ndarray:
     """Denoised as if no voxels shared noise, nothing moved, and light was steady."""
     with (
         patch.object(Gauge, "weights", lambda _, frames: torch.zeros(len(frames), 2)),
-        patch.object(inference, "memory_of", lambda *_: NO_MEMORY),
-        patch.object(inference, "rows_and_columns", lambda _: (Lines(1), Lines(2))),
+        patch.object(survey, "memory_of", lambda *_: NO_MEMORY),
+        patch.object(survey, "rows_and_columns", lambda _: (Lines(1), Lines(2))),
         patch.object(Tracker, "moves", lambda *_: False),
-        patch.object(inference, "flickers", lambda _: False),
+        patch.object(survey, "flickers", lambda _: False),
         patch.object(inference, "phase_of", lambda _: 0.0),
     ):
         return denoised(movie, model)

@@ -17,19 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from denoise import inference, network
+from denoise import inference, network, survey
 from denoise.adaptation import SURE, WORTH
 from denoise.blindspot import context_of
 from denoise.context import Context
 from denoise.inference import (
-    SLAB,
     SLAB_BYTES,
-    SLAB_SHARE,
+    SLAB_FRAMES,
+    SLAB_MEMORY_DIVISOR,
     Result,
     Settings,
     denoise_movie,
-    excerpt_of,
-    slabs_of,
+    middle_excerpt,
+    plan_slabs,
 )
 from denoise.motion import Motion
 from denoise.movies import MovieError
@@ -120,7 +120,7 @@ def example(shape: tuple[int, int, int], dtype: str = "uint16", seed: int = 0) -
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "fitting", lambda *_: Geometry(16, 32, torch.float32))
-    monkeypatch.setattr(inference, "SLAB", 50)
+    monkeypatch.setattr(inference, "SLAB_FRAMES", 50)
 
 
 @pytest.fixture
@@ -143,14 +143,14 @@ def as_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     st.sampled_from([1e8, 1e9, 1e12]),
 )
 def test_slabs_cover_the_movie_in_bounded_memory(frames: int, size: tuple[int, int], free: float) -> None:
-    slabs = slabs_of((frames, *size), free)
+    slabs = plan_slabs((frames, *size), free)
     share = np.zeros(frames)
     for slab, following in zip(slabs, [*slabs[1:], None]):
         assert slab.start + slab.own == (following.start if following else frames)
         share[slab.start : slab.stop] += slab.weights
         length = slab.stop - slab.start
-        assert length == 2 or length < 1.5 * SLAB
-        assert length <= 2 or length * size[0] * size[1] * SLAB_BYTES * SLAB_SHARE <= free
+        assert length == 2 or length < 1.5 * SLAB_FRAMES
+        assert length <= 2 or length * size[0] * size[1] * SLAB_BYTES * SLAB_MEMORY_DIVISOR <= free
     np.testing.assert_allclose(share, 1, atol=1e-6)
 
 
@@ -623,7 +623,7 @@ def test_smoothed_frames_may_be_of_any_size(
     """Pieces need not fill a block: of frames of 192 x 192 one has 28, 28 and 8."""
     movie, _ = recorded("challenge", SMOOTHINGS[name], 1, 100, 32)
     whole, _ = run(movie, shipped)
-    monkeypatch.setattr(inference, "PIECE_VOXELS", 28 * 32 * 32)
+    monkeypatch.setattr(survey, "PIECE_VOXELS", 28 * 32 * 32)
     np.testing.assert_allclose(run(movie, shipped)[0], whole, atol=1e-3 * np.ptp(whole))
 
 
@@ -712,7 +712,7 @@ def test_how_a_camera_s_columns_differ_does_not_move_with_the_scene(shipped: UNe
     """Held still with it, it would be noise."""
     movie, clean = recorded("challenge", SMOOTHINGS["moves by 1 pixel, columns differ by 5%"], 1, 128, 96)
     out, result = run(movie, shipped)
-    with patch("denoise.inference.pattern_of", lambda _, held, __: (None, held)):
+    with patch("denoise.survey.pattern_of", lambda _, held, __: (None, held)):
         without, _ = run(movie, shipped)
     assert score(clean, out)["stsnr"] > score(clean, without)["stsnr"] + 1
     (told,) = (its for its in result.warnings if "fixed pattern" in its)
@@ -720,14 +720,14 @@ def test_how_a_camera_s_columns_differ_does_not_move_with_the_scene(shipped: UNe
     assert differ == pytest.approx(0.05 * float(clean.mean()), rel=0.25)
 
 
-def test_the_excerpt_of_a_trial_keeps_no_whole_frames() -> None:
+def test_the_middle_excerpt_a_trial_keeps_no_whole_frames() -> None:
     class Large(Memory):
         def read(self, start: int, stop: int) -> np.ndarray:
             return np.zeros((stop - start, 1024, 1024), np.uint16)
 
     movie = Large(np.broadcast_to(np.uint16(0), (300, 1024, 1024)))
     tracemalloc.start()
-    excerpt, start, (rows, columns) = excerpt_of(movie)
+    excerpt, start, (rows, columns) = middle_excerpt(movie)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert excerpt.info.shape == (128, 128, 128)
@@ -806,7 +806,7 @@ def test_rows_out_of_phase_are_put_in_phase_and_come_out_where_they_were(shipped
     clean = out_of_phase(1.3, challenge_scene(1, 200, size).clean()).clip(0)
     movie = digitize(noisy(clean, *LEVELS[1], np.random.default_rng(0)), np.int16, clip_at_zero=False)
     movie[90, 21] = 0
-    with patch("denoise.inference.TRIED", (100, size - 2)):  # which starts at an odd row
+    with patch("denoise.inference.TRIAL_SIZE", (100, size - 2)):  # which starts at an odd row
         out, result = run(movie, shipped)
     assert result.row_phase == 1  # of 1.3: whole pixels lose nothing
     assert result.motion == (0, 0)
