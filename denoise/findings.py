@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from denoise.missing import FILLED
+from denoise.missing import MAX_FILLED_GAP
 from denoise.smoothing import NO_MEMORY
 from denoise.survey import Survey
 
@@ -35,10 +35,10 @@ def value_warnings(survey: Survey) -> Iterator[str]:
             f"{survey.saturated_share:.2%} of the voxels have one value, the largest of all: the detector was "
             "saturated, so peaks there are too low"
         )
-    if survey.turns.period:
+    if survey.interleaving.period:
         yield (
-            f"frames that are {survey.turns.period} apart are alike, and neighbours are not (planes or channels in "
-            "turn?): better write each as a movie of its own"
+            f"frames that are {survey.interleaving.period} apart are alike, and neighbours are not (planes or channels "
+            "in turn?): better write each as a movie of its own"
         )
 
 
@@ -74,8 +74,8 @@ def kept_frame_warnings(survey: Survey) -> Iterator[str]:
     gaps = int(survey.kept_rows.all(1).sum()) - flashes
     if gaps and not survey.kept_rows.all():
         yield (
-            f"{gaps} frames, more than {FILLED} in a row, hold one single value (a closed shutter, or nothing was "
-            "recorded); they stay as they are"
+            f"{gaps} frames, more than {MAX_FILLED_GAP} in a row, hold one single value (a closed shutter, or nothing "
+            "was recorded); they stay as they are"
         )
 
 

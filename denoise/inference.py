@@ -32,14 +32,14 @@ from denoise.detail import NO_DETAIL, Detail, detail_of
 from denoise.findings import warnings_of
 from denoise.light import light_of
 from denoise.limits import free_memory
-from denoise.missing import NO_TURNS, without_missing
+from denoise.missing import NOT_INTERLEAVED, without_missing
 from denoise.motion import STILL, Motion
 from denoise.movies import ArrayMovie, Readable
 from denoise.network import Network, Pair
 from denoise.phase import in_phase, phase_of
 from denoise.ranks import ALONE, Team
 from denoise.readout import Readout, stretches
-from denoise.smoothing import NO_MEMORY, centre, redo, variance_left
+from denoise.smoothing import NO_MEMORY, centre, redo, remaining_variance
 from denoise.survey import NO_CHANGES, Changes, Progress, Survey, blocks, cache_sized, survey_movie
 from denoise.tiling import tile_axis
 from denoise.tracking import motion_of, moves
@@ -53,9 +53,7 @@ SLAB_OVERLAP = 32  # frames that neighbouring slabs share: their patterns fade i
 MIN_ADAPT_FRAMES = 64  # of which the network learns, however large they are
 TRIAL_SIZE = (128, 128)  # frames, and pixels a side, of the excerpt on which holding still is tried
 MAX_ERROR_RATIO = 1.2  # of the squared difference from the recording: held still over as it is
-MIN_DISTANCE_KEPT = (
-    0.5  # share of the distance between interleaved planes that remains where they are held still
-)
+MIN_DISTANCE_KEPT = 0.5  # of that between interleaved planes, when they are held still
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,7 @@ class Result:
     tiles: int
     noise: dict[str, float]  # gain and read_variance in the input's units
     smoothing: tuple[float, float]  # that was undone: mean weight of a neighbour along (y, x)
-    motion: tuple[
-        float, float
-    ]  # largest displacement from the mean along (y, x), pixels; 0 if not held still
+    motion: tuple[float, float]  # pixels from the mean place along (y, x), at most; 0 if not held still
     row_phase: float  # pixels along x by which odd rows were put back; 0 if they were not
     flicker: float  # of the brightness of frames, root mean square; 0 where light was not steadied
     warnings: list[str] = field(default_factory=list)
@@ -240,9 +236,12 @@ def undo_changes(
     with torch.inference_mode():
         again = survey_movie(movie, settings.percentiles, progress, team, changes)
     # a movement that repeats itself makes frames alike at intervals, too; but planes differ wherever they are held
-    if survey.turns.period and again.turns.apart > MIN_DISTANCE_KEPT * survey.turns.apart:
+    if (
+        survey.interleaving.period
+        and again.interleaving.distance > MIN_DISTANCE_KEPT * survey.interleaving.distance
+    ):
         return survey, False
-    return replace(again, turns=NO_TURNS), survey.moves
+    return replace(again, interleaving=NOT_INTERLEAVED), survey.moves
 
 
 def find_changes(
@@ -515,7 +514,7 @@ def result_type(dtype: np.dtype) -> np.dtype:
 def result_of(survey: Survey, network: Network) -> Result:
     """Return what was found, in the input's units, and warnings."""
     n, motion = survey.normalization, survey.motion
-    left = variance_left(survey.smoothing) / survey.context.memory.slow
+    left = remaining_variance(survey.smoothing) / survey.context.memory.slow
     gain = left * float(survey.context.gain) * n.scale
     read_variance = left * float(survey.context.read_variance) * n.scale**2
     along_y, along_x = survey.smoothing.mean(0).tolist()

@@ -23,22 +23,20 @@ from denoise.ahead import ahead
 from denoise.context import Context, ContextSums, inpainted
 from denoise.light import STEADY, Light, Photometer, flickers
 from denoise.lines import Lines, rows_and_columns
-from denoise.missing import PIECE_VOXELS, Turns, as_recorded, turns_of, without_missing
+from denoise.missing import PIECE_VOXELS, Interleaving, find_interleaving, rows_to_keep, without_missing
 from denoise.motion import STILL, Motion
 from denoise.movies import MovieError, Readable
 from denoise.network import LONGEST_BLOCK
 from denoise.normalization import PercentileNormalization, Percentiles
 from denoise.pattern import pattern_of
 from denoise.ranks import ALONE, Team
-from denoise.smoothing import MEASURED, Gauge, centre, memory_of, middle, undo
+from denoise.smoothing import MEASURED, SmoothingEstimator, centre, estimate_memory, middle, undo
 from denoise.tracking import PIECE, Moments, Watch
 
 MAX_BLOCK_VOXELS = 1 << 23  # read at once
 MIN_BLOCK_FRAMES = 16  # in fewer a dropped row cannot be told from a dark one
 SECTION_FRAMES = 256  # surveyed together by one rank; a multiple of LONGEST_BLOCK
-ROUNDING = (
-    1e-4  # of a movie's scale: the mean of a pixel that never changes is at most this far off its value
-)
+ROUNDING = 1e-4  # of a movie's scale: so far off its value may be the mean of a pixel that never changes
 
 Progress = Callable[[str, int, int], None]
 Sums = TypeVar("Sums", "MeanImages", ContextSums)
@@ -106,7 +104,7 @@ class Survey:
     kept_rows: Tensor  # (T, Y) bool: rows that come out as recorded, see denoise.missing
     saturated_share: float  # of the voxels
     wrapped_share: float  # of the voxels: they seem to be negative numbers
-    turns: Turns
+    interleaving: Interleaving
     odd_pixels: OddPixels
 
     @property
@@ -218,7 +216,7 @@ class Surveyor:
         # movement looks like smoothing, and like noise that frames share: both are measured where it is undone.
         # Rows stay out of phase there: noise is where it was recorded
         self.out_of_phase = replace(self.motion, phase=0.0)
-        self.gauge = Gauge(self.out_of_phase.hold(hide_pixels(values, self.hidden), 0))
+        self.estimator = SmoothingEstimator(self.out_of_phase.hold(hide_pixels(values, self.hidden), 0))
         sharp = torch.cat([piece for _, piece in self.sharpened(values, 0)])
         self.mean = inpainted(sharp.nanmean(0))
         self.watch = Watch(middle(sharp))
@@ -231,8 +229,8 @@ class Surveyor:
         offsets = [lines.offsets(means) for lines, means in zip(self.lines, line_means)]
         held = self.motion.hold(subtract_lines(sharp, offsets), 0)
         self.reference = inpainted(held.nanmean(0))
-        self.memory = memory_of(held, not self.motion.still or self.gauge.differs)
-        self.turns = turns_of(held)
+        self.memory = estimate_memory(held, not self.motion.still or self.estimator.varies)
+        self.interleaving = find_interleaving(held)
 
     def use_scene(self, means: MeanImages) -> None:
         """Hold frames still against the mean image of the scene from now on, without what does not move with it."""
@@ -241,9 +239,9 @@ class Surveyor:
 
     def smoothing_of(self, values: Tensor, start: int) -> Tensor:
         """Return the smoothing (n, 2) of normalized frames (n, Y, X) from frame `start` on."""
-        if self.gauge.differs:
+        if self.estimator.varies:
             values = self.out_of_phase.hold(hide_pixels(values, self.hidden), start)
-        return self.gauge.weights(values)
+        return self.estimator.weights(values)
 
     def sharpened(
         self, values: Tensor, start: int, smoothing: Tensor | None = None
@@ -291,7 +289,7 @@ class Surveyor:
         self.intensities.update(block)
         values, missing = without_missing(self.provisional.normalize(block))
         self.invalid_voxels += missing.voxels
-        self.dropped_lines += missing.rows
+        self.dropped_lines += missing.lines
         self.blank[part], self.flashes[part] = missing.blank, missing.flashes
         self.smoothing[part] = self.smoothing_of(values, start)
         for first, sharp in self.sharpened(values, start, self.smoothing[part]):
@@ -364,7 +362,7 @@ class Surveyor:
             raise MovieError(
                 "expected intensities, found NaN and infinities alone; export the movie anew from its recording"
             )
-        kept_rows = as_recorded(blank, flashes)
+        kept_rows = rows_to_keep(blank, flashes)
         return Survey(
             normalization=n,
             smoothing=smoothing,
@@ -381,7 +379,7 @@ class Surveyor:
             kept_rows=kept_rows,
             saturated_share=self.intensities.saturated(),
             wrapped_share=self.intensities.wrapped(),
-            turns=self.turns,
+            interleaving=self.interleaving,
             odd_pixels=find_odd_pixels(context, n, self.changes, self.first_block),
         )
 

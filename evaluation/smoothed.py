@@ -22,7 +22,7 @@ from scipy.ndimage import convolve1d, map_coordinates, shift
 
 from denoise import inference, survey
 from denoise.lines import Lines
-from denoise.smoothing import NO_MEMORY, Gauge
+from denoise.smoothing import NO_MEMORY, SmoothingEstimator
 from denoise.tracking import Tracker
 from evaluation.benchmark import WEIGHTS, denoised
 from evaluation.metrics import score
@@ -236,8 +236,8 @@ def recorded(
 def unaware(movie: np.ndarray, model: UNet3D) -> np.ndarray:
     """Denoised as if no voxels shared noise, nothing moved, and light was steady."""
     with (
-        patch.object(Gauge, "weights", lambda _, frames: torch.zeros(len(frames), 2)),
-        patch.object(survey, "memory_of", lambda *_: NO_MEMORY),
+        patch.object(SmoothingEstimator, "weights", lambda _, frames: torch.zeros(len(frames), 2)),
+        patch.object(survey, "estimate_memory", lambda *_: NO_MEMORY),
         patch.object(survey, "rows_and_columns", lambda _: (Lines(1), Lines(2))),
         patch.object(Tracker, "moves", lambda *_: False),
         patch.object(survey, "flickers", lambda _: False),
