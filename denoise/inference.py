@@ -123,15 +123,15 @@ def denoise_frames(
 ) -> Network:
     """Denoise and write a rank's share of a movie's frames, as `denoise_movie` does, and return the network used."""
     context, frames = restorer.survey.context, movie.info.shape[0]
-    all_slabs = team.of(0, plan_slabs((frames, *context.mean.shape), free_memory(device_of(model))))
+    free = free_memory(next(model.parameters()).device)
+    all_slabs = team.of(0, plan_slabs((frames, *context.mean.shape), free))
     slabs, first = own_slabs(all_slabs, team.share(len(all_slabs), again=1))
     start, stop = (slabs[0].start, slabs[-1].stop) if slabs else (first, first)
     network = Network(model, context)
     progress("denoising", first, frames)
     place(first)
-    pairs: Generator[Pair, None, None] = ahead(
-        network.predict(partial(residuals, movie, restorer), start, stop)
-    )
+    predictions = network.predict(partial(residuals, movie, restorer), start, stop)
+    pairs: Generator[Pair, None, None] = ahead(predictions)
     with closing(pairs):
         counted = report_frames(pairs, lambda done: progress("denoising", min(frames, first + done), frames))
         readout = Readout(context, network.static, network)
@@ -236,10 +236,8 @@ def undo_changes(
     with torch.inference_mode():
         again = survey_movie(movie, settings.percentiles, progress, team, changes)
     # a movement that repeats itself makes frames alike at intervals, too; but planes differ wherever they are held
-    if (
-        survey.interleaving.period
-        and again.interleaving.distance > MIN_DISTANCE_KEPT * survey.interleaving.distance
-    ):
+    min_distance = MIN_DISTANCE_KEPT * survey.interleaving.distance
+    if survey.interleaving.period and again.interleaving.distance > min_distance:
         return survey, False
     return replace(again, interleaving=NOT_INTERLEAVED), survey.moves
 
@@ -292,27 +290,23 @@ def holding_still_helps(
     parameters for each frame do by chance.
     """
     excerpt, start, (rows, columns) = middle_excerpt(movie)
-    normalize = survey.normalization.normalize
-    flashes = survey.flashes[start : start + len(excerpt.frames), rows]
-    recorded, _ = without_missing(normalize(excerpt.frames), flashes)
-    errors = []
-    for tried in (STILL, motion.during(start)):
-        parts: list[np.ndarray] = []
-        light, odd_pixels = survey.recorded_light.since(start), survey.odd_pixels.crop(rows, columns)
-        denoise_movie(
-            excerpt,
-            model,
-            replace(settings, adapt_minutes=0.0),
-            parts.append,
-            lambda *_: None,
-            changes=Changes(light, tried, odd_pixels),
-        )
+    normalize, settings = survey.normalization.normalize, replace(settings, adapt_minutes=0.0)
+    recorded, _ = without_missing(
+        normalize(excerpt.frames), survey.flashes[start : start + len(excerpt.frames), rows]
+    )
+    light, odd_pixels = survey.recorded_light.since(start), survey.odd_pixels.crop(rows, columns)
+
+    def error(motion: Motion) -> Tensor:
+        """Return the mean squared difference (Y, X) from the recording of the output with that motion undone."""
+        changes, parts = Changes(light, motion, odd_pixels), list[np.ndarray]()
+        denoise_movie(excerpt, model, settings, parts.append, lambda *_: None, changes=changes)
         denoised = torch.from_numpy(normalize(np.concatenate(parts)))
-        errors.append((denoised - recorded).square().nanmean(0))
-    as_it_is, held_still = errors
-    log_ratio = (held_still / as_it_is).log()  # (Y, X); not finite where a pixel stays as it is
+        return (denoised - recorded).square().nanmean(0)
+
+    moving, still = error(STILL), error(motion.during(start))
+    log_ratio = (still / moving).log()  # (Y, X); not finite where a pixel stays as recorded
     valid = log_ratio.isfinite()
-    mean, total = log_ratio[valid].mean(), (held_still[valid].sum() / as_it_is[valid].sum()).log()
+    mean, total = log_ratio[valid].mean(), (still[valid].sum() / moving[valid].sum()).log()
     by_chance = int(motion.amounts.any(0).sum()) / int(valid.sum())
     limit = -(motion.against + by_chance) if motion.against else math.log(MAX_ERROR_RATIO)
     return float((mean + total) / 2) < limit
@@ -415,10 +409,6 @@ def report_frames(items: Iterable[Pair], report: Callable[[int], None]) -> Itera
         done += len(item[0])
         report(done)
         yield item
-
-
-def device_of(model: UNet3D) -> torch.device:
-    return next(model.parameters()).device
 
 
 # ---- slabs

@@ -152,19 +152,19 @@ def outliers(values: Tensor) -> Tensor:
     An error of storage or a cosmic ray is, and a negative number that was written as an unsigned one; light spreads
     over neighbours, and lasts. Where there are many, they are no errors.
     """
-    found = values.abs() > MIN_OUTLIER
-    if not 0 < int(found.count_nonzero()) <= 1 + MAX_CANDIDATE_SHARE * values.numel():
-        return torch.zeros_like(found)
-    places = found.nonzero()  # (N, 3)
+    isolated = values.abs() > MIN_OUTLIER
+    if not 0 < int(isolated.count_nonzero()) <= 1 + MAX_CANDIDATE_SHARE * values.numel():
+        return torch.zeros_like(isolated)
+    places = isolated.nonzero()  # (N, 3)
     last = torch.tensor(values.shape) - 1
-    limits = MAX_NEIGHBOUR * values[found].abs()  # (N,)
+    limits = MAX_NEIGHBOUR * values[isolated].abs()  # (N,)
     for step in torch.cartesian_prod(*[torch.arange(-1, 2)] * 3):
         neighbours = (places + step).clamp(min=torch.zeros(3, dtype=torch.long), max=last)
         inside = (neighbours != places).any(1)
-        found[places.unbind(1)] &= ~(inside & (values[neighbours.unbind(1)].abs() > limits))
-    if int(found.sum()) > 1 + MAX_OUTLIER_SHARE * values.numel():
-        return torch.zeros_like(found)
-    return found
+        isolated[places.unbind(1)] &= ~(inside & (values[neighbours.unbind(1)].abs() > limits))
+    if int(isolated.sum()) > 1 + MAX_OUTLIER_SHARE * values.numel():
+        return torch.zeros_like(isolated)
+    return isolated
 
 
 def rows_to_keep(blank: Tensor, flashes: Tensor) -> Tensor:
@@ -202,22 +202,22 @@ def flashing_rows(frames: Tensor) -> Tensor:
     scanned while a laser stimulated cells, and those beside, of which it may have reached a part.
     """
     samples = sampled_voxels(frames)
-    found = torch.zeros(frames.shape[:2], dtype=torch.bool)
+    flashes = torch.zeros(frames.shape[:2], dtype=torch.bool)
     if samples.shape[1] < MIN_FRAME_VOXELS:
-        return found
+        return flashes
     # the median step is 0.954 deviations of noise; up to half of the frames may be flashes or follow one
     steps = samples.diff(dim=0).abs().nanmedian(1).values
     noise = float(steps.nanquantile(0.25)) / 0.954 if len(steps) else 0.0
     level = samples.nanquantile(DARK_QUANTILE, 1)[:, None]  # (n, 1)
-    found |= flashing(level, noise)
+    flashes |= flashing(level, noise)
     if frames.shape[2] < MIN_FRAME_VOXELS:
-        return found
+        return flashes
     parts = F.adaptive_avg_pool2d(frames, (frames.shape[1], ROW_PARTS))
     # relative to their frame: in a weak flash of all of it some rows would stand out by chance
-    row_level = (parts.nanquantile(DARK_QUANTILE, 2) - level).where(~found, torch.nan)
+    row_level = (parts.nanquantile(DARK_QUANTILE, 2) - level).where(~flashes, torch.nan)
     rows = flashing(row_level, noise)
     pairs = F.pad(rows[:, 1:] & rows[:, :-1], (3, 3))
-    return found | pairs.unfold(1, 4, 1).any(2)[:, 1:-1]
+    return flashes | pairs.unfold(1, 4, 1).any(2)[:, 1:-1]
 
 
 def flashing(level: Tensor, noise: float) -> Tensor:
@@ -242,7 +242,7 @@ def flashing(level: Tensor, noise: float) -> Tensor:
 
 
 def is_sudden(level: Tensor, height: float, start: int, stop: int) -> bool:
-    """Return whether brightness (n,) changes by SUDDEN * height or more at both ends of frames [start, stop)."""
+    """Return whether brightness (n,) changes by SUDDEN * height or more at each end of frames [start, stop)."""
     ends = [(t, beside) for t, beside in ((start, start - 1), (stop - 1, stop)) if 0 <= beside < len(level)]
     return not any(float((level[t] - level[beside]).abs()) < SUDDEN * height for t, beside in ends)
 

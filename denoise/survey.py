@@ -215,9 +215,10 @@ class Surveyor:
         self.hidden = odd_pixels.mask if odd_pixels else constant_pixels(values)  # (Y, X), if any
         # movement looks like smoothing, and like noise that frames share: both are measured where it is undone.
         # Rows stay out of phase there: noise is where it was recorded
-        self.out_of_phase = replace(self.motion, phase=0.0)
-        self.estimator = SmoothingEstimator(self.out_of_phase.hold(hide_pixels(values, self.hidden), 0))
-        sharp = torch.cat([piece for _, piece in self.sharpened(values, 0)])
+        self.movement = replace(self.motion, phase=0.0)
+        self.estimator = SmoothingEstimator(self.movement.hold(hide_pixels(values, self.hidden), 0))
+        smoothing = self.smoothing_of(values, 0)
+        sharp = torch.cat([piece for _, piece in self.sharpened(values, 0, smoothing)])
         self.mean = inpainted(sharp.nanmean(0))
         self.watch = Watch(middle(sharp))
         self.displacements = torch.zeros(frames, self.watch.cells, 2)
@@ -240,17 +241,14 @@ class Surveyor:
     def smoothing_of(self, values: Tensor, start: int) -> Tensor:
         """Return the smoothing (n, 2) of normalized frames (n, Y, X) from frame `start` on."""
         if self.estimator.varies:
-            values = self.out_of_phase.hold(hide_pixels(values, self.hidden), start)
+            values = self.movement.hold(hide_pixels(values, self.hidden), start)
         return self.estimator.weights(values)
 
-    def sharpened(
-        self, values: Tensor, start: int, smoothing: Tensor | None = None
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yield pieces (n, Y, X) of normalized frames from frame `start` on, and the first frame of each.
+    def sharpened(self, values: Tensor, start: int, smoothing: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Undo smoothing (n, 2) and flicker of normalized frames (n, Y, X) from frame `start` on.
 
-        They are without smoothing, in steady light.
+        Yields cache-sized pieces, each with its first frame.
         """
-        smoothing = self.smoothing_of(values, start) if smoothing is None else smoothing
         for frames, weights in with_smoothing(values, smoothing):
             sharp = undo(hide_pixels(frames, self.hidden), weights)
             if self.hidden is not None and not self.changes.odd_pixels:
@@ -264,7 +262,8 @@ class Surveyor:
         with closing(ahead(self.section_blocks(start))) as section:
             for block in section:
                 values, _ = without_missing(self.provisional.normalize(block))
-                for first, sharp in self.sharpened(values, start):
+                smoothing = self.smoothing_of(values, start)
+                for first, sharp in self.sharpened(values, start, smoothing):
                     sums.recorded.update(sharp)
                     sums.held.update(self.motion.hold(sharp, first))
                 start += len(block)
@@ -403,11 +402,11 @@ def find_odd_pixels(
 ) -> OddPixels:
     """Find the hot and the constant pixels of a movie that begins with a block (n, Y, X).
 
-    Where changes are undone, the odd pixels that are known have been hidden; no constant ones can be found there.
+    If changes are undone, those of the survey before were hidden, and only hot pixels can be added.
     """
-    known = changes.odd_pixels
-    if known:
-        return replace(known, hot=known.hot | context.hot) if changes.motion.still else known
+    odd_pixels = changes.odd_pixels
+    if odd_pixels:
+        return replace(odd_pixels, hot=odd_pixels.hot | context.hot) if changes.motion.still else odd_pixels
     values = normalization.denormalize(context.mean.numpy(), np.float64)
     constant = (context.noise == 0).numpy()
     values[constant] = exact_values(values[constant], first_block[:, constant], normalization.scale)

@@ -18,8 +18,8 @@ from denoise.missing import (
 from simulation import LEVELS, challenge_scene, different_scene, noisy
 
 
-def numbers(found: torch.Tensor) -> list[int]:
-    return found.nonzero()[:, 0].tolist()
+def numbers(mask: torch.Tensor) -> list[int]:
+    return mask.nonzero()[:, 0].tolist()
 
 
 def test_dropped_rows_but_no_border_and_no_dark_movie() -> None:
@@ -103,9 +103,9 @@ def test_short_gaps_are_filled_and_longer_ones_stay() -> None:
 )
 def test_what_is_looked_at_lies_in_many_columns(side: int, step: int) -> None:
     columns = torch.arange(side).expand(2, side, side)
-    seen = sampled_voxels(columns)
-    assert seen.shape == (2, -(-side * side // step))
-    assert len(seen.unique()) >= side / 3
+    sampled = sampled_voxels(columns)
+    assert sampled.shape == (2, -(-side * side // step))
+    assert len(sampled.unique()) >= side / 3
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -118,8 +118,8 @@ def test_flashes_are_found(level: int, where: list[int]) -> None:
     for height in (5.0, -5.0, 500.0):
         lit = movie / scale
         lit[where] += height
-        found = flashing_rows(lit)
-        assert numbers(found.all(1)) == numbers(found.any(1)) == where
+        flashes = flashing_rows(lit)
+        assert numbers(flashes.all(1)) == numbers(flashes.any(1)) == where
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -161,10 +161,10 @@ def test_activity_is_no_flash(kind: str, noise: float) -> None:
     gone = np.where(np.abs(np.arange(64) - 30) <= WINDOW, 0.0, 1.0).astype(np.float32)
     for course in (np.ones(64, np.float32), 1 + 4 * all_at_once, step, gone):
         gain, read_variance = LEVELS[1]
-        its = noisy(
+        recording = noisy(
             clean * course[:, None, None], noise * gain, noise * read_variance, np.random.default_rng(0)
         )
-        movie = torch.from_numpy(its)
+        movie = torch.from_numpy(recording)
         movie /= float(movie.flatten().quantile(torch.tensor([0.03, 0.97])).diff())
         assert not flashing_rows(movie).any()
 

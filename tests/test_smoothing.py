@@ -182,8 +182,8 @@ def test_frames_that_are_missing_at_intervals_are_no_memory_of_noise(every: int)
 @pytest.mark.parametrize("axis", [1, 2])
 def test_a_frame_is_correlated_alone_bit_by_bit_as_among_others(axis: int) -> None:
     frames, taps = torch.randn(5, 40, 43), torch.randn(5, 3)
-    whole = correlated(frames, taps, axis)
+    together = correlated(frames, taps, axis)
     windows = frames.unfold(axis, 3, 1)  # (n, H, W, 3)
-    torch.testing.assert_close(whole, torch.einsum("nyxk,nk->nyx", windows, taps))
+    torch.testing.assert_close(together, torch.einsum("nyxk,nk->nyx", windows, taps))
     for n in range(5):
-        assert torch.equal(correlated(frames[n : n + 1], taps[n : n + 1], axis), whole[n : n + 1])
+        assert torch.equal(correlated(frames[n : n + 1], taps[n : n + 1], axis), together[n : n + 1])
