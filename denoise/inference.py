@@ -452,12 +452,12 @@ def own_slabs(slabs: Sequence[Slab], share: range) -> tuple[list[Slab], int]:
 
 
 def in_slabs(pairs: Iterable[Pair], slabs: Iterable[Slab]) -> Iterator[Pair]:
-    """Put residual and prediction (n, H, W) together to slabs; frames that two slabs share are in both.
+    """Collect residual and prediction (n, H, W) into slabs; frames that two slabs share are in both.
 
-    A slab may be overwritten. It takes the memory of the one before.
+    The caller may overwrite a slab. The next one reuses its memory.
     """
     source = iter(pairs)
-    pair: Sequence[Tensor] = (torch.zeros(0), torch.zeros(0))  # what of it is not in a slab yet
+    pair: Sequence[Tensor] = (torch.zeros(0), torch.zeros(0))  # the part that is not in a slab yet
     overlap, buffers = pair, pair
     for slab in slabs:
         length, filled = slab.stop - slab.start, len(overlap[0])

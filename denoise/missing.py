@@ -228,16 +228,14 @@ def flashing(level: Tensor, noise: float) -> Tensor:
     windows = F.pad(level.T, (WINDOW, WINDOW), value=math.nan).unfold(1, 2 * WINDOW + 1, 1)  # (K, n, frames)
     difference = level - windows.nanmedian(2).values.T
     usual = difference.abs().nanmedian(0).values
-    far = difference.abs() > (FLASH_MEDIAN * usual).clamp(
-        min=max(FLASH_NOISE * noise, FLASH_SCALE)
-    )  # not where NaN
+    least = (FLASH_MEDIAN * usual).clamp(min=max(FLASH_NOISE * noise, FLASH_SCALE))
+    far = difference.abs() > least  # never where it is NaN
     far &= far.float().mean(0) <= 1 / 3
-    for column in far.any(0).nonzero()[:, 0].tolist():
-        for start, stop in runs(far[:, column].numpy()):
-            if not is_sudden(
-                level[:, column], float(difference[start:stop, column].abs().max()), start, stop
-            ):
-                far[start:stop, column] = False
+    for k in far.any(0).nonzero()[:, 0].tolist():
+        for start, stop in runs(far[:, k].numpy()):
+            height = float(difference[start:stop, k].abs().max())
+            if not is_sudden(level[:, k], height, start, stop):
+                far[start:stop, k] = False
     return far
 
 

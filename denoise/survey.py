@@ -149,8 +149,8 @@ def survey_movie(
     surveyor = Surveyor(movie, percentiles, changes)
     if len(changes.motion.by):
         mean_images = partial(surveyor.mean_images, report=lambda done: progress("following", done, frames))
-        start = MeanImages(surveyor.mean, surveyor.reference)
-        surveyor.use_scene(sum_sections(start, mean_images, count, team))
+        zero = MeanImages(surveyor.mean, surveyor.reference)
+        surveyor.use_scene(sum_sections(zero, mean_images, count, team))
     surveyor.intensities.skip(team.share(count).start * SECTION_FRAMES * height * width)
     context_sums = partial(surveyor.context_sums, report=lambda done: progress("reading", done, frames))
     sums = sum_sections(ContextSums(surveyor.reference), context_sums, count, team)
@@ -159,7 +159,7 @@ def survey_movie(
 
 
 def sum_sections(sums: Sums, section: Callable[[int], Sums], count: int, team: Team) -> Sums:
-    """Add the sums of `count` sections, each made by one rank of the team.
+    """Add to `sums` those of `count` sections; `section(index)` makes them, each in one rank of the team.
 
     They are added in order, so that the result does not depend on the size of the team.
     """
