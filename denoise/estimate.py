@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from denoise.diagnostics import STATISTICS_VOXELS, TRACE_VOXELS
-from denoise.inference import SLAB_BYTES, Settings, block_length, denoise_movie, slabs_of
+from denoise.inference import SLAB_BYTES, Settings, denoise_movie, plan_slabs
 from denoise.movies import ArrayMovie
 from denoise.network import CHUNK_VOXELS, STATE_BYTES, VOXEL_BYTES
 from denoise.precision import precision
+from denoise.survey import block_length
 from model import UNet3D
 
 TRIAL_SHAPE = (64, 128, 128)  # frames, height, width of the noise that is denoised to measure the speed
@@ -37,7 +38,7 @@ def trial_speed(model: UNet3D) -> float:
 def working_bytes(shape: tuple[int, int, int], device: torch.device, report: bool) -> int:
     """Estimate the memory in bytes for a movie (T, Y, X), without that of the idle program; bounded for long movies."""
     pixels = shape[1] * shape[2]
-    slab = max(slab.stop - slab.start for slab in slabs_of(shape, math.inf))
+    slab = max(slab.stop - slab.start for slab in plan_slabs(shape, math.inf))
     network = max(CHUNK_VOXELS["cpu"], 16 * pixels) * VOXEL_BYTES + STATE_BYTES * pixels
     network = network * precision(device).itemsize // 2  # the constants are for half precision
     block = min(shape[0], block_length(pixels))

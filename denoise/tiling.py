@@ -1,4 +1,4 @@
-"""Cutting an axis into overlapping tiles and blending them back; it knows nothing of any network.
+"""Cutting an axis into overlapping tiles and blending them back; independent of any network.
 
         0        step      2 step           size
         |---------------|                            tile 0
@@ -6,8 +6,8 @@
                           |-----------------|        the last ends where the axis ends
                   ======                             overlap: outer quarters dropped, linear blend between
 
-Starts lie on the network's pooling grid: a last tile pushed back to fit would change the pooling phase, and with it
-the answer. The weights of all tiles add up to one at every voxel. Three axes are the product of one.
+Tiles start on the network's pooling grid: a last tile pushed back to fit would change the pooling phase, and with it
+the output. The weights of all tiles add up to one at every voxel. Tiles of an image or a movie are products of spans.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Span:
-    """Part [start, stop) of an axis, and its share (stop - start,) in the blended result."""
+    """Part [start, stop) of an axis, and its weights (stop - start,) in the blended result."""
 
     start: int
     stop: int
@@ -34,9 +34,9 @@ class Span:
 
 
 def tile_axis(size: int, tile: int, overlap: int, grid: int) -> list[Span]:
-    """Spans of at most `tile` voxels that cover [0, size), neighbours sharing exactly `overlap` voxels.
+    """Return spans of at most `tile` voxels that cover [0, size), neighbours sharing exactly `overlap` voxels.
 
-    As few as possible, and as equal as the grid allows. Raises ValueError for sizes off the grid.
+    They are as few as possible, and as equal as the grid allows. Raises ValueError for sizes off the grid.
     """
     if tile % grid or overlap % grid:
         raise ValueError(f"tile {tile} and overlap {overlap} must be multiples of the pooling grid {grid}")
@@ -57,7 +57,7 @@ def tile_axis(size: int, tile: int, overlap: int, grid: int) -> list[Span]:
 
 
 def blend_weights(size: int, rising: int, falling: int) -> np.ndarray:
-    """Weights (size,) of a span whose first `rising` and last `falling` voxels are shared with its neighbours."""
+    """Return weights (size,) of a span that shares its first `rising` and last `falling` voxels with its neighbours."""
     weights = np.ones(size, np.float32)
     weights[:rising] = ramp(rising)
     weights[size - falling :] = 1 - ramp(falling)
@@ -65,14 +65,14 @@ def blend_weights(size: int, rising: int, falling: int) -> np.ndarray:
 
 
 def ramp(overlap: int) -> np.ndarray:
-    """From 0 to 1 over the middle half of the overlap: the voxels next to a tile's border saw too little."""
+    """Return weights (overlap,) that rise from 0 to 1 in the middle half: tiles are unreliable next to their borders."""
     margin = overlap // 4
     length = max(1, overlap - 2 * margin)
     return np.clip((np.arange(overlap, dtype=np.float32) - margin + 0.5) / length, 0, 1)
 
 
 def tile_grid(axes: Sequence[Sequence[Span]]) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
-    """Every tile of a product of axes: its slices and its weights, shaped (n_0, n_1, ...)."""
+    """Yield every tile of a product of axes: its slices and its weights, shaped (n_0, n_1, ...)."""
     for spans in itertools.product(*axes):
         weights = np.ones((), np.float32)
         for span in spans:

@@ -40,7 +40,7 @@ from scipy.ndimage import gaussian_filter, shift
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from denoise.inference import Settings, denoise_movie, survey_movie
+from denoise.inference import Settings, denoise_movie
 from denoise.limits import reuse_memory
 from denoise.missing import without_missing
 from denoise.movies import ArrayMovie
@@ -48,6 +48,7 @@ from denoise.network import Network, converted
 from denoise.precision import precision
 from denoise.reading import open_movie
 from denoise.readout import Readout
+from denoise.survey import survey_movie
 from model import UNet3D, load_model
 from simulation.activity import wander
 

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from scipy.ndimage import convolve1d, map_coordinates, shift
 
-from denoise import inference
+from denoise import inference, survey
 from denoise.lines import LineNoise
-from denoise.smoothing import NO_MEMORY, Gauge
+from denoise.smoothing import NO_MEMORY, SmoothingEstimator
 from denoise.tracking import Tracker
 from evaluation.benchmark import WEIGHTS, denoised
 from evaluation.metrics import score
@@ -242,11 +242,11 @@ def recorded(
 def unaware(movie: np.ndarray, model: UNet3D) -> np.ndarray:
     """Denoise with the handling of correlated noise, line noise, motion, flicker and scan phase switched off."""
     with (
-        patch.object(Gauge, "weights", lambda _, frames: torch.zeros(len(frames), 2)),
-        patch.object(inference, "memory_of", lambda *_: NO_MEMORY),
-        patch.object(inference, "estimate_row_and_column_noise", lambda _: (LineNoise(1), LineNoise(2))),
+        patch.object(SmoothingEstimator, "weights", lambda _, frames: torch.zeros(len(frames), 2)),
+        patch.object(survey, "estimate_memory", lambda *_: NO_MEMORY),
+        patch.object(survey, "estimate_row_and_column_noise", lambda _: (LineNoise(1), LineNoise(2))),
         patch.object(Tracker, "moves", lambda *_: False),
-        patch.object(inference, "flickers", lambda _: False),
+        patch.object(survey, "flickers", lambda _: False),
         patch.object(inference, "estimate_phase", lambda _: 0.0),
     ):
         return denoised(movie, model)

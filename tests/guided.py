@@ -19,8 +19,8 @@ import atheris
 
 with atheris.instrument_imports(include=["denoise", "tifffile"]):
     from denoise.formats import SUFFIXES, open_recording
-    from denoise.inference import blocks
     from denoise.movies import MovieError
+    from denoise.survey import blocks
 import fuzz
 
 BASELINE = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # MiB of torch and the readers

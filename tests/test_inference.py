@@ -17,19 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from denoise import inference, network
+from denoise import inference, network, survey
 from denoise.adaptation import MIN_GAIN, MIN_STANDARD_ERRORS
 from denoise.blindspot import context_of
 from denoise.context import Context
 from denoise.inference import (
-    SLAB,
     SLAB_BYTES,
-    SLAB_SHARE,
+    SLAB_FRAMES,
+    SLAB_MEMORY_DIVISOR,
     Result,
     Settings,
     denoise_movie,
-    excerpt_of,
-    slabs_of,
+    middle_excerpt,
+    plan_slabs,
 )
 from denoise.motion import Motion
 from denoise.movies import MovieError
@@ -120,7 +120,7 @@ def example(shape: tuple[int, int, int], dtype: str = "uint16", seed: int = 0) -
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "choose_geometry", lambda *_: Geometry(16, 32, torch.float32))
-    monkeypatch.setattr(inference, "SLAB", 50)
+    monkeypatch.setattr(inference, "SLAB_FRAMES", 50)
 
 
 @pytest.fixture
@@ -143,14 +143,14 @@ def as_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     st.sampled_from([1e8, 1e9, 1e12]),
 )
 def test_slabs_cover_the_movie_in_bounded_memory(frames: int, size: tuple[int, int], free: float) -> None:
-    slabs = slabs_of((frames, *size), free)
+    slabs = plan_slabs((frames, *size), free)
     share = np.zeros(frames)
     for slab, following in zip(slabs, [*slabs[1:], None]):
         assert slab.start + slab.own == (following.start if following else frames)
         share[slab.start : slab.stop] += slab.weights
         length = slab.stop - slab.start
-        assert length == 2 or length < 1.5 * SLAB
-        assert length <= 2 or length * size[0] * size[1] * SLAB_BYTES * SLAB_SHARE <= free
+        assert length == 2 or length < 1.5 * SLAB_FRAMES
+        assert length <= 2 or length * size[0] * size[1] * SLAB_BYTES * SLAB_MEMORY_DIVISOR <= free
     np.testing.assert_allclose(share, 1, atol=1e-6)
 
 
@@ -187,13 +187,13 @@ def test_tiles_as_far_apart_as_the_network_reaches_equal_one_tile(monkeypatch: p
     frames = example((40, 640, 24))
     model = model_of()
     in_float32(monkeypatch)
-    whole, one = run(frames, model)
+    one_tile, one = run(frames, model)
     in_float32(monkeypatch, tile=424)
     overlap = -(-4 * TINY.reach[1] // 8) * 8  # its outer quarters are dropped
     monkeypatch.setattr(network, "OVERLAP", overlap)
-    tiled, several = run(frames, model)
+    several_tiles, several = run(frames, model)
     assert (one.tiles, several.tiles) == (1, 2)
-    np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-5 * whole.std())
+    np.testing.assert_allclose(several_tiles, one_tile, rtol=0, atol=1e-5 * one_tile.std())
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_what_was_never_recorded_changes_nothing_beside_it(
     """A constant stays as it is, NaN is filled; the rest errs no more than without them."""
     clean = challenge_scene(5000000, 100, 48).clean()
     movie = noisy(clean, *LEVELS[1], np.random.default_rng(0)).astype(np.float32)
-    plain, told = run(movie, shipped)
+    plain, plain_result = run(movie, shipped)
     movie[place] = value
     out, result = run(movie, shipped)
     there = np.zeros(movie.shape, bool)
@@ -272,10 +272,10 @@ def test_what_was_never_recorded_changes_nothing_beside_it(
         assert out[there].mean() == pytest.approx(clean[there].mean(), rel=0.3)
     else:
         assert (out[there] == value).all()
-    away = ~there
-    error, usual = (float(((x - clean)[away] ** 2).mean()) for x in (out, plain))
+    elsewhere = ~there
+    error, usual = (float(((x - clean)[elsewhere] ** 2).mean()) for x in (out, plain))
     assert error < 1.1 * usual
-    assert result.noise["gain"] == pytest.approx(told.noise["gain"], rel=0.15)
+    assert result.noise["gain"] == pytest.approx(plain_result.noise["gain"], rel=0.15)
     assert ["NaN" in result.warnings[0], "never change" in result.warnings[0]] == [
         np.isnan(value),
         not np.isnan(value),
@@ -310,13 +310,13 @@ def test_what_is_no_picture_comes_out_as_recorded_and_harms_no_other_frame(shipp
     movie[21, 3, 4] = movie[20, 5, 5] = np.nan
     movie[100:150] = 7
     out, result = run(movie, shipped)
-    seen = np.isfinite(movie[odd])
-    np.testing.assert_array_equal(out[odd][seen], movie[odd][seen])
+    valid = np.isfinite(movie[odd])
+    np.testing.assert_array_equal(out[odd][valid], movie[odd][valid])
     assert np.isfinite(out).all()
     starts = ("1 voxels", "3 frames are brighter", "50 frames, more")
-    assert [told.startswith(start) for told, start in zip(result.warnings, starts)] == [True] * 3
-    rest, usual = (score(clean[~odd], its[~odd])["stsnr"] for its in (out, plain))
-    assert rest > usual - 1  # a quarter of the frames is missing
+    assert [warning.startswith(start) for warning, start in zip(result.warnings, starts)] == [True] * 3
+    others, usual = (score(clean[~odd], x[~odd])["stsnr"] for x in (out, plain))
+    assert others > usual - 1  # a quarter of the frames is missing
 
 
 def test_rows_in_which_cells_were_stimulated_come_out_as_recorded_and_harm_no_others(shipped: UNet3D) -> None:
@@ -333,7 +333,7 @@ def test_rows_in_which_cells_were_stimulated_come_out_as_recorded_and_harm_no_ot
     assert result.motion == (0, 0)
     assert result.flicker == 0
     lit[15::30, 19:41] = True
-    error, usual = (np.square(its - clean)[~lit].mean() for its in (out, plain))
+    error, usual = (np.square(x - clean)[~lit].mean() for x in (out, plain))
     assert error < 1.1 * usual
 
 
@@ -363,16 +363,16 @@ def test_noise_that_is_louder_here_or_now_stays_out(shipped: UNet3D) -> None:
 
 
 @pytest.mark.parametrize(
-    ("odd", "told"),
+    ("odd", "warning"),
     [
         (lambda movie: np.clip(movie * 50, 0, 4095), "largest of all"),
         (lambda movie: movie.astype(np.int16), "negative numbers"),
         (lambda movie: movie + 300 * (np.arange(40) % 3)[:, None, None] * np.eye(24, 20), "3 apart"),
     ],
 )
-def test_what_looks_wrong_is_told(odd: Callable[[np.ndarray], np.ndarray], told: str) -> None:
-    movie = example((40, 24, 20)).astype(np.float64) - (60 if told == "negative numbers" else 0)
-    assert told in run(odd(movie).astype(np.uint16))[1].warnings[0]
+def test_what_looks_wrong_is_told(odd: Callable[[np.ndarray], np.ndarray], warning: str) -> None:
+    movie = example((40, 24, 20)).astype(np.float64) - (60 if warning == "negative numbers" else 0)
+    assert warning in run(odd(movie).astype(np.uint16))[1].warnings[0]
     assert run(example((40, 24, 20)))[1].warnings == []
 
 
@@ -435,7 +435,7 @@ def test_a_gpu_that_is_too_small_gets_smaller_parts_and_the_same_result_comes_ou
 ) -> None:
     in_float32(monkeypatch, tile=128)
     frames = example((256, 128, 128))
-    whole, _ = run(frames)
+    expected, _ = run(frames)
     sizes: list[tuple[int, ...]] = []
     stream = MovieNet.stream
 
@@ -455,7 +455,7 @@ def test_a_gpu_that_is_too_small_gets_smaller_parts_and_the_same_result_comes_ou
     assert result.tiles == tiles
     assert len(result.warnings) == failures
     assert all("CUDA out of memory: went on" in text for text in result.warnings)
-    np.testing.assert_allclose(out, whole, rtol=0, atol=(1e-4 if tiles == 1 else 0.03) * whole.std())
+    np.testing.assert_allclose(out, expected, rtol=0, atol=(1e-4 if tiles == 1 else 0.03) * expected.std())
 
 
 def test_no_other_error_is_taken_for_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -529,11 +529,10 @@ def test_footprints_of_blocks_are_cleaned_together_as_each_alone() -> None:
     places = [(slice(0, 32), slice(start, start + width)) for start, width in ((0, 32), (20, 32), (32, 28))]
     footprints = [torch.randn(n, 32, column.stop - column.start) for n, (_, column) in zip((2, 0, 1), places)]
     together = net.clean_footprints(footprints, places)
-    assert [its.shape for its in together] == [its.shape for its in footprints]
-    for its, one, place in zip(together, footprints, places):
-        torch.testing.assert_close(
-            its, net.clean_footprints([one], [place])[0], rtol=0.02, atol=0.02
-        )  # bfloat16
+    assert [cleaned.shape for cleaned in together] == [cleaned.shape for cleaned in footprints]
+    for cleaned, one, place in zip(together, footprints, places):
+        alone = net.clean_footprints([one], [place])[0]
+        torch.testing.assert_close(cleaned, alone, rtol=0.02, atol=0.02)  # bfloat16
     assert float((together[0] - footprints[0]).abs().max()) > 0.1
 
 
@@ -624,9 +623,9 @@ def test_smoothed_frames_may_be_of_any_size(
 ) -> None:
     """Pieces need not fill a block: of frames of 192 x 192 one has 28, 28 and 8."""
     movie, _ = recorded("challenge", SMOOTHINGS[name], 1, 100, 32)
-    whole, _ = run(movie, shipped)
-    monkeypatch.setattr(inference, "PIECE_VOXELS", 28 * 32 * 32)
-    np.testing.assert_allclose(run(movie, shipped)[0], whole, atol=1e-3 * np.ptp(whole))
+    expected, _ = run(movie, shipped)
+    monkeypatch.setattr(survey, "PIECE_VOXELS", 28 * 32 * 32)
+    np.testing.assert_allclose(run(movie, shipped)[0], expected, atol=1e-3 * np.ptp(expected))
 
 
 @pytest.mark.parametrize("level", [1, 2])
@@ -639,11 +638,11 @@ def test_what_moves_is_held_still_and_comes_out_where_it_was(shipped: UNet3D, le
     assert min(result.motion) > 1
     np.testing.assert_array_equal(out[50], movie[50])
     others = np.arange(200) != 50
-    scores = [score(clean[others], its[others])["stsnr"] for its in (out, unaware(movie, shipped))]
+    scores = [score(clean[others], x[others])["stsnr"] for x in (out, unaware(movie, shipped))]
     assert scores[0] > scores[1] + (3 if level == 1 else 1)
     assert np.abs(out[90, 20] - clean[90, 20]).mean() < 1.2 * np.abs(out[91, 20] - clean[91, 20]).mean() + 20
-    scaled, told = run(3 * movie.astype(np.float32) + 70, shipped)
-    assert told.motion == pytest.approx(result.motion, abs=1e-3)
+    scaled, scaled_result = run(3 * movie.astype(np.float32) + 70, shipped)
+    assert scaled_result.motion == pytest.approx(result.motion, abs=1e-3)
     np.testing.assert_allclose((scaled - 70) / 3, out, atol=1e-3 * float(np.abs(out).max()))
 
 
@@ -673,13 +672,13 @@ def test_a_heartbeat_is_held_still_whatever_single_voxels_are(shipped: UNet3D, o
     out, result = run(movie, shipped)
     assert result.motion[0] > 1
     assert not any("planes" in warning for warning in result.warnings)
-    told = [warning for warning in result.warnings if "pixels" in warning]
+    warnings = [warning for warning in result.warnings if "pixels" in warning]
     if odd == "pixels":
         assert (out[:, stuck] == 5000).all()
-        noisy_ones, constant = (int(warning.split()[0]) for warning in told)
+        noisy_ones, constant = (int(warning.split()[0]) for warning in warnings)
         assert (noisy_ones >= hot.sum(), constant) == (True, stuck.sum())
-    seen = ~stuck
-    error = np.square(out - clean)[:, seen].mean()
+    valid = ~stuck
+    error = np.square(out - clean)[:, valid].mean()
     assert error < 0.1 * (5.0 * clean.mean() + 100)  # of the noise's variance
 
 
@@ -687,15 +686,15 @@ def test_cells_that_answer_in_turn_are_not_held_still(shipped: UNet3D) -> None:
     """All of them wax and wane in one rhythm, each in its own time: halves of the field agree on displacements."""
     clean = waxing_and_waning(100, 128, seed=0)
     movie = np.random.default_rng(0).poisson(clean).astype(np.float32)
-    found: list[Motion] = []
+    motions: list[Motion] = []
 
     def noted(blocks: Callable[[], Iterable[torch.Tensor]]) -> Motion:
-        found.append(motion_of(blocks))
-        return found[0]
+        motions.append(motion_of(blocks))
+        return motions[0]
 
     with patch.object(inference, "motion_of", noted):
         _, result = run(movie, shipped)
-    assert (min(found[0].max_displacement) > 0.3, found[0].contradiction > 0) == (True, True)
+    assert (min(motions[0].max_displacement) > 0.3, motions[0].contradiction > 0) == (True, True)
     assert result.motion == (0, 0)  # held by that, it would score 1.5 dB less
 
 
@@ -705,7 +704,7 @@ def waxing_and_waning(frames: int, size: int, seed: int) -> np.ndarray:
     spots = (random.random((size, size)) < 1 / 400) * 2 * np.pi * 9 * random.uniform(20, 60, (size, size))
     phases = random.uniform(0, 2 * np.pi, (size, size))
     images = (spots, spots * np.cos(phases) / 2, spots * np.sin(phases) / 2)
-    still, cosine, sine = (gaussian_filter(its, 3, mode="wrap") for its in images)
+    still, cosine, sine = (gaussian_filter(image, 3, mode="wrap") for image in images)
     phase = 2 * np.pi * np.arange(frames)[:, None, None] / frames
     return (still + 30 + np.cos(phase) * cosine + np.sin(phase) * sine).astype(np.float32)
 
@@ -714,22 +713,22 @@ def test_how_a_camera_s_columns_differ_does_not_move_with_the_scene(shipped: UNe
     """Held still with it, it would be noise."""
     movie, clean = recorded("challenge", SMOOTHINGS["moves by 1 pixel, columns differ by 5%"], 1, 128, 96)
     out, result = run(movie, shipped)
-    with patch("denoise.inference.estimate_pattern", lambda _, held, __: (None, held)):
+    with patch("denoise.survey.estimate_pattern", lambda _, held, __: (None, held)):
         without, _ = run(movie, shipped)
     assert score(clean, out)["stsnr"] > score(clean, without)["stsnr"] + 1
-    (told,) = (its for its in result.warnings if "fixed pattern" in its)
-    differ = float(told.split(" differ by ")[1].split()[0])
+    (warning,) = (text for text in result.warnings if "fixed pattern" in text)
+    differ = float(warning.split(" differ by ")[1].split()[0])
     assert differ == pytest.approx(0.05 * float(clean.mean()), rel=0.25)
 
 
-def test_the_excerpt_of_a_trial_keeps_no_whole_frames() -> None:
+def test_the_middle_excerpt_a_trial_keeps_no_whole_frames() -> None:
     class Large(Memory):
         def read(self, start: int, stop: int) -> np.ndarray:
             return np.zeros((stop - start, 1024, 1024), np.uint16)
 
     movie = Large(np.broadcast_to(np.uint16(0), (300, 1024, 1024)))
     tracemalloc.start()
-    excerpt, start, (rows, columns) = excerpt_of(movie)
+    excerpt, start, (rows, columns) = middle_excerpt(movie)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert excerpt.info.shape == (128, 128, 128)
@@ -752,12 +751,12 @@ def test_light_that_flickers_is_held_steady_and_comes_out(shipped: UNet3D, movin
     assert (min(result.motion) > 1) == moving
     np.testing.assert_array_equal(out[50], movie[50])
     others = np.arange(200) != 50
-    scores = [score(clean[others], its[others])["stsnr"] for its in (out, unaware(movie, shipped))]
+    scores = [score(clean[others], x[others])["stsnr"] for x in (out, unaware(movie, shipped))]
     assert scores[0] > scores[1] + 1.5
     slope = np.polyfit(clean[others].mean((1, 2)), out[others].mean((1, 2)), 1)[0]
     assert slope == pytest.approx(1, abs=0.02)  # its flicker is the recording's
-    scaled, told = run(3 * movie.astype(np.float32) + 70, shipped)
-    assert told.flicker == pytest.approx(3 * result.flicker, rel=1e-3)
+    scaled, scaled_result = run(3 * movie.astype(np.float32) + 70, shipped)
+    assert scaled_result.flicker == pytest.approx(3 * result.flicker, rel=1e-3)
     np.testing.assert_allclose((scaled - 70) / 3, out, atol=2e-3 * float(np.abs(out).max()))
 
 
@@ -772,8 +771,8 @@ def test_bright_pixels_in_light_that_flickers_are_not_hot(shipped: UNet3D) -> No
     movie[:, 40, 40] = 4000
     out, result = run(movie, shipped)
     assert result.flicker > 0
-    told = [warning.split(" pixels")[0] for warning in result.warnings if "pixels" in warning]
-    assert told == ["1", "1"]
+    counts = [warning.split(" pixels")[0] for warning in result.warnings if "pixels" in warning]
+    assert counts == ["1", "1"]
     error = np.square(out - clean).mean(0)
     error[[20, 40], [20, 40]] = 0
     assert error[29, 29] < 0.3 * LEVELS[1][0] * scene[:, 29, 29].mean()
@@ -798,7 +797,7 @@ def test_planes_in_turn_are_told_and_not_taken_for_one_scene_that_moves(shipped:
     movie = digitize(noisy(clean, *LEVELS[1], np.random.default_rng(0)), np.int16, clip_at_zero=False)
     out, result = run(movie, shipped)
     assert result.motion == result.smoothing == (0, 0)
-    assert any("frames that are 2 apart" in its for its in result.warnings)
+    assert any("frames that are 2 apart" in text for text in result.warnings)
     np.testing.assert_array_equal(out, unaware(movie, shipped))
 
 
@@ -808,7 +807,7 @@ def test_rows_out_of_phase_are_put_in_phase_and_come_out_where_they_were(shipped
     clean = out_of_phase(1.3, challenge_scene(1, 200, size).clean()).clip(0)
     movie = digitize(noisy(clean, *LEVELS[1], np.random.default_rng(0)), np.int16, clip_at_zero=False)
     movie[90, 21] = 0
-    with patch("denoise.inference.TRIED", (100, size - 2)):  # which starts at an odd row
+    with patch("denoise.inference.TRIAL_SIZE", (100, size - 2)):  # which starts at an odd row
         out, result = run(movie, shipped)
     assert result.row_phase == 1  # of 1.3: whole pixels lose nothing
     assert result.motion == (0, 0)
@@ -851,13 +850,13 @@ def test_line_noise_is_taken_out_and_told(shipped: UNet3D, gain: float) -> None:
     movie[30, 20] = movie.min()
     movie[:, :, :3] = 0
     out, result = run(movie, shipped)
-    turned, told = run(movie.swapaxes(1, 2).copy(), shipped)
-    for its, word in ((result, "row"), (told, "column")):
-        assert any(f"voxels of a {word} share" in warning for warning in its.warnings)
+    turned, turned_result = run(movie.swapaxes(1, 2).copy(), shipped)
+    for each, word in ((result, "row"), (turned_result, "column")):
+        assert any(f"voxels of a {word} share" in warning for warning in each.warnings)
     np.testing.assert_allclose(out[..., :3], 0, rtol=0, atol=1e-4 * gain)
     scores = {
-        name: score(clean[..., 3:], its[..., 3:])["stsnr"]
-        for name, its in (
+        name: score(clean[..., 3:], x[..., 3:])["stsnr"]
+        for name, x in (
             ("rows", out),
             ("columns", turned.swapaxes(1, 2)),
             ("unaware", unaware(movie, shipped)),
@@ -865,8 +864,9 @@ def test_line_noise_is_taken_out_and_told(shipped: UNet3D, gain: float) -> None:
     }
     assert scores["rows"] > scores["unaware"] + 10
     assert scores["columns"] == pytest.approx(scores["rows"], abs=1.0)
-    assert result.flicker == told.flicker == 0  # what lines add to whole frames is taken out with them
-    assert result.motion == told.motion == (0, 0)
+    # what lines add to whole frames is taken out with them
+    assert result.flicker == turned_result.flicker == 0
+    assert result.motion == turned_result.motion == (0, 0)
 
 
 @pytest.mark.parametrize("kind", ["flash", "step"])
@@ -892,7 +892,7 @@ def test_half_precision_costs_no_quality(
     """That of newer GPUs and processors, and of older GPUs, against float32; recordings of so many dB."""
     clean = challenge_scene(1_000_101, frames=64, size=64).clean()
     factor = 10 ** ((7 - target) / 10)
-    gain, read_variance = (factor * its for its in LEVELS[1])
+    gain, read_variance = (factor * x for x in LEVELS[1])
     movie = noisy(clean, gain, read_variance, np.random.default_rng(0))
     outputs = []
     for dtype in (torch.float32, kind):

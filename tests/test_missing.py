@@ -5,21 +5,21 @@ import pytest
 import torch
 
 from denoise.missing import (
-    AROUND,
-    FILLED,
-    as_recorded,
+    MAX_FILLED_GAP,
+    WINDOW,
     blank_frames,
     dropped_rows,
+    find_interleaving,
     flashing_rows,
-    looked_at,
-    turns_of,
+    rows_to_keep,
+    sampled_voxels,
     without_missing,
 )
 from simulation import LEVELS, challenge_scene, different_scene, noisy
 
 
-def numbers(found: torch.Tensor) -> list[int]:
-    return found.nonzero()[:, 0].tolist()
+def numbers(mask: torch.Tensor) -> list[int]:
+    return mask.nonzero()[:, 0].tolist()
 
 
 def test_dropped_rows_but_no_border_and_no_dark_movie() -> None:
@@ -67,7 +67,7 @@ def test_a_few_pixels_do_not_tell_of_lost_rows_flashes_or_planes() -> None:
             np.random.default_rng(pixels).poisson(0.15, (64, 1, pixels)).astype(np.float32)
         )
         assert not flashing_rows(few).any()
-        assert turns_of(few).period == 0
+        assert find_interleaving(few).period == 0
 
 
 def test_blank_frames_but_no_silent_or_dark_ones() -> None:
@@ -87,13 +87,13 @@ def test_blank_frames_but_no_silent_or_dark_ones() -> None:
 
 def test_short_gaps_are_filled_and_longer_ones_stay() -> None:
     blank, flashes = torch.zeros(40, dtype=torch.bool), torch.zeros(40, 3, dtype=torch.bool)
-    blank[3 : 3 + FILLED] = True
-    blank[20 : 20 + FILLED + 1] = True
+    blank[3 : 3 + MAX_FILLED_GAP] = True
+    blank[20 : 20 + MAX_FILLED_GAP + 1] = True
     flashes[35, 1] = True
-    kept = as_recorded(blank, flashes)
-    assert numbers(kept.all(1)) == [*range(20, 21 + FILLED)]
+    kept = rows_to_keep(blank, flashes)
+    assert numbers(kept.all(1)) == [*range(20, 21 + MAX_FILLED_GAP)]
     assert kept[[10, 35]].tolist() == [[False] * 3, [False, True, False]]
-    assert as_recorded(
+    assert rows_to_keep(
         torch.ones(3, dtype=torch.bool), flashes[:3]
     ).all()  # there is nothing to fill them with
 
@@ -103,9 +103,9 @@ def test_short_gaps_are_filled_and_longer_ones_stay() -> None:
 )
 def test_what_is_looked_at_lies_in_many_columns(side: int, step: int) -> None:
     columns = torch.arange(side).expand(2, side, side)
-    seen = looked_at(columns)
-    assert seen.shape == (2, -(-side * side // step))
-    assert len(seen.unique()) >= side / 3
+    sampled = sampled_voxels(columns)
+    assert sampled.shape == (2, -(-side * side // step))
+    assert len(sampled.unique()) >= side / 3
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -118,8 +118,8 @@ def test_flashes_are_found(level: int, where: list[int]) -> None:
     for height in (5.0, -5.0, 500.0):
         lit = movie / scale
         lit[where] += height
-        found = flashing_rows(lit)
-        assert numbers(found.all(1)) == numbers(found.any(1)) == where
+        flashes = flashing_rows(lit)
+        assert numbers(flashes.all(1)) == numbers(flashes.any(1)) == where
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -158,13 +158,13 @@ def test_activity_is_no_flash(kind: str, noise: float) -> None:
     clean = scene.clean()
     all_at_once = np.exp(-((np.arange(64) - 30) % 64) / 3).astype(np.float32)  # three frames to fade
     step = np.where(np.arange(64) < 40, 1.0, 5.0).astype(np.float32)
-    gone = np.where(np.abs(np.arange(64) - 30) <= AROUND, 0.0, 1.0).astype(np.float32)
+    gone = np.where(np.abs(np.arange(64) - 30) <= WINDOW, 0.0, 1.0).astype(np.float32)
     for course in (np.ones(64, np.float32), 1 + 4 * all_at_once, step, gone):
         gain, read_variance = LEVELS[1]
-        its = noisy(
+        recording = noisy(
             clean * course[:, None, None], noise * gain, noise * read_variance, np.random.default_rng(0)
         )
-        movie = torch.from_numpy(its)
+        movie = torch.from_numpy(recording)
         movie /= float(movie.flatten().quantile(torch.tensor([0.03, 0.97])).diff())
         assert not flashing_rows(movie).any()
 
@@ -177,7 +177,7 @@ def test_what_is_missing_is_counted_once() -> None:
     frames[20] += 9
     frames[20, 3, 3] = np.nan
     values, missing = without_missing(frames.copy())
-    assert (missing.voxels, missing.rows, numbers(missing.blank), numbers(missing.flashes.all(1))) == (
+    assert (missing.voxels, missing.lines, numbers(missing.blank), numbers(missing.flashes.all(1))) == (
         1,
         1,
         [7],
@@ -196,7 +196,7 @@ def test_infinity_and_nan_are_told_alike(value: float) -> None:
     frames[:, 0] = 0.25  # a border
     frames[3, 4, 5] = frames[5, 6] = frames[20:30] = value
     values, missing = without_missing(frames.copy())
-    assert (missing.voxels, missing.rows, numbers(missing.blank), numbers(missing.flashes.all(1))) == (
+    assert (missing.voxels, missing.lines, numbers(missing.blank), numbers(missing.flashes.all(1))) == (
         2577,
         0,
         [],
@@ -211,15 +211,15 @@ def test_planes_that_take_turns_are_told_by_their_number(count: int, level: int)
     planes = [challenge_scene(5_000_030 + plane, 64, 64).clean() for plane in range(count)]
     movie = np.stack([planes[t % count][t] for t in range(64)])
     frames = torch.from_numpy(noisy(movie, *LEVELS[level], np.random.default_rng(0)))
-    assert turns_of(frames).period == count
-    assert turns_of(frames[::count]).period == 0
+    assert find_interleaving(frames).period == count
+    assert find_interleaving(frames[::count]).period == 0
 
 
 @pytest.mark.parametrize("frames", [1, 3, 8, 64])
 def test_noise_and_odd_voxels_do_not_take_turns(frames: int) -> None:
     movie = torch.randn(frames, 20, 30, generator=torch.Generator().manual_seed(0))
     movie.view(-1)[torch.randint(0, movie.numel(), (10,), generator=torch.Generator().manual_seed(1))] = 1e6
-    assert turns_of(movie).period == 0
+    assert find_interleaving(movie).period == 0
 
 
 def test_light_that_flickers_does_not_take_turns() -> None:
@@ -229,7 +229,10 @@ def test_light_that_flickers_does_not_take_turns() -> None:
     steps = [float((frames[lag:] - frames[:-lag]).square().mean()) for lag in range(1, 13)]
     assert min(steps) < 0.8 * steps[0]
     assert (
-        turns_of(frames + torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))).period == 0
+        find_interleaving(
+            frames + torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
+        ).period
+        == 0
     )
 
 
@@ -238,4 +241,4 @@ def test_frames_that_are_dark_at_intervals_do_not_take_turns() -> None:
     clean = different_scene("axons", 7_100_011, 64, 64).clean()
     clean[6::7] = 0
     movie = noisy(clean, *LEVELS[1], np.random.default_rng(9))
-    assert turns_of(torch.from_numpy(movie)).period == 0
+    assert find_interleaving(torch.from_numpy(movie)).period == 0

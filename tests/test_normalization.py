@@ -30,11 +30,11 @@ def movies(draw: st.DrawFn) -> np.ndarray:
 
 @given(movies(), st.sampled_from([(0, 100), (3, 97), (25, 60)]))
 def test_percentiles_are_those_of_numpy(movie: np.ndarray, pair: tuple[float, float]) -> None:
-    found = streamed(movie, *pair)
+    normalized = streamed(movie, *pair)
     low, high = np.percentile(movie.astype(np.float64), pair)
-    assert found.low == pytest.approx(low, rel=1e-12, abs=1e-6)
+    assert normalized.low == pytest.approx(low, rel=1e-12, abs=1e-6)
     if high > low:
-        assert found.low + found.scale == pytest.approx(high, rel=1e-9, abs=1e-6)
+        assert normalized.low + normalized.scale == pytest.approx(high, rel=1e-9, abs=1e-6)
 
 
 @given(movies())
@@ -54,8 +54,8 @@ def test_what_a_type_cannot_hold_is_not_finite_and_no_warning() -> None:
     """Warnings are errors here; whoever writes frames refuses those, in one line."""
     large = PercentileNormalization(1e302, 1.1e302, 1e301)
     assert large.denormalize(np.ones((1, 1, 1), np.float32)).tolist() == [[[np.inf]]]
-    whole = normalization.normalization_of(-1.7e308, 1.7e308, -1.7e308, 1.7e308)  # its range is no float64
-    back = whole.denormalize(whole.normalize(np.array([[[-1.7e308, 1.7e308]]])))
+    wide = normalization.normalization_of(-1.7e308, 1.7e308, -1.7e308, 1.7e308)  # its range is no float64
+    back = wide.denormalize(wide.normalize(np.array([[[-1.7e308, 1.7e308]]])))
     assert not np.isfinite(back).any()
 
 
@@ -75,7 +75,7 @@ def test_not_finite_voxels_do_not_count() -> None:
 
 
 def test_long_float_movies_are_sampled_within_the_stated_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(normalization, "SAMPLES", 20_000)
+    monkeypatch.setattr(normalization, "MAX_SAMPLES", 20_000)
     movie = np.random.default_rng(0).gamma(2, 10, (40, 60, 60)).astype(np.float32)
     percentiles = Percentiles(movie.dtype, movie.size)
     percentiles.update(movie[:13])
@@ -90,21 +90,21 @@ def test_long_float_movies_are_sampled_within_the_stated_rank(monkeypatch: pytes
 def test_long_float_movies_are_sampled_in_every_column(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The column's number is the value. Blocks of one frame and of three: the lattice goes on from one to the next."""
     for step in (2, 9, 17, 111):
-        monkeypatch.setattr(normalization, "SAMPLES", 4 * side * side // step)
+        monkeypatch.setattr(normalization, "MAX_SAMPLES", 4 * side * side // step)
         movie = np.broadcast_to(np.arange(side, dtype=np.float32), (4, side, side))
         one, other = (Percentiles(movie.dtype, movie.size) for _ in range(2))
         one.update(movie)
         other.update(movie[:1])
         other.update(movie[1:])
-        seen = np.concatenate(one.samples)
-        assert set(seen) == set(range(side))
-        assert np.array_equal(seen, np.concatenate(other.samples))
-        assert normalization.SAMPLES / 10 < len(seen) < 2 * normalization.SAMPLES
+        sampled = np.concatenate(one.samples)
+        assert set(sampled) == set(range(side))
+        assert np.array_equal(sampled, np.concatenate(other.samples))
+        assert normalization.MAX_SAMPLES / 10 < len(sampled) < 2 * normalization.MAX_SAMPLES
 
 
 def test_a_few_columns_do_not_stand_for_a_long_movie(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every 111th of 333 columns is bright, which a step of 111 voxels would hit always: less than 1% of the voxels."""
-    monkeypatch.setattr(normalization, "SAMPLES", 4 * 333 * 3)
+    monkeypatch.setattr(normalization, "MAX_SAMPLES", 4 * 333 * 3)
     movie = np.zeros((4, 333, 333), np.float32)
     movie[:, :, ::111] = 8
     assert streamed(movie) == PercentileNormalization(0.0, 0.0, 8.0)

@@ -12,17 +12,17 @@ from scipy.ndimage import convolve1d, gaussian_filter
 from denoise.motion import Motion
 from denoise.smoothing import (
     LOUDER,
+    MAX_CORRELATION,
     NO_MEMORY,
-    STRONGEST,
-    Gauge,
+    SmoothingEstimator,
     correlated,
+    estimate_memory,
     mean_around,
-    memory_of,
     neighbour_correlations,
     neighbour_weights,
     redo,
+    remaining_variance,
     undo,
-    variance_left,
 )
 from evaluation.smoothed import displaced, mean_of_frames, repeated
 
@@ -57,7 +57,7 @@ def test_smoothing_is_the_filter_with_mirrored_borders() -> None:
 
 @given(
     st.tuples(*[st.integers(1, 40)] * 2),
-    st.lists(st.tuples(*[st.floats(0, STRONGEST)] * 2), min_size=1, max_size=3),
+    st.lists(st.tuples(*[st.floats(0, MAX_CORRELATION)] * 2), min_size=1, max_size=3),
 )
 def test_undone_and_done_again_frames_are_as_recorded(
     size: tuple[int, int], correlations: list[tuple[float, float]]
@@ -68,12 +68,12 @@ def test_undone_and_done_again_frames_are_as_recorded(
     torch.testing.assert_close(undo(redo(frames, weights), weights), frames, atol=2e-5, rtol=0)
 
 
-@given(st.floats(0.01, STRONGEST))
+@given(st.floats(0.01, MAX_CORRELATION))
 def test_weights_give_the_correlation_they_are_made_for(correlation: float) -> None:
     w = float(neighbour_weights(torch.tensor(correlation)))
     variance = (1 - 2 * w) ** 2 + 2 * w**2
     assert 2 * w * (1 - 2 * w) / variance == pytest.approx(correlation, abs=1e-5)
-    assert variance_left(torch.tensor([[w, 0.0], [0.0, w]])) == pytest.approx(variance, abs=1e-5)
+    assert remaining_variance(torch.tensor([[w, 0.0], [0.0, w]])) == pytest.approx(variance, abs=1e-5)
 
 
 def test_what_is_missing_stays_so_and_leaves_a_flat_movie_flat() -> None:
@@ -87,7 +87,7 @@ def test_what_is_missing_stays_so_and_leaves_a_flat_movie_flat() -> None:
 
 def test_white_noise_was_not_smoothed_and_passes_untouched() -> None:
     frames = noise(64, 50, 70)
-    weights = Gauge(frames).weights(frames)
+    weights = SmoothingEstimator(frames).weights(frames)
     assert not weights.any()
     assert undo(frames, weights) is frames
     assert redo(frames, weights) is frames
@@ -97,7 +97,7 @@ def test_white_noise_was_not_smoothed_and_passes_untouched() -> None:
 def test_a_filter_is_found_and_what_is_sharpened_by_it_has_white_noise(along: tuple[float, float]) -> None:
     white = noise(100, 64, 80)
     smooth = redo(white, torch.tensor(along).expand(100, 2))
-    weights = Gauge(smooth[:64]).weights(smooth)
+    weights = SmoothingEstimator(smooth[:64]).weights(smooth)
     assert weights.mean(0).tolist() == pytest.approx(along, abs=0.012)
     assert (weights == weights[0]).all()  # frames that differ by chance alone are treated alike
     assert neighbour_correlations(undo(smooth, weights)) == pytest.approx((0, 0), abs=0.04)
@@ -109,7 +109,7 @@ def test_frames_that_registration_has_interpolated_are_told_apart() -> None:
     by = np.abs(np.random.default_rng(1000000).uniform(-0.5, 0.5, (100, 2)))
     correlation = by * (1 - by) / ((1 - by) ** 2 + by**2)
     expected = neighbour_weights(torch.from_numpy(correlation).float())
-    weights = Gauge(smooth[:64]).weights(smooth)
+    weights = SmoothingEstimator(smooth[:64]).weights(smooth)
     assert float((weights - expected).abs().mean()) < 0.02
     assert np.corrcoef(weights.flatten(), expected.flatten())[0, 1] > 0.95
 
@@ -120,7 +120,7 @@ def test_signal_that_neighbours_share_is_no_smoothing() -> None:
     flicker[:, :, 48:] = 0
     movie = torch.from_numpy(10 * flicker / flicker.std()) + noise(64, 96, 96, seed=1)
     assert max(neighbour_correlations(movie)) < 0.05
-    assert not Gauge(movie).weights(movie).any()
+    assert not SmoothingEstimator(movie).weights(movie).any()
 
 
 # ---- along the frames
@@ -139,7 +139,7 @@ def test_what_frames_share_tells_how_much_louder_slow_noise_is(
     smoothed: Callable[[np.ndarray], np.ndarray], variance: float, slow: float
 ) -> None:
     still = 50 * np.cumsum(np.ones((80, 96)), 1)
-    memory = memory_of(torch.from_numpy(smoothed(noise(70, 80, 96).numpy()) + still).float())
+    memory = estimate_memory(torch.from_numpy(smoothed(noise(70, 80, 96).numpy()) + still).float())
     assert memory.variance == pytest.approx(variance, rel=0.05)
     assert memory.slow == pytest.approx(LOUDER * slow, rel=0.05)
 
@@ -149,8 +149,8 @@ def test_repeated_frames_are_found_between_pixels() -> None:
     frames = repeated(10, noise(70, 80, 96).numpy())
     by = repeated(10, np.random.default_rng(2).uniform(-0.5, 0.5, (70, 2)).astype(np.float32))
     held = Motion(torch.from_numpy(by)).with_full_margins().hold(torch.from_numpy(frames), 0)
-    assert memory_of(held) == NO_MEMORY
-    memory = memory_of(held, interpolated=True)
+    assert estimate_memory(held) == NO_MEMORY
+    memory = estimate_memory(held, interpolated=True)
     assert memory.variance == pytest.approx(10 / 9, rel=0.05)
     assert memory.slow == pytest.approx(LOUDER * 1.2, rel=0.05)
 
@@ -159,16 +159,16 @@ def test_repeated_frames_are_found_between_pixels() -> None:
 def test_light_is_no_memory_of_noise(interpolated: bool) -> None:
     """White noise, cells that stay bright for some frames, a movie without any noise, too few frames, one pixel."""
     movie = noise(64, 64, 64)
-    assert memory_of(movie) == NO_MEMORY
+    assert estimate_memory(movie) == NO_MEMORY
     light = torch.from_numpy(gaussian_filter(noise(64, 64, 64, seed=1).numpy(), (3, 2, 2)))
     light *= 10 / light.std()
     for strength in (0.1, 1, 100):
-        assert memory_of(movie + strength * light, interpolated) == NO_MEMORY
-    assert memory_of(light, interpolated) == NO_MEMORY
-    assert memory_of(torch.full((64, 64, 64), 7.0)) == NO_MEMORY
-    assert memory_of(torch.full((64, 64, 64), torch.nan)) == NO_MEMORY
-    assert memory_of(movie[:3].repeat_interleave(2, 0)) == NO_MEMORY
-    assert memory_of(movie[:, :1, :1]) == NO_MEMORY
+        assert estimate_memory(movie + strength * light, interpolated) == NO_MEMORY
+    assert estimate_memory(light, interpolated) == NO_MEMORY
+    assert estimate_memory(torch.full((64, 64, 64), 7.0)) == NO_MEMORY
+    assert estimate_memory(torch.full((64, 64, 64), torch.nan)) == NO_MEMORY
+    assert estimate_memory(movie[:3].repeat_interleave(2, 0)) == NO_MEMORY
+    assert estimate_memory(movie[:, :1, :1]) == NO_MEMORY
 
 
 @pytest.mark.parametrize("every", [2, 3, 5])
@@ -176,14 +176,14 @@ def test_frames_that_are_missing_at_intervals_are_no_memory_of_noise(every: int)
     movie = noise(64, 64, 64)
     movie[::every] = torch.nan
     movie[:, 20:40, 30] = torch.nan
-    assert memory_of(movie) == NO_MEMORY
+    assert estimate_memory(movie) == NO_MEMORY
 
 
 @pytest.mark.parametrize("axis", [1, 2])
 def test_a_frame_is_correlated_alone_bit_by_bit_as_among_others(axis: int) -> None:
     frames, taps = torch.randn(5, 40, 43), torch.randn(5, 3)
-    whole = correlated(frames, taps, axis)
+    together = correlated(frames, taps, axis)
     windows = frames.unfold(axis, 3, 1)  # (n, H, W, 3)
-    torch.testing.assert_close(whole, torch.einsum("nyxk,nk->nyx", windows, taps))
+    torch.testing.assert_close(together, torch.einsum("nyxk,nk->nyx", windows, taps))
     for n in range(5):
-        assert torch.equal(correlated(frames[n : n + 1], taps[n : n + 1], axis), whole[n : n + 1])
+        assert torch.equal(correlated(frames[n : n + 1], taps[n : n + 1], axis), together[n : n + 1])

@@ -20,7 +20,7 @@ from denoise.missing import without_missing
 from denoise.normalization import Percentiles
 from denoise.reading import open_movie
 from denoise.readout import BLOCK, noise_edge, significant_patterns
-from denoise.smoothing import Gauge, undo
+from denoise.smoothing import SmoothingEstimator, undo
 from simulation import (
     Footprints,
     FrameMeans,
@@ -56,7 +56,7 @@ def normalize_recording(frames: np.ndarray) -> Tensor:
     percentiles = Percentiles(frames.dtype, frames.size)
     percentiles.update(frames)
     values, _ = without_missing(percentiles.result((3.0, 97.0)).normalize(frames))
-    return undo(values, Gauge(values).weights(values)).half()
+    return undo(values, SmoothingEstimator(values).weights(values)).half()
 
 
 class Simulated(Dataset[Item]):

@@ -41,7 +41,7 @@ from denoise.learning import Learner, Net, Recordings, Sampler, cut
 from denoise.movies import MovieError
 from denoise.precision import autocast
 from denoise.readout import BLOCK
-from denoise.smoothing import CORRELATED, neighbour_correlations
+from denoise.smoothing import MIN_CORRELATION, neighbour_correlations
 from model import CourseNet, MeanNet, ModelError, UNet3D, UNetConfig, load_model, read_checkpoint, save_model
 from simulation import Footprints
 from training.recordings import (
@@ -104,7 +104,7 @@ class Pool:
 def correlated_axes(frames: Tensor) -> tuple[bool, bool]:
     """Return whether the noise of neighbouring voxels of frames (T, Y, X) is correlated along (y, x)."""
     along_y, along_x = neighbour_correlations(frames)
-    return along_y > CORRELATED, along_x > CORRELATED
+    return along_y > MIN_CORRELATION, along_x > MIN_CORRELATION
 
 
 class MovieTask:
