@@ -33,7 +33,7 @@ from denoise.console import (
     Progress,
     format_bytes,
     format_duration,
-    listed,
+    join_names,
     open_streams,
     print_error,
     print_error_once,
@@ -47,12 +47,12 @@ from denoise.records import (
     fingerprints,
     has_saved_weights,
     is_complete,
+    json_values,
     list_files,
     planned_outputs,
     read_metadata,
     read_records,
     sha256,
-    strict,
     write_metadata,
 )
 from denoise.stopping import Alarm, Lost, Stopped, StopSignals, ignore_signals
@@ -191,7 +191,7 @@ def refuse_together(team: Team) -> Iterator[None]:
         yield
     except Refusal as error:
         refusal = str(error)
-    for message in team.all(refusal):
+    for message in team.gather(refusal):
         if message is not None:
             raise Refusal(message)
 
@@ -231,7 +231,7 @@ def check_save_weights(options: Options, plan: Plan) -> None:
             raise Refusal(
                 f"--save-weights {path}: expected a file of its own, found {description}; choose another name"
             )
-    earlier = read_records(options.output).get(strict(output_name(job, options)), {})
+    earlier = read_records(options.output).get(json_values(output_name(job, options)), {})
     may_replace = path.is_file() and (
         options.overwrite or (options.resume and has_saved_weights(earlier, path))
     )
@@ -290,7 +290,7 @@ def check_outputs(options: Options, plan: Plan) -> None:
     from denoise.layout import LayoutError, refuse_existing
 
     planned = planned_outputs(options.output)
-    unplanned_jobs = [job for job in plan.jobs if strict(output_name(job, options)) not in planned]
+    unplanned_jobs = [job for job in plan.jobs if json_values(output_name(job, options)) not in planned]
     new_jobs = unplanned_jobs if options.resume or options.demo else plan.jobs
     try:
         refuse_existing(plan, overwrite=True)
@@ -400,7 +400,7 @@ def denoise_all(run: Run) -> int:
             saver.save_if_due(run)
             try_movie(run, job, record, Progress(f"[{number}/{len(jobs)}] {job.name}", run.signals))
             run.signals.check()
-        run.team.all(None)  # wait until every rank is done
+        run.team.gather(None)  # wait until every rank is done
         collect_records(run)
         for name, reason in run.plan.unusable.items():
             message = f"{name}: {reason}"
@@ -416,7 +416,7 @@ def collect_records(run: Run) -> None:
     """Copy the records that other ranks have published: of their movies, and rank 0's of movies in common."""
     for record in run.records:
         if record["status"] == "not started" or run.movie_team.rank:
-            record.update(run.team.published(strict(record["output"])) or {})
+            record.update(run.team.published(json_values(record["output"])) or {})
 
 
 def try_movie(run: Run, job: Job, record: dict[str, Any], progress: Progress) -> None:
@@ -427,7 +427,7 @@ def try_movie(run: Run, job: Job, record: dict[str, Any], progress: Progress) ->
     record["status"] = "stopped"  # unless it gets to its end
     progress.print_line("opening")  # if the program is killed, this shows at which movie
     try:
-        if run.options.resume and run.movie_team.of(0, keep_earlier(run, job, record)):
+        if run.options.resume and run.movie_team.broadcast(0, keep_earlier(run, job, record)):
             progress.print_line(f"complete since an earlier run: {record['output']}")
             return
         denoise_movie_file(run, job, record, progress)
@@ -445,12 +445,12 @@ def try_movie(run: Run, job: Job, record: dict[str, Any], progress: Progress) ->
         for name, peak in peak_memory(run.device).items():
             record.setdefault(name, peak)
         if not run.movie_team.rank:
-            run.team.publish(strict(record["output"]), strict(record))
+            run.team.publish(json_values(record["output"]), json_values(record))
 
 
 def keep_earlier(run: Run, job: Job, record: dict[str, Any]) -> bool:
     """Return whether an earlier run has finished this very movie; its record then counts for this run, too."""
-    earlier = run.earlier.get(strict(record["output"]), {})
+    earlier = run.earlier.get(json_values(record["output"]), {})
     if run.options.report and not all(has_report(run, job, entry) for entry in part_records(earlier)):
         return False
     if run.options.save_weights and not has_saved_weights(earlier, run.options.save_weights):
@@ -872,7 +872,7 @@ def report_outcome(run: Run) -> int:
         return 0
     if total > 1:
         others = [record["input"] for record in failed[1:]]
-        more = f"; also failed: {listed(others)}" if others else ""
+        more = f"; also failed: {join_names(others)}" if others else ""
         beside = ", or not what was asked for beside them" if any(r["status"] == "ok" for r in failed) else ""
         print_error_once(
             f"{len(failed)} of {total} movies not written{beside}: {failed[0]['error']['message']}{more}"
@@ -882,12 +882,12 @@ def report_outcome(run: Run) -> int:
 
 def failure_message(error: Exception, job: Job) -> str:
     """Return one line about the failure of a movie, which names the movie."""
-    from denoise.limits import lacks_memory
+    from denoise.limits import is_out_of_memory
     from denoise.movies import MovieError
 
     if isinstance(error, MovieError):
         return str(error) if job.name in str(error) else f"{job.name}: {error}"
-    if lacks_memory(error):
+    if is_out_of_memory(error):
         text = f"expected enough memory, found too little ({error}); give it more, or a device with more"
     elif isinstance(error, OSError):
         cause = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
@@ -1043,7 +1043,7 @@ def metadata(run: Run, status: str) -> dict[str, Any]:
 
     from denoise.limits import hardware_name
 
-    replaced = {strict(record["output"]) for record in run.records if record["status"] == "ok"}
+    replaced = {json_values(record["output"]) for record in run.records if record["status"] == "ok"}
     return {
         "program": {"name": NAME, "version": __version__},
         "versions": versions(),

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from denoise.blindspot import Samples, blind_errors, make_samples
 from denoise.learning import Learner, Sampler
-from denoise.limits import lacks_memory
+from denoise.limits import is_out_of_memory
 from denoise.precision import autocast
 from model import UNet3D
 
@@ -58,9 +58,7 @@ class Adaptation:
     error_before: float  # mean squared, at held-out voxels, in noise variances
     error_after: float  # of the best validated network
     chance: float  # standard error of the difference of the two, over the validation patches
-    correlated: tuple[
-        bool, bool
-    ]  # whether neighbours along (y, x) share noise, so that the blind spot covers a run
+    correlated: tuple[bool, bool]  # along (y, x): neighbours share noise, so the blind spot covers a run
 
     @property
     def kept(self) -> bool:
@@ -104,7 +102,7 @@ class Task:
         self.voxels = frames.numel()
 
     def train_step(self, learner: Learner[UNet3D], progress: float) -> None:
-        """Train on one batch; progress: see `Learner.follow`."""
+        """Train on one batch; progress: see `Learner.update`."""
         learner.learn(self.sampler.samples(self.patch, self.batch), progress)
 
     @torch.no_grad()
@@ -166,7 +164,7 @@ def adapt(
     try:
         return train_and_compare(frames, correlated, model, start, seconds, report_progress)
     except Exception as error:
-        if not lacks_memory(error):
+        if not is_out_of_memory(error):
             raise
     elapsed = time.monotonic() - start
     return model, Adaptation(0, 0, "too little memory", elapsed, math.nan, math.nan, math.nan, correlated)

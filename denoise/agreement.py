@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from denoise.context import inpainted
+from denoise.context import inpaint
 from denoise.smoothing import filtered
 from denoise.waves import dct_matrix, octave_membership
 
@@ -41,7 +41,7 @@ def mean_and_variance(frames: Tensor) -> tuple[Tensor, Tensor]:
     mean = frames.nanmean(0).nan_to_num()
     varies = varying(frames)
     variance = (frames - mean).square().nanmean(0).nan_to_num()
-    return inpainted(mean.where(varies, torch.nan)), variance * varies
+    return inpaint(mean.where(varies, torch.nan)), variance * varies
 
 
 def varying(frames: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def varying(frames: Tensor) -> Tensor:
     return (frames.diff(dim=0).nan_to_num() != 0).any(0)
 
 
-def per_variance(variance: Tensor) -> Tensor:
+def inverse_variance(variance: Tensor) -> Tensor:
     """Return weights (Y, X): 1 / mean variance of the varying pixels around each; 0 for pixels of variance 0."""
     varies = variance > 0
     stacked = F.pad(torch.stack([variance, varies.float()]), [VARIANCE_WINDOW // 2] * 4)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from denoise.context import Context, ContextSums, inpainted
+from denoise.context import Context, ContextSums, inpaint
 
 DENSITY = 0.04  # share of the patch's voxels that are hidden
 MAX_OFFSET = (2, 2, 2)  # (T, Y, X) voxels from a hidden voxel to its replacement, at most
@@ -123,7 +123,7 @@ def make_samples(
 
 def context_of(movie: Tensor) -> Context:
     """Return the context of a movie (..., T, Y, X) in memory."""
-    sums = ContextSums(inpainted(movie.nanmean(-3)))
+    sums = ContextSums(inpaint(movie.nanmean(-3)))
     sums.update(movie)
     return sums.context()
 

@@ -136,10 +136,10 @@ def one_line(text: str) -> str:
     )
 
 
-def listed(names: Sequence[object]) -> str:
+def join_names(names: Sequence[object]) -> str:
     """Join the first names, and say how many more there are.
 
-    >>> listed(["a", "b"]), listed("abcdefg")
+    >>> join_names(["a", "b"]), join_names("abcdefg")
     ('a, b', 'a, b, c, d, e and 2 more')
     """
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from denoise.console import listed
+from denoise.console import join_names
 from denoise.deflated import MAX_DEFLATE_RATIO
 from denoise.movies import (
     MAX_FRAME_BYTES,
@@ -109,7 +109,7 @@ def _choose_dataset(path: Path, wanted: str | None, shapes: Mapping[str, tuple[i
     """Return the name of the wanted dataset, or of the only one. shapes: of the candidates, by name."""
     if wanted is not None and wanted.strip("/") in shapes:
         return wanted.strip("/")
-    candidates = listed([f"{name} ({' x '.join(map(str, shape))})" for name, shape in shapes.items()])
+    candidates = join_names([f"{name} ({' x '.join(map(str, shape))})" for name, shape in shapes.items()])
     if wanted is not None:
         fail(path, f"expected {kind} {wanted}, found {candidates or 'none at all'}; give one by --dataset")
     if len(shapes) != 1:

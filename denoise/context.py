@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from denoise.smoothing import NO_MEMORY, Memory
+from denoise.smoothing import UNCORRELATED, FrameCorrelation
 
 NOISE_SMOOTHING = 5  # pixels: side of the neighbourhood over which the noise model averages
 BINS = 32  # of equal pixel counts, for the photon transfer fit
-DARKEST = 0.03  # quantile of the mean image taken as black
+BLACK_QUANTILE = 0.03  # quantile of the mean image taken as black
 MIN_STEPS_HOT = 64  # differences between frames from which a pixel can be called hot
 MIN_HOT_RATIO = 2.0  # times the noise variance of its neighbours: excess of a hot pixel, at least
 MIN_HOT_SPREADS = 10.0  # median absolute deviations of that ratio over all pixels, likewise
@@ -47,7 +47,7 @@ class Context:
         own noise.
     standard_error (..., 1, Y, X): of the mean, in units of the noise.
     gain, read_variance (...): the noise model.
-    memory: how neighbouring frames share noise.
+    frame_correlation: how neighbouring frames share noise.
     """
 
     mean: Tensor
@@ -57,7 +57,7 @@ class Context:
     standard_error: Tensor
     gain: Tensor
     read_variance: Tensor
-    memory: Memory = NO_MEMORY
+    frame_correlation: FrameCorrelation = UNCORRELATED
 
     def whiten(self, frames: Tensor) -> Tensor:
         """Return (frames - mean) / noise of frames (..., T, Y, X); 0 where the noise is 0 or a voxel is missing."""
@@ -122,13 +122,15 @@ class ContextSums:
         for name in ("count", "sum", "square", "along_x", "along_y", "steps", "difference"):
             getattr(self, name).add_(getattr(other, name))
 
-    def context(self, memory: Memory = NO_MEMORY, shared: tuple[float, float] = (0.0, 0.0)) -> Context:
+    def context(
+        self, frame_correlation: FrameCorrelation = UNCORRELATED, shared: tuple[float, float] = (0.0, 0.0)
+    ) -> Context:
         """Return the context of all frames so far.
 
         shared: variances of the noise that the voxels of a row, and of a column, have in common; it is subtracted.
         """
         recorded = self.count > 0
-        frames = inpainted(self.count.where(recorded, torch.nan)).clamp(min=1)
+        frames = inpaint(self.count.where(recorded, torch.nan)).clamp(min=1)
         shift = self.sum / frames  # (..., Y, X), the mean relative to the reference
         mean = (self.reference + shift).float()
         variance = self.square / frames - shift.square()
@@ -136,25 +138,27 @@ class ContextSums:
         gain, read_variance = self._noise_model(mean, step_variance)
         expected = gain[..., None, None] * mean + read_variance[..., None, None]
         hot = self._hot_pixels(variance, step_variance, expected)
-        if memory != NO_MEMORY or bool(hot.any()):
+        if frame_correlation != UNCORRELATED or bool(hot.any()):
             # pixels of variance 0 are left out of the fit
-            noise_variance = (memory.variance * memory.slow * step_variance).where(~hot, 0)
+            noise_variance = (frame_correlation.variance * frame_correlation.slow * step_variance).where(
+                ~hot, 0
+            )
             gain, read_variance = self._noise_model(mean, noise_variance)
         varying = recorded & ~self._unrecorded_pixels(mean, step_variance)
         usual = varying & ~hot
-        light = inpainted(mean.where(usual, torch.nan))
+        light = inpaint(mean.where(usual, torch.nan))
         # an uncertain estimate of line noise could exceed the noise of the whole
         typical = gain * light.mean((-2, -1)) + read_variance
         read_variance = read_variance - ((1 - MIN_VOXEL_NOISE) * typical).clamp(min=0, max=sum(shared))
         noise = noise_map(light, gain, read_variance)
-        activity = variance - memory.variance * step_variance
+        activity = variance - frame_correlation.variance * step_variance
         along_x = neighbour_covariance(self.along_x / frames, shift, -1) - shared[0]
         along_y = neighbour_covariance(self.along_y / frames, shift, -2) - shared[1]
-        squares = [inpainted(image.where(usual, torch.nan)) for image in (activity, along_x, along_y)]
+        squares = [inpaint(image.where(usual, torch.nan)) for image in (activity, along_x, along_y)]
         images = context_images(light, squares, noise, frames)
         noise = noise.where(varying | ~recorded, 0)
         error = (1 / frames.sqrt()).float().unsqueeze(-3)
-        return Context(mean, noise, hot, images, error, gain, read_variance, memory)
+        return Context(mean, noise, hot, images, error, gain, read_variance, frame_correlation)
 
     def _hot_pixels(self, variance: Tensor, step_variance: Tensor, expected: Tensor) -> Tensor:
         """Return the mask of single pixels far noisier than their neighbours and than expected; all (..., Y, X).
@@ -178,7 +182,7 @@ class ContextSums:
         still = (self.difference == 0) & (self.steps >= MIN_STEPS_STILL)
         if not bool(still.any()):
             return still
-        level, noise = (inpainted(image.where(~still, torch.nan)) for image in (mean.double(), step_variance))
+        level, noise = (inpaint(image.where(~still, torch.nan)) for image in (mean.double(), step_variance))
         certain = self.steps * (level - mean).square() > MIN_PHOTONS * noise
         return still & (certain | still_lines(still))
 
@@ -215,7 +219,7 @@ def mean_of_neighbours(image: Tensor) -> Tensor:
     return (9 * F.avg_pool2d(flat, 3, 1).reshape(image.shape) - image) / 8
 
 
-def inpainted(image: Tensor) -> Tensor:
+def inpaint(image: Tensor) -> Tensor:
     """Fill the NaN pixels of an image (..., Y, X) from the nearest valid ones; with 0 where there are none.
 
     The valid region grows by one pixel at a time: a new pixel is the mean of its valid neighbours.
@@ -244,7 +248,7 @@ def context_images(mean: Tensor, squares: list[Tensor], noise: Tensor, frames: T
 def signal_image(mean: Tensor, noise: Tensor, root: Tensor | float) -> Tensor:
     """Return a mean image above its darkest pixels, in units of its standard error noise / root; all (..., Y, X)."""
     pixels = mean.shape[-2] * mean.shape[-1]
-    black = mean.flatten(-2).kthvalue(1 + int(DARKEST * (pixels - 1)), -1).values
+    black = mean.flatten(-2).kthvalue(1 + int(BLACK_QUANTILE * (pixels - 1)), -1).values
     return (mean - black[..., None, None]) * reciprocal(noise) * root
 
 

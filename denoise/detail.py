@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from denoise.context import DARKEST
+from denoise.context import BLACK_QUANTILE
 
 MAX_VOXELS = 1 << 16  # that the fit uses
 ROUNDS = 15  # of least squares, each weighted by the variances of the one before
@@ -59,7 +59,7 @@ def estimate_detail(frames: Tensor, recording: Tensor) -> Detail:
     step = math.ceil(frames.numel() / MAX_VOXELS) | 1  # odd, so that all columns are sampled
     images = (frames, squared_curvature(frames), (recording - frames).square())
     brightness, curvature, residual = (image.flatten()[::step] for image in images)
-    dark = brightness.quantile(DARKEST)
+    dark = brightness.quantile(BLACK_QUANTILE)
     valid = residual.isfinite()
     terms = torch.stack([torch.ones_like(brightness), (brightness - dark).clamp(min=0), curvature])
     terms, residual = terms[:, valid].double(), residual[valid].double()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from denoise.missing import MAX_FILLED_GAP
-from denoise.smoothing import NO_MEMORY
+from denoise.smoothing import UNCORRELATED
 from denoise.survey import Survey
 
 MAX_SHARE = 1e-3  # of voxels that are saturated or wrapped, without a warning
@@ -113,8 +113,8 @@ def noise_warnings(survey: Survey) -> Iterator[str]:
             f"rows and columns of the camera differ by {deviation:.3g} (root mean square; fixed pattern), while the "
             "scene moves: the output keeps that; the scene was denoised without it"
         )
-    if survey.context.memory != NO_MEMORY:
-        shared = 1 - 1 / survey.context.memory.variance
+    if survey.context.frame_correlation != UNCORRELATED:
+        shared = 1 - 1 / survey.context.frame_correlation.variance
         yield (
             f"neighbouring frames share {shared:.0%} of their noise (repeated, averaged or interpolated frames): better "
             "denoise the recording as it was before that"

@@ -38,11 +38,11 @@ from denoise.movies import ArrayMovie, Readable
 from denoise.network import Network, Pair
 from denoise.phase import estimate_phase, phase_correction
 from denoise.ranks import ALONE, Team
-from denoise.readout import Readout, stretches
-from denoise.smoothing import NO_MEMORY, centre, redo, remaining_variance
+from denoise.readout import Readout, excerpts
+from denoise.smoothing import UNCORRELATED, central_slice, redo, remaining_variance
 from denoise.survey import NO_CHANGES, Changes, Progress, Survey, blocks, cache_sized, survey_movie
 from denoise.tiling import tile_axis
-from denoise.tracking import motion_of, moves
+from denoise.tracking import estimate_motion, moves
 from model import UNet3D
 
 MAX_SLAB_VOXELS = 1 << 27  # float32, twice
@@ -124,8 +124,8 @@ def denoise_frames(
     """Denoise and write a rank's share of a movie's frames, as `denoise_movie` does, and return the network used."""
     context, frames = restorer.survey.context, movie.info.shape[0]
     free = free_memory(next(model.parameters()).device)
-    all_slabs = team.of(0, plan_slabs((frames, *context.mean.shape), free))
-    slabs, first = own_slabs(all_slabs, team.share(len(all_slabs), again=1))
+    all_slabs = team.broadcast(0, plan_slabs((frames, *context.mean.shape), free))
+    slabs, first = own_slabs(all_slabs, team.share(len(all_slabs), overlap=1))
     start, stop = (slabs[0].start, slabs[-1].stop) if slabs else (first, first)
     network = Network(model, context)
     progress("denoising", first, frames)
@@ -191,7 +191,7 @@ class Restorer:
 
     def _lost_detail(self, denoised: Tensor, start: int) -> Detail:
         """Estimate the detail that denoised residuals (n, H, W) lack, from some of their frames."""
-        parts = [(start + part.start, denoised[part]) for part in stretches(len(denoised))]
+        parts = [(start + part.start, denoised[part]) for part in excerpts(len(denoised))]
         moving = torch.cat([self._moving(part, first) for first, part in parts])
         recorded = torch.cat([self._cleaned_frames(first, first + len(part)) for first, part in parts])
         return estimate_detail(moving, recorded)
@@ -230,7 +230,7 @@ def undo_changes(
     Returns the survey to denoise with, and whether lost detail is to be given back: it is where the scene moves, held
     still or not, since movement costs detail.
     """
-    changes = team.of(0, None if team.rank else find_changes(movie, model, settings, survey, progress))
+    changes = team.broadcast(0, None if team.rank else find_changes(movie, model, settings, survey, progress))
     if changes.none:
         return survey, survey.moves
     with torch.inference_mode():
@@ -269,7 +269,7 @@ def find_motion(
         motion = STILL
         frames = partial(follow, movie, partial(cleaned_in_phase, survey, phase), progress)
         if survey.moves or (phase and moves(frames())):  # rows out of phase hide movement
-            motion = motion_of(frames)
+            motion = estimate_motion(frames)
     motion = replace(motion, phase=phase if len(motion.shifts) else float(round(phase))).with_full_margins()
     if motion.still or not holding_still_helps(movie, model, settings, survey, motion):
         return STILL
@@ -285,9 +285,9 @@ def holding_still_helps(
     movement, and it shows: the output is further from the recording, since noise is the same both ways. Two measures
     are averaged: the mean over pixels, which dark pixels decide, and the total, which bright ones decide.
 
-    Activity may look like movement, most of all where few things happen in many cells, as by a stimulus in turn. Doubted
-    motion (`Motion.contradiction`) has to bring the output nearer by more than what it shows the wrong way, and than as many
-    parameters for each frame do by chance.
+    Activity may look like movement, most of all where few things happen in many cells, as by a stimulus in turn.
+    Doubted motion (`Motion.contradiction`) has to bring the output nearer by more than what it shows the wrong way, and
+    than as many parameters for each frame do by chance.
     """
     excerpt, start, (rows, columns) = middle_excerpt(movie)
     normalize, settings = survey.normalization.normalize, replace(settings, adapt_minutes=0.0)
@@ -317,7 +317,7 @@ def middle_excerpt(movie: Readable) -> tuple[ArrayMovie, int, tuple[slice, slice
     frames, *field = movie.info.shape
     length = min(frames, TRIAL_SIZE[0])
     start = (frames - length) // 2
-    y, x = (centre(size, TRIAL_SIZE[1]) for size in field)
+    y, x = (central_slice(size, TRIAL_SIZE[1]) for size in field)
     rows = slice(y.start // 2 * 2, y.stop)  # odd rows stay odd ones
     # copies, so that no whole frames stay in memory
     parts = [block[:, rows, x].copy() for block in blocks(movie, start, start + length)]
@@ -339,13 +339,12 @@ def adapt_model(
 
     In a team rank 0 learns.
     """
-    minutes = team.of(0, minutes)  # each rank has its own, by its clock, and all have to agree
-    if (
-        not minutes or survey.context.memory != NO_MEMORY
-    ):  # noise that frames share would betray hidden voxels
+    minutes = team.broadcast(0, minutes)  # each rank has its own, by its clock, and all have to agree
+    # noise that frames share would betray hidden voxels
+    if not minutes or survey.context.frame_correlation != UNCORRELATED:
         return model, None
     if team.rank:
-        learned: tuple[dict[str, Tensor], Adaptation | None] = team.of(0, None)
+        learned: tuple[dict[str, Tensor], Adaptation | None] = team.broadcast(0, None)
         weights, adaptation = learned
         model = copy.deepcopy(model)
         model.load_state_dict(weights)
@@ -361,7 +360,7 @@ def adapt_model(
         60 * minutes,
         lambda share: progress("adapting", round(100 * share), 100),
     )
-    team.of(0, (model.state_dict(), adaptation))
+    team.broadcast(0, (model.state_dict(), adaptation))
     return model, adaptation
 
 
@@ -504,7 +503,7 @@ def result_type(dtype: np.dtype) -> np.dtype:
 def result_of(survey: Survey, network: Network) -> Result:
     """Return what was found, in the input's units, and warnings."""
     n, motion = survey.normalization, survey.motion
-    left = remaining_variance(survey.smoothing) / survey.context.memory.slow
+    left = remaining_variance(survey.smoothing) / survey.context.frame_correlation.slow
     gain = left * float(survey.context.gain) * n.scale
     read_variance = left * float(survey.context.read_variance) * n.scale**2
     along_y, along_x = survey.smoothing.mean(0).tolist()

@@ -23,11 +23,11 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from denoise import NAME
-from denoise.console import NAMES_SHOWN, listed
+from denoise.console import NAMES_SHOWN, join_names
 from denoise.containers import ZARR_SUFFIXES
 from denoise.formats import SUFFIXES
 from denoise.page_headers import TIFF_SUFFIXES
-from denoise.records import METADATA, planned_outputs, strict
+from denoise.records import METADATA, json_values, planned_outputs
 
 # The challenge's names for its folders (grand-challenge.org, CIDC25).
 INPUT_SOCKET = "stacked-neuron-images-with-noise"
@@ -139,12 +139,12 @@ def refuse_existing(plan: Plan, overwrite: bool) -> None:
     blocked = [path for path in existing if os.path.isdir(path) != _is_folder_name(path.name)]
     if blocked:
         raise LayoutError(
-            f"{listed(blocked)}: expected to write a movie there, found {_describe(blocked[0])}; "
+            f"{join_names(blocked)}: expected to write a movie there, found {_describe(blocked[0])}; "
             "choose another --output"
         )
     if existing and not overwrite:
         raise LayoutError(
-            f"{listed(existing)}: expected no output yet, found one of that name; "
+            f"{join_names(existing)}: expected no output yet, found one of that name; "
             "choose another --output, or replace it with --overwrite"
         )
     if plan.layout == "challenge":
@@ -267,7 +267,7 @@ def _warn_of_unsupported(files: _FoundFiles, root: Path) -> list[str]:
     if not names:
         return []
     return [
-        f"{len(names)} file(s) of formats that are not read, left out: {listed(names)}; save them as TIFF"
+        f"{len(names)} file(s) of formats that are not read, left out: {join_names(names)}; save them as TIFF"
     ]
 
 
@@ -422,7 +422,7 @@ def _warn_of_gaps(title: str, numbers: list[int]) -> list[str]:
     ]
     if not missing:
         return []
-    expected = f"expected files numbered {numbers[0]} to {numbers[-1]}, found none for {listed(missing)}"
+    expected = f"expected files numbered {numbers[0]} to {numbers[-1]}, found none for {join_names(missing)}"
     return [f"{title}: {expected}; the frames before and after count as neighbours"]
 
 
@@ -437,7 +437,7 @@ def _plan_challenge(source: Path, root: Path, output: Path) -> Plan:
     if len(movies) > 1:
         raise LayoutError(
             f"{search_path}: expected one movie, as the challenge takes one output, found {len(movies)}: "
-            f"{listed([path.name for path in movies])}; "
+            f"{join_names([path.name for path in movies])}; "
             f"leave one there, or give a folder without inputs.json and images/{INPUT_SOCKET} to denoise all"
         )
     name = _relative(movies[0], root)
@@ -534,7 +534,7 @@ def _earlier_results(movies: list[Path], root: Path) -> dict[Path, set[Path]]:
         results = {
             path
             for path in movies
-            if path.is_relative_to(folder) and _case_key(strict(_relative(path, folder))) in outputs
+            if path.is_relative_to(folder) and _case_key(json_values(_relative(path, folder))) in outputs
         }
         if results:
             results_by_folder[folder] = results
@@ -622,12 +622,12 @@ def _refuse_second_image(output: Path) -> None:
     if others:
         raise LayoutError(
             f"{output.parent}: expected no other image, since the challenge takes exactly one, found "
-            f"{listed([path.name for path in others])}; remove it, or choose another --output"
+            f"{join_names([path.name for path in others])}; remove it, or choose another --output"
         )
 
 
 def _no_movie_message(source: Path, expected: str, files: _FoundFiles) -> str:
-    other_files = f"only {listed([path.name for path in files.others])}" if files.others else "no file"
+    other_files = f"only {join_names([path.name for path in files.others])}" if files.others else "no file"
     advice = "give the folder that holds it as --input"
     if any(path.suffix.lower() in UNSUPPORTED_SUFFIXES for path in files.others):
         advice = f"save recordings of other formats as TIFF, or {advice}"

@@ -49,7 +49,7 @@ class Sampler:
         Each patch is part of a crop of the same side, whose frames (see `length`) all enter the context.
         """
         if not any(holds(movie, patch) for movie in self.pool.movies):
-            patch = cut(patch, self.pool)
+            patch = fit_patch(patch, self.pool)
         frames, side = patch
         recordings = zip(self.pool.movies, self.pool.correlated)
         usable = [(movie, axes) for movie, axes in recordings if holds(movie, patch)]
@@ -81,7 +81,7 @@ def holds(movie: Tensor, patch: tuple[int, int]) -> bool:
     return movie.shape[0] >= patch[0] and min(movie.shape[1:]) >= patch[1]
 
 
-def cut(patch: tuple[int, int], pool: Recordings) -> tuple[int, int]:
+def fit_patch(patch: tuple[int, int], pool: Recordings) -> tuple[int, int]:
     """Return a patch of (frames, side) reduced to what the largest recording of the pool holds."""
     sizes = [(movie.shape[0], min(movie.shape[1:])) for movie in pool.movies]
     frames, side = max(sizes, key=lambda size: size[0] * size[1] ** 2)
@@ -104,9 +104,9 @@ class Learner(Generic[Net]):
         """Train a network like model.UNet3D on one batch; returns the mean squared error (a scalar on the device)."""
         with autocast(self.device, samples.residual.shape[2]):
             prediction = self.model(samples.residual, samples.images, samples.standard_error)
-        return self.follow(blind_errors(prediction, samples.target, samples.scored), progress)
+        return self.update(blind_errors(prediction, samples.target, samples.scored), progress)
 
-    def follow(self, errors: Tensor, progress: float) -> Tensor:
+    def update(self, errors: Tensor, progress: float) -> Tensor:
         """Take one optimizer step on the errors of samples (B,), in noise variances; returns their mean.
 
         Samples of high signal-to-noise ratio err by many noise variances; larger errors than 1 are scaled to 1, so that

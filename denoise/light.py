@@ -23,9 +23,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from denoise.agreement import alike, mean_and_variance, per_variance, region_masks, solver, wiener_filter
-from denoise.context import DARKEST
-from denoise.tracking import PIECE, Moments
+from denoise.agreement import alike, inverse_variance, mean_and_variance, region_masks, solver, wiener_filter
+from denoise.context import BLACK_QUANTILE
+from denoise.tracking import PIECE_FRAMES, Moments
 
 MIN_FLICKER = 0.015  # root mean square, relative to the usual light: less is left alone
 MIN_AGREEMENT = 0.6  # covariance of a region's changes with all others', over the variance of these
@@ -93,7 +93,7 @@ class Photometer:
 
     def __init__(self, image: Tensor, weights: Tensor) -> None:
         self.image = image
-        black = image.flatten().kthvalue(1 + int(DARKEST * (image.numel() - 1))).values
+        black = image.flatten().kthvalue(1 + int(BLACK_QUANTILE * (image.numel() - 1))).values
         signal = image - black  # proportional to the light
         weighted = region_masks(image.shape, 0) * (signal * weights)
         power = (weighted * signal).sum((1, 2), keepdim=True)
@@ -116,7 +116,7 @@ def estimate_light(blocks: Callable[[], Iterable[Tensor]]) -> Light:
     `blocks` returns its frames (n, Y, X), in order, NaN where missing. They are read three times.
     """
     mean, variance, count, clipped = pixel_moments(blocks())
-    weights = per_variance(variance * (clipped < MAX_CLIPPED))
+    weights = inverse_variance(variance * (clipped < MAX_CLIPPED))
     weights = weights / weights.sum()
     centre = (weights * mean).sum()
     power = (weights * (mean - centre).square()).sum()
@@ -155,8 +155,8 @@ def is_light(blocks: Iterable[Tensor], course: Tensor, pattern: Tensor, weights:
     The test uses two images of how pixels change, from alternate groups of frames, whose noise is independent.
     """
     images, power = torch.zeros(2, pattern.numel()), torch.zeros(2, 1)
-    groups = (group for frames in blocks for group in frames.split(PIECE))
-    for number, (group, group_course) in enumerate(zip(groups, course.split(PIECE))):
+    groups = (group for frames in blocks for group in frames.split(PIECE_FRAMES))
+    for number, (group, group_course) in enumerate(zip(groups, course.split(PIECE_FRAMES))):
         steps = group_course.diff()
         images[number % 2] += steps @ torch.nan_to_num(group.diff(dim=0)).flatten(1)
         power[number % 2] += steps.square().sum()

@@ -118,7 +118,7 @@ def free_memory(device: torch.device) -> float:
     return max(0, min(machine_memory_left(), group_memory_left(), process_memory_left()))
 
 
-def lacks_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error means that memory is exhausted; torch raises a plain RuntimeError for the CPU's."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 

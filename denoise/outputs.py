@@ -45,12 +45,12 @@ class PartsWriter(MovieWriter):
         info, self.recording = recording.info, recording
         pages = math.prod(recording.sizes[:-2])
         super().__init__(path, (pages, *info.shape[1:]), dtype, info.pixel_size, info.frame_interval)
-        self.begin = 0  # byte of the first voxel
+        self.data_start = 0  # byte of the first voxel
         self.frames_written = dict.fromkeys((part.name for part in recording.parts), 0)
 
     def __enter__(self) -> PartsWriter:
         super().__enter__()
-        self.begin = self._file.tell()
+        self.data_start = self._file.tell()
         return self
 
     def append_to(self, part: Part, frames: np.ndarray) -> None:
@@ -61,7 +61,7 @@ class PartsWriter(MovieWriter):
             self.append(frames)
             return
         for page, frame in zip(pages.tolist(), frames):
-            self._file.seek(self.begin + page * frame.nbytes)
+            self._file.seek(self.data_start + page * frame.nbytes)
             self.append(frame[None])
 
     def _resolution(self) -> dict[str, Any]:

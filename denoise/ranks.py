@@ -50,7 +50,7 @@ class Team:
     local: int = 0  # the rank among those of this machine, which also selects the GPU
     store: Store | None = None
 
-    def all(self, value: T) -> list[T]:
+    def gather(self, value: T) -> list[T]:
         """Return the values of all ranks, by rank. Raises Lost."""
         if self.size == 1:
             return [value]
@@ -59,7 +59,7 @@ class Team:
             dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
-    def of(self, rank: int, value: T | None) -> T:
+    def broadcast(self, rank: int, value: T | None) -> T:
         """Return the value of one rank, on all ranks; those that the others pass are ignored. Raises Lost."""
         values = [value]
         if self.size > 1:
@@ -92,19 +92,19 @@ class Team:
                 "see what it said, mend that, and go on with --resume"
             ) from error
 
-    def share(self, count: int, rank: int | None = None, again: int = 0) -> range:
+    def share(self, count: int, rank: int | None = None, overlap: int = 0) -> range:
         """Return which of `count` consecutive items are this rank's, or those of another `rank`.
 
-        Each rank but the first repeats the `again` items before its own; these count as work, which is divided evenly.
+        Each rank but the first repeats the `overlap` items before its own; these count as work, which is divided evenly.
 
         >>> [list(Team(rank, 3).share(5)) for rank in range(3)]
         [[0], [1, 2], [3, 4]]
-        >>> [list(Team(rank, 2).share(17, again=1)) == list(part) for rank, part in enumerate((range(9), range(9, 17)))]
-        [True, True]
+        >>> [Team(rank, 2).share(17, overlap=1) for rank in range(2)]
+        [range(0, 9), range(9, 17)]
         """
         number = self.rank if rank is None else rank
-        work = count + again * (self.size - 1)
-        first, end = (max(0, work * n // self.size - again * max(0, n - 1)) for n in (number, number + 1))
+        work = count + overlap * (self.size - 1)
+        first, end = (max(0, work * n // self.size - overlap * max(0, n - 1)) for n in (number, number + 1))
         return range(first, end)
 
     def owner(self, index: int, count: int) -> int:
@@ -143,7 +143,7 @@ class ShareWriter:
     """Writes one rank's frames into the file that rank 0 has created; `seek` sets the number of the next frame."""
 
     def __init__(self, file: BinaryIO, begin: int, dtype: np.dtype) -> None:
-        self.file, self.begin, self.dtype = file, begin, dtype
+        self.file, self.data_start, self.dtype = file, begin, dtype
         self.next_frame = 0
 
     def seek(self, frame: int) -> None:
@@ -151,7 +151,7 @@ class ShareWriter:
 
     def append_to(self, _: object, frames: np.ndarray) -> None:
         """Write the next frames (n, Y, X), which have the dtype of the writer; the part is always the only one."""
-        self.file.seek(self.begin + self.next_frame * frames[0].nbytes)
+        self.file.seek(self.data_start + self.next_frame * frames[0].nbytes)
         self.file.write(np.ascontiguousarray(frames).data)
         self.next_frame += len(frames)
 
@@ -160,12 +160,12 @@ class ShareWriter:
 def share_writer(writer: PartsWriter, team: Team) -> Iterator[ShareWriter]:
     """Let each rank write its frames into the one file that rank 0's writer creates, and keeps when all are done."""
     with writer if team.rank == 0 else nullcontext():
-        path, begin = team.of(0, (writer.under_way, writer.begin) if team.rank == 0 else None)
+        path, begin = team.broadcast(0, (writer.part_path, writer.data_start) if team.rank == 0 else None)
         with path.open("r+b") as file:
             yield ShareWriter(file, begin, writer.dtype)
             file.flush()
             os.fsync(file.fileno())
-        team.all(None)  # every rank has written its frames
+        team.gather(None)  # every rank has written its frames
         if team.rank == 0:
-            writer.completed_by_others()
-    team.all(None)  # the file has its final name
+            writer.mark_complete()
+    team.gather(None)  # the file has its final name

@@ -42,8 +42,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from denoise.context import Context, inpainted, reciprocal
-from denoise.smoothing import NO_MEMORY, Memory, neighbour_correlations
+from denoise.context import Context, inpaint, reciprocal
+from denoise.smoothing import UNCORRELATED, FrameCorrelation, neighbour_correlations
 from denoise.tiling import tile_axis, tile_grid
 from denoise.waves import dct_matrix
 
@@ -52,7 +52,7 @@ Shrinkage = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Block = tuple[tuple[slice, ...], np.ndarray]  # (Y, X) slices and blending weights (y, x), as from `tile_grid`
 Patterns = tuple[Tensor, Tensor]  # K of a block: time courses (T, K) and orthonormal footprints (P, K)
 
-BLOCK = 32  # pixels: side of a block, which holds a few neurons
+BLOCK_SIZE = 32  # pixels: side of a block, which holds a few neurons
 BLOCK_OVERLAP = 12  # pixels that neighbouring blocks share
 SMOOTH_FRAMES, SMOOTH_PIXELS = 16.0, 20.0  # over which noise is smooth after it has passed the network
 INITIAL_PATTERNS = 16  # computed at first in a block; four times as many while the weakest still stand out
@@ -80,11 +80,11 @@ class Readout:
     """
 
     def __init__(self, context: Context, static: Tensor, cleaner: Cleaner) -> None:
-        self.cleaner, self.memory = cleaner, context.memory
+        self.cleaner, self.frame_correlation = cleaner, context.frame_correlation
         self.mean_error = context.standard_error[0]  # (Y, X)
         per_noise = reciprocal(context.noise)
         image = (context.mean - context.mean.mean()) * per_noise
-        image = inpainted(image.where(context.noise > 0, torch.nan))
+        image = inpaint(image.where(context.noise > 0, torch.nan))
         self.static = clean_image(image, image + static[0], self.mean_error) - image
         self.gain = context.gain * per_noise  # increase of the noise's variance per unit of brightness
 
@@ -96,11 +96,11 @@ class Readout:
         """
         static, gain = self.static.to(prediction.device), self.gain.to(prediction.device)
         noise = smooth_noise(residual)
-        valid = [(residual[part] != 0).float().mean(0) for part in stretches(len(residual))]
+        valid = [(residual[part] != 0).float().mean(0) for part in excerpts(len(residual))]
         recording = torch.where(residual == 0, prediction, residual, out=residual)
         mean = static + self.drift(recording.mean(0), prediction.mean(0), len(recording))
         frames = significant_part(prediction, recording, noise, self.cleaner).add_(mean)
-        return add_back_residual(frames, recording, gain, valid, self.memory)
+        return add_back_residual(frames, recording, gain, valid, self.frame_correlation)
 
     def drift(self, measured: Tensor, predicted: Tensor, frames: int) -> Tensor:
         """Estimate by how much the mean image (Y, X) of so many frames differs from that of the whole movie.
@@ -128,7 +128,7 @@ def significant_part(prediction: Tensor, recording: Tensor, noise: float, cleane
     The result overwrites the prediction, one row of blocks after the other. noise: see `smooth_noise`.
     """
     rows, columns = (
-        tile_axis(size, min(BLOCK, size), BLOCK_OVERLAP if size > BLOCK else 0, 1)
+        tile_axis(size, min(BLOCK_SIZE, size), BLOCK_OVERLAP if size > BLOCK_SIZE else 0, 1)
         for size in prediction.shape[1:]
     )
     stops = [*(below.start for below in rows[1:]), rows[-1].stop]
@@ -222,7 +222,7 @@ def noise_edge(frames: int, height: int, width: int) -> float:
     A line is one pixel wide, not a fraction of a smooth one; and the fewer pixels there are, the less the network
     smooths in time.
     """
-    smooth_frames = SMOOTH_FRAMES * (1 + math.sqrt(height * width) / BLOCK) / 2
+    smooth_frames = SMOOTH_FRAMES * (1 + math.sqrt(height * width) / BLOCK_SIZE) / 2
     smooth_sides = (max(1.0, side / math.sqrt(SMOOTH_PIXELS)) for side in (height, width))
     return math.sqrt(frames / smooth_frames) + math.sqrt(math.prod(smooth_sides))
 
@@ -389,31 +389,35 @@ MIN_MODEL_RATIO = 0.8  # measured over expected noise variance, below which the 
 TINY = 1e-30  # in the place of zero, as a divisor
 
 
-def stretches(frames: int) -> list[slice]:
-    """Return slices of stretches, spread evenly over so many frames, in which the noise is measured."""
+def excerpts(frames: int) -> list[slice]:
+    """Return slices of excerpts, spread evenly over so many frames, in which the noise is measured."""
     length = 4 * REGION if frames <= 4 * REGION else REGION
     starts = np.linspace(0, max(0, frames - length), 4 * REGION // length).astype(int)
     return [slice(start, start + length) for start in starts]
 
 
 def add_back_residual(
-    frames: Tensor, recording: Tensor, gain: Tensor, valid: Sequence[Tensor], memory: Memory = NO_MEMORY
+    frames: Tensor,
+    recording: Tensor,
+    gain: Tensor,
+    valid: Sequence[Tensor],
+    frame_correlation: FrameCorrelation = UNCORRELATED,
 ) -> Tensor:
     """Move frames (n, Y, X) in place towards the recording (n, Y, X) where they miss it by more than its noise.
 
-    gain (Y, X): the noise's variance is 1 + gain * brightness above the mean. valid (Y, X), for each of `stretches`:
-    share of its frames in which a pixel was recorded; elsewhere the recording holds the prediction. memory: how frames
-    share noise.
+    gain (Y, X): the noise's variance is 1 + gain * brightness above the mean. valid (Y, X), for each of `excerpts`:
+    share of its frames in which a pixel was recorded; elsewhere the recording holds the prediction.
+    frame_correlation: how frames share noise.
 
     Where the variance of the residual is m times the noise's, m - 1 of it is the frames' error. Averaging frames and
     recording by inverse variance gives the recording a share of 1 - 1 / m.
     """
     ratios = [
         noise_variance_ratio(recording[part], expected_variance(frames[part], gain), mask)
-        for part, mask in zip(stretches(len(frames)), valid)
+        for part, mask in zip(excerpts(len(frames)), valid)
     ]
     ratios = sorted(ratio for ratio in ratios if ratio) or [1.0]  # 0: nothing changes, a shutter is closed
-    variance = min(1.0, ratios[len(ratios) // 2] * memory.variance)
+    variance = min(1.0, ratios[len(ratios) // 2] * frame_correlation.variance)
     for region in (FRAME_REGION, CUBE_REGION):  # after whole frames are corrected, only local errors are left
         share = 1 - 1 / excess_variance(frames, recording, gain, variance, region).clamp(min=1)  # (t, y, x)
         if not bool(share.any()):

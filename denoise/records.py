@@ -59,7 +59,7 @@ def list_files(path: Path) -> list[Path]:
 
 def is_complete(record: Record, inputs: Sequence[Path], made_with: Record, output: Path) -> bool:
     """Return whether a record is of these inputs and settings, and its output is there as it was written."""
-    if record.get("made_with") != strict(made_with):
+    if record.get("made_with") != json_values(made_with):
         return False
     outputs = [record.get("output_file")]
     return _are_unchanged(record.get("input_files"), inputs) and _are_unchanged(outputs, list_files(output))
@@ -71,7 +71,7 @@ def _are_unchanged(recorded: object, paths: Sequence[Path]) -> bool:
         return False
     try:
         same_size = sum(entry.get("size", 0) for entry in recorded) == _total_size(paths)
-        return same_size and recorded == strict(fingerprints(paths))
+        return same_size and recorded == json_values(fingerprints(paths))
     except (OSError, TypeError):
         return False
 
@@ -79,7 +79,7 @@ def _are_unchanged(recorded: object, paths: Sequence[Path]) -> bool:
 def has_saved_weights(record: Record, path: Path) -> bool:
     """Return whether a file still holds the weights that were saved there according to a record."""
     try:
-        return record.get("saved_weights") == strict({"path": path, "sha256": sha256(path)})
+        return record.get("saved_weights") == json_values({"path": path, "sha256": sha256(path)})
     except OSError:
         return False
 
@@ -119,16 +119,16 @@ def _records(folder: Path) -> list[Record]:
 
 def write_metadata(folder: Path, metadata: Record) -> None:
     """Replace a folder's metadata.json, complete or not at all. Raises OSError."""
-    text = json.dumps(strict(metadata), indent=2, allow_nan=False)
+    text = json.dumps(json_values(metadata), indent=2, allow_nan=False)
     write_file(folder / METADATA, text.encode() + b"\n")
 
 
-def strict(value: Any) -> Any:
+def json_values(value: Any) -> Any:
     """Convert a value to JSON types: NaN and infinity become null, paths text, undecodable bytes of names escapes."""
     if isinstance(value, dict):
-        return {str(key): strict(item) for key, item in value.items()}
+        return {str(key): json_values(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [strict(item) for item in value]
+        return [json_values(item) for item in value]
     if isinstance(value, (str, Path)):
         return str(value).encode("utf-8", "backslashreplace").decode()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -22,7 +22,7 @@ from PIL import Image
 
 from denoise.atomic import write_file
 from denoise.diagnostics import MAX_FRAME_LAG, MAX_PIXEL_LAG, Findings
-from denoise.records import strict
+from denoise.records import json_values
 
 TEMPLATE = Path(__file__).with_name("report.html")
 JPEG_QUALITY = 82
@@ -57,9 +57,9 @@ def report_paths(stem: Path) -> list[Path]:
 
 def render_page(findings: Findings, facts: dict[str, Any]) -> str:
     """Return the HTML text: the template with title and data filled in."""
-    data = json.dumps(strict(page_data(findings, facts)), allow_nan=False, separators=(",", ":"))
+    data = json.dumps(json_values(page_data(findings, facts)), allow_nan=False, separators=(",", ":"))
     text = TEMPLATE.read_text(encoding="utf-8")
-    text = text.replace("{{title}}", html.escape(strict(facts["title"])))
+    text = text.replace("{{title}}", html.escape(json_values(facts["title"])))
     return text.replace("{{data}}", data.replace("<", "\\u003c"))  # no name in it can end the script element
 
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MEASURED = 256  # pixels a side, in the middle of a frame, are enough to measure smoothing
+MEASURED_SIZE = 256  # pixels a side, in the middle of a frame, are enough to measure smoothing
 REGION = 16  # pixels a side of the regions of the field in which correlations are measured
 SURE = 3.0  # standard deviations by chance that a correlation has to exceed
 
@@ -39,7 +39,7 @@ AROUND = 5  # pixels a side, from which a missing voxel is filled
 MAX_PLACES = 1 << 16  # missing voxels that are filled at once
 
 # neighbouring frames
-MEMORY = 6  # frames that are so far apart share no noise
+UNCORRELATED_LAG = 6  # frames that are so far apart share no noise
 MIN_REGIONS = 4  # of which a median is taken
 MIN_MEMORY = 0.04  # correlation of neighbouring frames' noise that counts; by chance it is below 0.03
 LOUDER = 1.5  # such noise passes for so many times its power: the networks were made for white noise
@@ -58,7 +58,7 @@ class SmoothingEstimator:
     """
 
     def __init__(self, frames: Tensor) -> None:
-        chance = CHANCE / middle(frames)[0].numel()
+        chance = CHANCE / central_part(frames)[0].numel()
         self.typical = torch.tensor(neighbour_correlations(frames))
         self.smooth = self.typical > max(MIN_CORRELATION, SURE * (chance / len(frames)) ** 0.5)
         self.mean = self.trust = torch.zeros(2)
@@ -95,20 +95,20 @@ def remaining_variance(weights: Tensor) -> float:
 # ---- correlations of neighbouring voxels
 
 
-def middle(frames: Tensor, most: int = MEASURED) -> Tensor:
+def central_part(frames: Tensor, most: int = MEASURED_SIZE) -> Tensor:
     """Return the middle of frames (n, Y, X), at most `most` pixels a side."""
-    y, x = (centre(size, most) for size in frames.shape[1:])
+    y, x = (central_slice(size, most) for size in frames.shape[1:])
     return frames[:, y, x]
 
 
-def centre(size: int, most: int) -> slice:
+def central_slice(size: int, most: int) -> slice:
     """Return the slice of the middle of an axis of that size, at most `most` long."""
     return slice(max(0, size - most) // 2, (size + most) // 2)
 
 
 def neighbour_correlations(frames: Tensor) -> tuple[float, float]:
     """Return the correlation of the noise of neighbours along (y, x), measured on differences of frames (T, Y, X)."""
-    steps = torch.nan_to_num(middle(frames).diff(dim=0))
+    steps = torch.nan_to_num(central_part(frames).diff(dim=0))
     if not len(steps):
         return 0.0, 0.0
     along_y, along_x = (float(noise_correlation(steps, axis, pooled=True)) for axis in (1, 2))
@@ -117,7 +117,7 @@ def neighbour_correlations(frames: Tensor) -> tuple[float, float]:
 
 def frame_correlations(frames: Tensor) -> Tensor:
     """Return the same for each of the frames (n, Y, X), measured on its difference to their mean: (n, 2)."""
-    frames = middle(frames)
+    frames = central_part(frames)
     residual = torch.nan_to_num(frames - frames.nanmean(0))
     return torch.stack([noise_correlation(residual, axis, pooled=False) for axis in (1, 2)], 1)
 
@@ -154,33 +154,34 @@ def noise_correlation(residual: Tensor, axis: int, pooled: bool) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Memory:
+class FrameCorrelation:
     """Noise that neighbouring frames share, against what differences between them tell of it."""
 
     variance: float = 1.0  # of the noise, over half the variance of differences
     slow: float = 1.0  # variance of white noise that is as strong in slow changes, over the noise's own
 
 
-NO_MEMORY = Memory()
+UNCORRELATED = FrameCorrelation()
 
 
-def estimate_memory(frames: Tensor, interpolated: bool = False) -> Memory:
+def estimate_frame_correlation(frames: Tensor, interpolated: bool = False) -> FrameCorrelation:
     """Measure the noise that neighbours of frames (n, Y, X), without smoothing along Y and X, share.
 
-    Noise is rough along Y and X, light is not. So the rough part of differences between frames that are MEMORY apart
-    tells the noise's variance V. Differences between neighbours tell (1 - r) V and the signal's changes: r, the
-    correlation of their noise, is at least that by which they fall short. Correlations of frames that are further apart
-    are measured in the rough part alone. All are medians over regions, and differences are limited to MAX_STEP.
+    Noise is rough along Y and X, light is not. So the rough part of differences between frames that are
+    UNCORRELATED_LAG apart tells the noise's variance V. Differences between neighbours tell (1 - r) V and the signal's
+    changes: r, the correlation of their noise, is at least that by which they fall short. Correlations of frames that
+    are further apart are measured in the rough part alone. All are medians over regions, and differences are limited to
+    MAX_STEP.
 
     interpolated: between pixels, which weakens the roughest waves: then neighbours are compared in these, too, unless
     light changes so fast that they differ by far more than noise does, or so slowly that frames that are further apart
     have as much in common.
     """
-    frames = middle(frames)
+    frames = central_part(frames)
     regions = max(1, (frames.shape[1] - 2) // REGION), max(1, (frames.shape[2] - 2) // REGION)
-    if len(frames) <= MEMORY or min(frames.shape[1:]) < 3 or regions[0] * regions[1] < MIN_REGIONS:
-        return NO_MEMORY
-    steps = [frames[lag:] - frames[:-lag] for lag in range(1, MEMORY + 1)]
+    if len(frames) <= UNCORRELATED_LAG or min(frames.shape[1:]) < 3 or regions[0] * regions[1] < MIN_REGIONS:
+        return UNCORRELATED
+    steps = [frames[lag:] - frames[:-lag] for lag in range(1, UNCORRELATED_LAG + 1)]
     limit = MAX_STEP * float(steps[-1].abs().nanmedian())
     steps = [step.clamp_(-limit, limit) for step in steps]
     rough = [step.diff(n=2, dim=1).diff(n=2, dim=2) / 6 for step in steps]  # white noise keeps its variance
@@ -190,15 +191,15 @@ def estimate_memory(frames: Tensor, interpolated: bool = False) -> Memory:
     *variances, noise = F.adaptive_avg_pool2d(images, regions).flatten(1)
     valid = noise > 0
     if not bool(valid.any()):
-        return NO_MEMORY
+        return UNCORRELATED
     of_all, *correlations = (float((1 - variance / noise)[valid].median()) for variance in variances)
     if not interpolated:
         correlations[0] = of_all
     least = max(MIN_MEMORY, SURE * ((ROUGH_CHANCE if interpolated else 1) * CHANCE / steps[0].numel()) ** 0.5)
     nearest, distant = correlations[0], correlations[DISTANT - 1]
     if of_all < -FAST_LIGHT or nearest < least or (interpolated and distant > MAX_DISTANT * nearest):
-        return NO_MEMORY
-    return Memory(1 / (1 - nearest), LOUDER * (1 + 2 * sum(max(0.0, r) for r in correlations)))
+        return UNCORRELATED
+    return FrameCorrelation(1 / (1 - nearest), LOUDER * (1 + 2 * sum(max(0.0, r) for r in correlations)))
 
 
 # ---- the filters

@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from denoise.agreement import filter_image, gaussian, per_variance
+from denoise.agreement import filter_image, gaussian, inverse_variance
 
 SIGMA = 4.0  # pixels, of the Gaussian over which covariances are summed around a pixel
 MOVING_SHARE = 0.7  # of the movement, from which a pixel moves with the scene
@@ -59,7 +59,7 @@ class StaticPixels:
         count = self.count.clamp(min=1)
         means = self.sums / count
         covariance = self.products / count - means[:, None] * means
-        weights = per_variance(covariance[0, 0].float())
+        weights = inverse_variance(covariance[0, 0].float())
         recorded = weights * covariance[0, 1:].mean(0).float()
         predicted = weights * covariance[1, 2].float()
         squared_error = weights * (covariance[1:, 1:].mean((0, 1)) / count).float()

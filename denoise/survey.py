@@ -20,7 +20,7 @@ from torch import Tensor
 
 from denoise.agreement import varying
 from denoise.ahead import ahead
-from denoise.context import Context, ContextSums, inpainted
+from denoise.context import Context, ContextSums, inpaint
 from denoise.light import STEADY, Light, Photometer, flickers
 from denoise.lines import LineNoise, estimate_row_and_column_noise
 from denoise.missing import PIECE_VOXELS, Interleaving, find_interleaving, rows_to_keep, without_missing
@@ -30,8 +30,15 @@ from denoise.network import LONGEST_BLOCK
 from denoise.normalization import PercentileNormalization, Percentiles
 from denoise.pattern import estimate_pattern
 from denoise.ranks import ALONE, Team
-from denoise.smoothing import MEASURED, SmoothingEstimator, centre, estimate_memory, middle, undo
-from denoise.tracking import PIECE, Moments, Watch
+from denoise.smoothing import (
+    MEASURED_SIZE,
+    SmoothingEstimator,
+    central_part,
+    central_slice,
+    estimate_frame_correlation,
+    undo,
+)
+from denoise.tracking import PIECE_FRAMES, Moments, MotionDetector
 
 MAX_BLOCK_VOXELS = 1 << 23  # read at once
 MIN_BLOCK_FRAMES = 16  # in fewer a dropped row cannot be told from a dark one
@@ -93,7 +100,7 @@ class Survey:
     light: Light  # in normalized units
     line_offsets: list[
         Tensor
-    ]  # (T, Y) and (T, X) of line noise, in normalized units; (T, 0) where there is none
+    ]  # (T, Y) and (T, X) of line noise, in normalized units; (T, 0) if there is none
     motion: Motion
     context: Context  # in normalized units, held still, without smoothing, flicker and line noise
     moves: bool  # and is not held still yet
@@ -169,7 +176,7 @@ def sum_sections(sums: Sums, section: Callable[[int], Sums], count: int, team: T
         if team.size == 1:
             sums.add(sections.pop(index))
     for index in range(count if team.size > 1 else 0):
-        sums.add(team.of(team.owner(index, count), sections.pop(index, None)))
+        sums.add(team.broadcast(team.owner(index, count), sections.pop(index, None)))
     return sums
 
 
@@ -219,18 +226,20 @@ class Surveyor:
         self.estimator = SmoothingEstimator(self.movement.hold(hide_pixels(values, self.hidden), 0))
         smoothing = self.smoothing_of(values, 0)
         sharp = torch.cat([piece for _, piece in self.sharpened(values, 0, smoothing)])
-        self.mean = inpainted(sharp.nanmean(0))
-        self.watch = Watch(middle(sharp))
-        self.displacements = torch.zeros(frames, self.watch.regions, 2)
-        self.photometer = Photometer(*self.watch.field)
+        self.mean = inpaint(sharp.nanmean(0))
+        self.motion_detector = MotionDetector(central_part(sharp))
+        self.displacements = torch.zeros(frames, self.motion_detector.regions, 2)
+        self.photometer = Photometer(*self.motion_detector.field)
         self.brightness = torch.zeros(frames, len(self.photometer.solver))
         self.lines = estimate_row_and_column_noise(sharp)
         line_means = self.means_of_lines(sharp)
         self.line_means = [means.new_zeros(frames, means.shape[1]) for means in line_means]
         offsets = [lines.offsets(means) for lines, means in zip(self.lines, line_means)]
         held = self.motion.hold(subtract_lines(sharp, offsets), 0)
-        self.reference = inpainted(held.nanmean(0))
-        self.memory = estimate_memory(held, not self.motion.still or self.estimator.varies)
+        self.reference = inpaint(held.nanmean(0))
+        self.frame_correlation = estimate_frame_correlation(
+            held, not self.motion.still or self.estimator.varies
+        )
         self.interleaving = find_interleaving(held)
 
     def use_scene(self, means: MeanImages) -> None:
@@ -295,8 +304,8 @@ class Surveyor:
             piece = slice(first, first + len(sharp))
             sums.update(self.motion.hold(sharp, first))
             if self.changes.none:
-                self.displacements[piece] = self.watch.displacements(middle(sharp))
-                self.brightness[piece] = self.photometer.brightness(middle(sharp))
+                self.displacements[piece] = self.motion_detector.displacements(central_part(sharp))
+                self.brightness[piece] = self.photometer.brightness(central_part(sharp))
             for line_means, means in zip(self.line_means, self.means_of_lines(sharp)):
                 line_means[piece] = means
 
@@ -314,10 +323,10 @@ class Surveyor:
         """
         if not any(x.numel() for x in offsets):
             return measured
-        offsets = [x[:, centre(x.shape[1], MEASURED)] for x in offsets]
-        image, _ = self.watch.field
+        offsets = [x[:, central_slice(x.shape[1], MEASURED_SIZE)] for x in offsets]
+        image, _ = self.motion_detector.field
         corrections = []
-        for rows, columns in zip(*(x.split(PIECE) for x in offsets)):
+        for rows, columns in zip(*(x.split(PIECE_FRAMES) for x in offsets)):
             frames = subtract_lines(image.expand(len(rows), -1, -1), [rows, columns])
             corrections.append(measure(frames))
         return measured + torch.cat(corrections)
@@ -341,21 +350,23 @@ class Surveyor:
 
     def survey(self, sums: ContextSums, team: Team) -> Survey:
         """Put together what all ranks found; `sums` are those of all sections. Raises MovieError."""
-        for rank, intensities in enumerate(team.all(self.intensities)):
+        for rank, intensities in enumerate(team.gather(self.intensities)):
             if rank != team.rank:
                 self.intensities.add(intensities)
         n = self.intensities.result(self.percentiles)
         rows, columns = self.lines
         scale, shift = self.provisional.scale / n.scale, (self.provisional.low - n.low) / n.scale
-        context = sums.context(self.memory, (rows.variance, columns.variance)).rescaled(scale, shift)
+        context = sums.context(self.frame_correlation, (rows.variance, columns.variance)).rescaled(
+            scale, shift
+        )
         # each rank has zeros where others have their frames
-        measured = team.all((self.smoothing, self.displacements, self.brightness, *self.line_means))
+        measured = team.gather((self.smoothing, self.displacements, self.brightness, *self.line_means))
         smoothing, displacements, brightness, *line_means = (torch.stack(x).sum(0) for x in zip(*measured))
         offsets = [lines.offsets(means) for lines, means in zip(self.lines, line_means)]
-        displacements = self.without_line_noise(displacements, self.watch.displacements, offsets)
+        displacements = self.without_line_noise(displacements, self.motion_detector.displacements, offsets)
         brightness = self.without_line_noise(brightness, self.photometer.brightness, offsets)
-        blank, flashes = (torch.stack(x).any(0) for x in zip(*team.all((self.blank, self.flashes))))
-        counts = team.all((self.invalid_voxels, self.dropped_lines))
+        blank, flashes = (torch.stack(x).any(0) for x in zip(*team.gather((self.blank, self.flashes))))
+        counts = team.gather((self.invalid_voxels, self.dropped_lines))
         invalid_voxels, dropped_lines = (sum(x) for x in zip(*counts))
         if invalid_voxels == math.prod(self.movie.info.shape):
             raise MovieError(
@@ -370,7 +381,7 @@ class Surveyor:
             line_offsets=[x * scale for x in offsets],
             motion=self.motion.rescaled(scale, shift),
             context=context,
-            moves=self.changes.none and self.watch.moves(displacements),
+            moves=self.changes.none and self.motion_detector.moves(displacements),
             flickers=self.changes.none and flickers(brightness),
             invalid_voxels=invalid_voxels,
             dropped_lines=dropped_lines + int((blank[:, None] & ~kept_rows).sum()),

@@ -4,7 +4,7 @@
         -> yes: each frame is registered to the mean of the first ones; pixels that stay where they are get masked
         -> then twice to the mean of all other frames, held still
         -> displacements that two halves of the regions agree on: Wiener filter over time
-        -> the same for how the field turns, stretches and bends -> one more registration of held frames -> Motion
+        -> the same for how the field turns, excerpts and bends -> one more registration of held frames -> Motion
 
 `shifts` (n, 2) are those of whole frames, `displacements` (n, regions, 2) those of regions of the field, all in pixels
 along (y, x). They are found by least squares on the gradients of the mean (Lucas and Kanade, IJCAI 1981; inverse
@@ -36,9 +36,9 @@ from denoise.agreement import (
     fit_halves,
     gaussian,
     halves_agree,
+    inverse_variance,
     invert,
     mean_and_variance,
-    per_variance,
     region_masks,
     significant_terms,
     solver,
@@ -47,16 +47,16 @@ from denoise.agreement import (
     wiener_filter,
 )
 from denoise.motion import NO_MARGINS, STILL, Margins, Motion, polynomials
-from denoise.smoothing import MEASURED, centre, filtered, middle
+from denoise.smoothing import MEASURED_SIZE, central_part, central_slice, filtered
 from denoise.staying import StaticPixels
 
 SEARCH_PART = 8  # shifts are searched up to the shorter side of the field divided by this
 TYPICAL_SHIFT = 1.0  # pixels, root mean square: the standard deviation of their prior
 COARSE_SIGMA = 1.5  # pixels, of the Gaussian that frames are smoothed by before the search in whole pixels
 FOLDS = 4  # of the frames; those of one fold are registered to the mean of the others
-PIECE = 16  # consecutive frames in the same fold, at most
+PIECE_FRAMES = 16  # consecutive frames in the same fold, at most
 MIN_VALID = 0.5  # share of the frames in which a pixel or a region has to be visible
-LINEAR = 3  # polynomials, the first ones: as a field moves, turns, stretches or shears
+LINEAR = 3  # polynomials, the first ones: as a field moves, turns, excerpts or shears
 BEND_SIDE = 512  # pixels a side of the centre of the field in which bends are measured
 
 NO_FOLD_MEANS = torch.zeros(0, 1, 1)
@@ -75,7 +75,7 @@ class Tracker:
     def __init__(self, template: Tensor, variance: Tensor, edge: int) -> None:
         self.template = template
         masks = region_masks(template.shape, edge)  # (regions, Y, X)
-        self.weights = per_variance(variance) * masks.any(0)
+        self.weights = inverse_variance(variance) * masks.any(0)
         smooth, sharp = (basis_images(template, sigma).flatten(1) for sigma in (GRADIENT_SIGMA, 0))  # (4, N)
         weights = self.weights.flatten() * masks.flatten(1)  # (regions, N)
         matrices = [solver(smooth * weight, sharp) for weight in weights]
@@ -89,7 +89,7 @@ class Tracker:
         self.basis = polynomials(*centres, scene.half)
 
     def moves(self, displacements: Tensor) -> bool:
-        """Return whether displacements (T, regions, 2) are of a field that moves as a whole, turns or stretches."""
+        """Return whether displacements (T, regions, 2) are of a field that moves as a whole, turns or excerpts."""
         if alike(displacements, MIN_MOTION):
             return True
         return bool(significant_terms(displacements, self.basis[:LINEAR], self.black)[1:].any())
@@ -130,7 +130,7 @@ class Tracker:
         return torch.stack([best // side, best % side], 1).float() - max_shift
 
 
-class Watch:
+class MotionDetector:
     """Detects whether a movie moves relative to its first frames (n, Y, X), in the whole field or in its inner half.
 
     What surrounds a scene, such as the edge of a lens, may stay where it is. Few active neurons in the inner half may
@@ -231,7 +231,7 @@ class Refiner:
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
-        weights = per_variance(scene.variance)
+        weights = inverse_variance(scene.variance)
         means = scene.fold_means
         smooth = torch.stack([weights * basis_images(mean, GRADIENT_SIGMA) for mean in means])  # (n, 4, H, W)
         sharp = torch.stack([basis_images(mean) for mean in means])
@@ -267,13 +267,13 @@ def remaining_shifts(products: Tensor, projections: Tensor) -> Tensor:
 
 def moves(blocks: Iterable[Tensor]) -> bool:
     """Return whether a movie moves; blocks: its frames (n, Y, X), in order, rows in phase, NaN where missing."""
-    central = (middle(frames) for frames in blocks)
+    central = (central_part(frames) for frames in blocks)
     first = next(central)
-    watch = Watch(first)
-    return watch.moves(torch.cat([watch.displacements(frames) for frames in chain([first], central)]))
+    detector = MotionDetector(first)
+    return detector.moves(torch.cat([detector.displacements(frames) for frames in chain([first], central)]))
 
 
-def motion_of(blocks: Callable[[], Iterable[Tensor]]) -> Motion:
+def estimate_motion(blocks: Callable[[], Iterable[Tensor]]) -> Motion:
     """Estimate the displacements of a movie's frames; STILL where they cannot be told from chance.
 
     `blocks` returns its frames (n, Y, X), in order, rows in phase, NaN where missing. They are read three times, and
@@ -292,21 +292,23 @@ def motion_of(blocks: Callable[[], Iterable[Tensor]]) -> Motion:
     shifts, displacements = refine(numbered_pieces(blocks(), size), refiners, motion)
     agreed = agreed_shifts(shifts, displacements)
     motion = Motion(agreed if len(agreed) else torch.zeros_like(shifts), contradiction=static.contradiction)
-    motion = fit_bends(motion, displacements, refiners)
+    motion = fit_deformation(motion, displacements, refiners)
     if len(motion.deformation):
-        return refit_bends(blocks, size, motion)
+        return refit_deformation(blocks, size, motion)
     return motion if len(agreed) else STILL
 
 
-def first_frames(blocks: Callable[[], Iterable[Tensor]], side: int = MEASURED) -> Tensor:
+def first_frames(blocks: Callable[[], Iterable[Tensor]], side: int = MEASURED_SIZE) -> Tensor:
     """Return the middle of the first frames of a movie (n, Y, X): one piece for each fold."""
-    return torch.cat([frames for _, _, frames in islice(numbered_pieces(blocks(), PIECE, side), FOLDS)])
+    return torch.cat(
+        [frames for _, _, frames in islice(numbered_pieces(blocks(), PIECE_FRAMES, side), FOLDS)]
+    )
 
 
-def numbered_pieces(blocks: Iterable[Tensor], size: int, side: int = MEASURED) -> Iterator[Piece]:
+def numbered_pieces(blocks: Iterable[Tensor], size: int, side: int = MEASURED_SIZE) -> Iterator[Piece]:
     """Yield the middle of a movie's frames (n, Y, X), `size` frames at a time, in folds that take turns."""
     start = 0
-    pieces = (piece for block in blocks for piece in middle(block, side).split(size))
+    pieces = (piece for block in blocks for piece in central_part(block, side).split(size))
     for number, frames in enumerate(pieces):
         yield number % FOLDS, start, frames
         start += len(frames)
@@ -351,7 +353,7 @@ def compare_with_scenes(
 def mask_pixels(mask: Tensor, blocks: Callable[[], Iterable[Tensor]]) -> Iterator[Tensor]:
     """Yield frames (n, Y, X) in which pixels of a mask (y, x) of their middle are missing, NaN."""
     for frames in blocks():
-        rows, columns = (centre(size, most) for size, most in zip(frames.shape[1:], mask.shape))
+        rows, columns = (central_slice(size, most) for size, most in zip(frames.shape[1:], mask.shape))
         hidden = torch.zeros(frames.shape[1:], dtype=torch.bool)
         hidden[rows, columns] = mask
         yield frames.masked_fill(hidden, torch.nan)
@@ -384,7 +386,7 @@ def agreed_shifts(shifts: Tensor, displacements: Tensor) -> Tensor:
     return wiener_filter(weighted_mean(displacements[:, valid]), halves)
 
 
-def fit_bends(motion: Motion, displacements: Tensor, refiners: Sequence[Refiner]) -> Motion:
+def fit_deformation(motion: Motion, displacements: Tensor, refiners: Sequence[Refiner]) -> Motion:
     """Fit polynomials over the field to displacements (T, regions, 2); return the motion with the significant ones.
 
     These are the polynomials that both halves of the field agree on.
@@ -409,7 +411,7 @@ def fit_bends(motion: Motion, displacements: Tensor, refiners: Sequence[Refiner]
     return replace(motion, shifts=shifts, deformation=bends - bends.mean(0), half_size=half)
 
 
-def refit_bends(blocks: Callable[[], Iterable[Tensor]], size: int, motion: Motion) -> Motion:
+def refit_deformation(blocks: Callable[[], Iterable[Tensor]], size: int, motion: Motion) -> Motion:
     """Fit bends again, to frames that are held by the motion found so far, and in more of the field."""
     first = first_frames(blocks, BEND_SIDE)
     margin = max(max(margins) for margins in motion.with_full_margins().margins)
@@ -417,7 +419,7 @@ def refit_bends(blocks: Callable[[], Iterable[Tensor]], size: int, motion: Motio
     scenes, _ = held_scenes(numbered_pieces(blocks(), size, BEND_SIDE), known_estimator(motion), padded)
     refiners = [Refiner(scene) for scene in crop_to_valid(scenes)]
     _, displacements = refine(numbered_pieces(blocks(), size, BEND_SIDE), refiners, motion)
-    return fit_bends(motion, displacements, refiners)
+    return fit_deformation(motion, displacements, refiners)
 
 
 def tracking_estimator(scenes: Sequence[Scene], max_shift: int) -> Estimator:

@@ -143,11 +143,11 @@ class MovieWriter:
         self._written += len(frames)
 
     @property
-    def under_way(self) -> Path:
+    def part_path(self) -> Path:
         """The path of the hidden file. Raises ValueError outside the with block."""
         return Path(self._file.name)
 
-    def completed_by_others(self) -> None:
+    def mark_complete(self) -> None:
         """Record that other processes have written all frames into the hidden file."""
         self._written = self._shape[0]
 

@@ -22,7 +22,7 @@ from scipy.ndimage import convolve1d, map_coordinates, shift
 
 from denoise import inference, survey
 from denoise.lines import LineNoise
-from denoise.smoothing import NO_MEMORY, SmoothingEstimator
+from denoise.smoothing import UNCORRELATED, SmoothingEstimator
 from denoise.tracking import Tracker
 from evaluation.benchmark import WEIGHTS, denoised
 from evaluation.metrics import score
@@ -243,7 +243,7 @@ def unaware(movie: np.ndarray, model: UNet3D) -> np.ndarray:
     """Denoise with the handling of correlated noise, line noise, motion, flicker and scan phase switched off."""
     with (
         patch.object(SmoothingEstimator, "weights", lambda _, frames: torch.zeros(len(frames), 2)),
-        patch.object(survey, "estimate_memory", lambda *_: NO_MEMORY),
+        patch.object(survey, "estimate_frame_correlation", lambda *_: UNCORRELATED),
         patch.object(survey, "estimate_row_and_column_noise", lambda _: (LineNoise(1), LineNoise(2))),
         patch.object(Tracker, "moves", lambda *_: False),
         patch.object(survey, "flickers", lambda _: False),

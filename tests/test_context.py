@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from denoise.blindspot import context_of
 from denoise.context import (
     ContextSums,
-    inpainted,
+    inpaint,
     neighbour_covariance,
     noise_map,
     photon_transfer,
@@ -232,12 +232,12 @@ def test_pixels_without_a_value_are_as_those_around() -> None:
     nan = torch.nan
     image = torch.tensor([[nan, nan, 2.0, 4.0], [nan, nan, 2.0, 4.0]])
     expected = torch.tensor([[2.0, 2.0, 2.0, 4.0], [2.0, 2.0, 2.0, 4.0]])
-    torch.testing.assert_close(inpainted(image), expected)
+    torch.testing.assert_close(inpaint(image), expected)
     hole = torch.tensor([[1.0, 2.0, 3.0], [4.0, nan, 6.0], [7.0, 8.0, 9.0]])
-    assert float(inpainted(hole)[1, 1]) == pytest.approx(5)
-    assert (inpainted(torch.full((2, 3, 3), nan)) == 0).all()
+    assert float(inpaint(hole)[1, 1]) == pytest.approx(5)
+    assert (inpaint(torch.full((2, 3, 3), nan)) == 0).all()
     complete = torch.rand(2, 5, 6)
-    assert torch.equal(inpainted(complete), complete)
+    assert torch.equal(inpaint(complete), complete)
 
 
 def test_photon_transfer_never_has_a_negative_gain() -> None:

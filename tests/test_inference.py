@@ -35,7 +35,7 @@ from denoise.motion import Motion
 from denoise.movies import MovieError
 from denoise.network import Chunks, Geometry, Network, choose_geometry
 from denoise.readout import Cleaner, Readout
-from denoise.tracking import motion_of
+from denoise.tracking import estimate_motion
 from evaluation import harm
 from evaluation.metrics import score
 from evaluation.smoothed import (
@@ -689,10 +689,10 @@ def test_cells_that_answer_in_turn_are_not_held_still(shipped: UNet3D) -> None:
     motions: list[Motion] = []
 
     def noted(blocks: Callable[[], Iterable[torch.Tensor]]) -> Motion:
-        motions.append(motion_of(blocks))
+        motions.append(estimate_motion(blocks))
         return motions[0]
 
-    with patch.object(inference, "motion_of", noted):
+    with patch.object(inference, "estimate_motion", noted):
         _, result = run(movie, shipped)
     assert (min(motions[0].max_displacement) > 0.3, motions[0].contradiction > 0) == (True, True)
     assert result.motion == (0, 0)  # held by that, it would score 1.5 dB less

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from denoise.agreement import solver
 from denoise.light import STEADY, Light, Photometer, estimate_light, flicker_course, flickers, pixel_moments
-from denoise.tracking import Watch
+from denoise.tracking import MotionDetector
 
 
 def scene(size: int = 64, seed: int = 0) -> torch.Tensor:
@@ -33,7 +33,7 @@ def random_course(frames: int, rms: float) -> torch.Tensor:
 
 
 def tells_of_flicker(frames: torch.Tensor) -> bool:
-    return flickers(Photometer(*Watch(frames[:64]).field).brightness(frames))
+    return flickers(Photometer(*MotionDetector(frames[:64]).field).brightness(frames))
 
 
 def light_found(frames: torch.Tensor) -> Light:

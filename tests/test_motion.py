@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from moving import Waves, displaced, oddly, smooth_noise
+from moving import Waves, displaced, shift_odd_rows, smooth_noise
 
 from denoise.motion import STILL, TAPS, Motion, interpolate, polynomials, resample_x, resample_y
 
@@ -39,7 +39,7 @@ def test_what_is_held_and_released_is_as_recorded_inside(
 ) -> None:
     """Waves of four pixels and more; the outermost TAPS pixels have neighbours that nobody knows."""
     image = torch.from_numpy(smooth_noise(size, size + 3, sigma=2.0))
-    frames = oddly(image[None].repeat(len(shifts), 1, 1), phase)
+    frames = shift_odd_rows(image[None].repeat(len(shifts), 1, 1), phase)
     motion = Motion(torch.tensor(shifts), phase).with_full_margins()
     back = motion.release(motion.hold(frames, 0).nan_to_num(), 0)
     assert back.shape == frames.shape

@@ -323,9 +323,8 @@ def test_a_two_photon_recording(data: Path) -> None:
         last = movie.read(799, 800)
     np.testing.assert_array_equal(last[0], tifffile.imread(data / "fmi_2p_first800.tif", key=799))
     pages = [Image.open(data / "fmi_frames" / f"Img_{n}.tif") for n in range(1, 25)]
-    for page, frame in zip(
-        pages, first, strict=True
-    ):  # the same frames as the acquisition software wrote them
+    # the same frames as the acquisition software wrote them
+    for page, frame in zip(pages, first, strict=True):
         with page:
             np.testing.assert_array_equal(np.asarray(page), frame)
 

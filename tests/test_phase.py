@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from moving import oddly, smooth_noise
+from moving import shift_odd_rows, smooth_noise
 
 from denoise.motion import STILL, Motion
 from denoise.phase import estimate_phase, phase_correction
@@ -36,7 +36,9 @@ def test_odd_rows_are_put_beside_the_others_without_loss(phase: float) -> None:
 @pytest.mark.parametrize("phase", [0.5, -0.8, 1.3, 3.0])
 def test_rows_out_of_phase_are_found(phase: float, noise: float) -> None:
     image = torch.from_numpy(smooth_noise(128, 128))[None]
-    image = oddly(image, phase) + noise * torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
+    image = shift_odd_rows(image, phase) + noise * torch.randn(
+        128, 128, generator=torch.Generator().manual_seed(0)
+    )
     assert estimate_phase(image[0]) == pytest.approx(phase, abs=0.03 + 0.1 * noise)
 
 

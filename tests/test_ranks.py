@@ -126,11 +126,8 @@ def test_a_stop_loses_no_record_of_any_process(folder: Path, tmp_path: Path, alo
     """Of all processes, or of one: the first then ends in one line when it has done its own movies."""
     (tmp_path / "in").mkdir()
     (tmp_path / "tiny.pth").symlink_to(folder / "tiny.pth")
-    for name, frames in (
-        ("a", 20),
-        ("b", 20 if alone else 4000),
-        ("c", 4000),
-    ):  # the second process has a and c
+    # the second process has a and c
+    for name, frames in (("a", 20), ("b", 20 if alone else 4000), ("c", 4000)):
         with MovieWriter(tmp_path / "in" / f"{name}.tif", (frames, 64, 64), "uint16") as writer:
             writer.append(np.random.default_rng(0).poisson(50, (frames, 64, 64)).astype(np.uint16))
     with two_ranks(tmp_path, (), ()) as ranks:
@@ -263,7 +260,7 @@ def test_every_thing_is_somebodys(size: int, count: int) -> None:
 @pytest.mark.parametrize("count", [0, 1, 3, 5, 7, 17, 100])
 def test_what_has_to_be_done_again_counts_as_work(size: int, count: int) -> None:
     """Each rank but the first does the thing before its own once more."""
-    shares = [Team(0, size).share(count, rank, again=1) for rank in range(size)]
+    shares = [Team(0, size).share(count, rank, overlap=1) for rank in range(size)]
     assert [index for share in shares for index in share] == list(range(count))
     work = [len(share) + (rank > 0) for rank, share in enumerate(shares)]
     assert max(work) - min(work) <= 1

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from denoise.context import Context, ContextSums
 from denoise.readout import (
-    BLOCK,
     BLOCK_OVERLAP,
+    BLOCK_SIZE,
     COURSE_WINDOW,
     FAINT_PILOT,
     FOOTPRINT_WINDOW,
@@ -82,9 +82,11 @@ def context_of(movie: torch.Tensor) -> Context:
 
 def test_the_edge_of_a_block() -> None:
     """Of 32 x 32 pixels, noise smooth over 16 frames and 20 pixels; of one pixel, over half as many frames."""
-    assert noise_edge(1600, BLOCK, BLOCK) == pytest.approx(10 + BLOCK / 20**0.5)
+    assert noise_edge(1600, BLOCK_SIZE, BLOCK_SIZE) == pytest.approx(10 + BLOCK_SIZE / 20**0.5)
     assert noise_edge(33, 1, 1) == pytest.approx(2 + 1)
-    assert noise_edge(500, 1, BLOCK) > noise_edge(500, 5, 5)  # a line of 32 pixels is not one smooth pixel
+    assert noise_edge(500, 1, BLOCK_SIZE) > noise_edge(
+        500, 5, 5
+    )  # a line of 32 pixels is not one smooth pixel
 
 
 def test_a_pattern_gets_the_amplitude_that_the_recording_has() -> None:
@@ -173,7 +175,7 @@ def test_blocks_are_blended_as_if_each_had_the_whole_prediction_before_it() -> N
     movie += 20 * torch.nn.functional.pad(cell(), (6, 7, 20, 25))[:60]
     prediction = torch.nn.functional.avg_pool3d(movie[None, None], 5, 1, 2)[0, 0]
     expected = torch.zeros_like(movie)
-    for where, weights in tile_grid([tile_axis(size, BLOCK, BLOCK_OVERLAP, 1) for size in (77, 45)]):
+    for where, weights in tile_grid([tile_axis(size, BLOCK_SIZE, BLOCK_OVERLAP, 1) for size in (77, 45)]):
         place = (slice(None), *where)
         block = significant_part(prediction[place].clone(), movie[place], 1.0, SMOOTHING)
         expected[place] += block * torch.from_numpy(weights)

@@ -13,10 +13,10 @@ from denoise.motion import Motion
 from denoise.smoothing import (
     LOUDER,
     MAX_CORRELATION,
-    NO_MEMORY,
+    UNCORRELATED,
     SmoothingEstimator,
     correlated,
-    estimate_memory,
+    estimate_frame_correlation,
     mean_around,
     neighbour_correlations,
     neighbour_weights,
@@ -139,7 +139,7 @@ def test_what_frames_share_tells_how_much_louder_slow_noise_is(
     smoothed: Callable[[np.ndarray], np.ndarray], variance: float, slow: float
 ) -> None:
     still = 50 * np.cumsum(np.ones((80, 96)), 1)
-    memory = estimate_memory(torch.from_numpy(smoothed(noise(70, 80, 96).numpy()) + still).float())
+    memory = estimate_frame_correlation(torch.from_numpy(smoothed(noise(70, 80, 96).numpy()) + still).float())
     assert memory.variance == pytest.approx(variance, rel=0.05)
     assert memory.slow == pytest.approx(LOUDER * slow, rel=0.05)
 
@@ -149,8 +149,8 @@ def test_repeated_frames_are_found_between_pixels() -> None:
     frames = repeated(10, noise(70, 80, 96).numpy())
     by = repeated(10, np.random.default_rng(2).uniform(-0.5, 0.5, (70, 2)).astype(np.float32))
     held = Motion(torch.from_numpy(by)).with_full_margins().hold(torch.from_numpy(frames), 0)
-    assert estimate_memory(held) == NO_MEMORY
-    memory = estimate_memory(held, interpolated=True)
+    assert estimate_frame_correlation(held) == UNCORRELATED
+    memory = estimate_frame_correlation(held, interpolated=True)
     assert memory.variance == pytest.approx(10 / 9, rel=0.05)
     assert memory.slow == pytest.approx(LOUDER * 1.2, rel=0.05)
 
@@ -159,16 +159,16 @@ def test_repeated_frames_are_found_between_pixels() -> None:
 def test_light_is_no_memory_of_noise(interpolated: bool) -> None:
     """White noise, cells that stay bright for some frames, a movie without any noise, too few frames, one pixel."""
     movie = noise(64, 64, 64)
-    assert estimate_memory(movie) == NO_MEMORY
+    assert estimate_frame_correlation(movie) == UNCORRELATED
     light = torch.from_numpy(gaussian_filter(noise(64, 64, 64, seed=1).numpy(), (3, 2, 2)))
     light *= 10 / light.std()
     for strength in (0.1, 1, 100):
-        assert estimate_memory(movie + strength * light, interpolated) == NO_MEMORY
-    assert estimate_memory(light, interpolated) == NO_MEMORY
-    assert estimate_memory(torch.full((64, 64, 64), 7.0)) == NO_MEMORY
-    assert estimate_memory(torch.full((64, 64, 64), torch.nan)) == NO_MEMORY
-    assert estimate_memory(movie[:3].repeat_interleave(2, 0)) == NO_MEMORY
-    assert estimate_memory(movie[:, :1, :1]) == NO_MEMORY
+        assert estimate_frame_correlation(movie + strength * light, interpolated) == UNCORRELATED
+    assert estimate_frame_correlation(light, interpolated) == UNCORRELATED
+    assert estimate_frame_correlation(torch.full((64, 64, 64), 7.0)) == UNCORRELATED
+    assert estimate_frame_correlation(torch.full((64, 64, 64), torch.nan)) == UNCORRELATED
+    assert estimate_frame_correlation(movie[:3].repeat_interleave(2, 0)) == UNCORRELATED
+    assert estimate_frame_correlation(movie[:, :1, :1]) == UNCORRELATED
 
 
 @pytest.mark.parametrize("every", [2, 3, 5])
@@ -176,7 +176,7 @@ def test_frames_that_are_missing_at_intervals_are_no_memory_of_noise(every: int)
     movie = noise(64, 64, 64)
     movie[::every] = torch.nan
     movie[:, 20:40, 30] = torch.nan
-    assert estimate_memory(movie) == NO_MEMORY
+    assert estimate_frame_correlation(movie) == UNCORRELATED
 
 
 @pytest.mark.parametrize("axis", [1, 2])

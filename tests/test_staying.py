@@ -10,7 +10,7 @@ import torch
 from moving import displaced, in_blocks, moving_movie, smooth_noise
 
 from denoise.staying import StaticPixels
-from denoise.tracking import motion_of, moves
+from denoise.tracking import estimate_motion, moves
 from simulation.activity import wander
 
 EDGE, SIZE = 20, 128
@@ -77,7 +77,7 @@ def test_the_edge_of_a_lens_does_not_bias_displacements(noise: float, error: flo
     frames = moving_movie(scene, by, 0.0) * lens()
     frames += noise * torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
     assert moves(in_blocks(frames))
-    estimated = motion_of(partial(in_blocks, frames)).shifts.numpy()
+    estimated = estimate_motion(partial(in_blocks, frames)).shifts.numpy()
     errors = (estimated - estimated.mean(0)) - (by - by.mean(0))
     assert errors.std(0).max() < error
 

@@ -7,7 +7,15 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from moving import bent_movie, displaced, displacement_field, in_blocks, moving_movie, oddly, smooth_noise
+from moving import (
+    bent_movie,
+    displaced,
+    displacement_field,
+    in_blocks,
+    moving_movie,
+    shift_odd_rows,
+    smooth_noise,
+)
 from scipy.ndimage import gaussian_filter
 
 from denoise.motion import Motion
@@ -17,9 +25,9 @@ from denoise.tracking import (
     Scene,
     Tracker,
     crop_to_valid,
+    estimate_motion,
     held_scenes,
     known_estimator,
-    motion_of,
     moves,
     numbered_pieces,
     tracking_estimator,
@@ -33,16 +41,16 @@ def test_regions_without_structure_in_one_of_the_means_are_left_out() -> None:
     frames = moving_movie(scene, wander(np.random.default_rng(0), 64, 1.0, 0.0), 0.0)
     frames[:, 64:96, 32:64] = 0
     frames[16:32, 64:96, 32:64] = torch.from_numpy(scene[:32, :32])
-    by = motion_of(lambda: in_blocks(frames)).shifts
+    by = estimate_motion(lambda: in_blocks(frames)).shifts
     assert by.shape in {(64, 2), (0, 2)}
 
 
 def test_displacements_are_found_where_rows_are_out_of_phase() -> None:
     by = wander(np.random.default_rng(3), 300, 0.8, 0.0)
-    frames = oddly(moving_movie(smooth_noise(168, 168), by, 1.0), 1.3)
+    frames = shift_odd_rows(moving_movie(smooth_noise(168, 168), by, 1.0), 1.3)
     phase = estimate_phase(frames.mean(0))
     assert phase == pytest.approx(1.3, abs=0.15)
-    estimated = motion_of(
+    estimated = estimate_motion(
         lambda: (phase_correction(phase).hold(block, 0) for block in in_blocks(frames))
     ).shifts.numpy()
     errors = (estimated - estimated.mean(0)) - (by - by.mean(0))
@@ -112,7 +120,7 @@ def test_displacements_are_found(noise: float, error: float, drift: float) -> No
     by = wander(np.random.default_rng(3), 300, 0.8, drift)
     frames = moving_movie(smooth_noise(168, 168), by, noise)
     assert moves(in_blocks(frames))
-    estimated = motion_of(partial(in_blocks, frames)).shifts.numpy()
+    estimated = estimate_motion(partial(in_blocks, frames)).shifts.numpy()
     errors = (estimated - estimated.mean(0)) - (by - by.mean(0))
     assert errors.std(0).max() < error
     assert float(np.abs(errors).max()) < 6 * error
@@ -143,7 +151,7 @@ def test_activity_and_noise_are_no_movement(noise: float) -> None:
 )
 def test_movies_without_structure_or_too_small_ones_stand_still(frames: torch.Tensor) -> None:
     assert not moves(in_blocks(frames))
-    assert motion_of(partial(in_blocks, frames)).still
+    assert estimate_motion(partial(in_blocks, frames)).still
     assert estimate_phase(frames[0].nan_to_num()) == 0
 
 
@@ -151,7 +159,7 @@ def test_displacements_of_missing_frames_are_interpolated() -> None:
     by = np.stack([np.linspace(0, 3, 200), np.zeros(200)], 1)
     frames = moving_movie(smooth_noise(168, 168), by, 0.3)
     frames[100:104] = torch.nan
-    estimated = motion_of(partial(in_blocks, frames)).shifts.numpy()
+    estimated = estimate_motion(partial(in_blocks, frames)).shifts.numpy()
     errors = (estimated - estimated.mean(0)) - (by - by.mean(0))
     assert float(np.abs(errors).max()) < 0.05
 
@@ -179,7 +187,7 @@ def test_shifts_of_whole_pixels_are_found() -> None:
 def test_bends_of_the_field_are_found(jitter: float) -> None:
     frames, motion = bent_movie(200, 96, jitter, 0.15)
     assert moves(in_blocks(frames))
-    estimated = displacement_field(motion_of(partial(in_blocks, frames)), 96)
+    estimated = displacement_field(estimate_motion(partial(in_blocks, frames)), 96)
     true = displacement_field(motion, 96)
     bends = true - true.mean((1, 2), keepdim=True)
     assert float((estimated - true).std()) < 0.2 * float(bends.std())
@@ -187,6 +195,6 @@ def test_bends_of_the_field_are_found(jitter: float) -> None:
 
 def test_rigid_movement_has_no_bends() -> None:
     frames, _ = bent_movie(200, 96, 0.5, 0.0)
-    motion = motion_of(partial(in_blocks, frames))
+    motion = estimate_motion(partial(in_blocks, frames))
     assert len(motion.shifts)
     assert not len(motion.deformation)

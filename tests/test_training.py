@@ -11,7 +11,7 @@ import torch
 
 from denoise.blindspot import Samples, blind_errors, make_samples
 from denoise.learning import Learner, Sampler, schedule
-from denoise.readout import BLOCK, noise_edge
+from denoise.readout import BLOCK_SIZE, noise_edge
 from model import CourseNet, MeanNet, UNet3D, UNetConfig, load_model, save_model
 from simulation import Footprints, FrameMeans
 from training.recordings import (
@@ -340,10 +340,10 @@ def test_the_network_of_means_learns_footprints_in_the_blocks_of_the_readout() -
     """64 x 64 pixels, each the number of its block: four blocks, and every one is whole."""
     task = ImageTask.__new__(ImageTask)
     task.random, task.device = torch.Generator().manual_seed(0), torch.device("cpu")
-    number = np.arange(4.0).reshape(2, 2).repeat(BLOCK, 0).repeat(BLOCK, 1).astype(np.float32)
+    number = np.arange(4.0).reshape(2, 2).repeat(BLOCK_SIZE, 0).repeat(BLOCK_SIZE, 1).astype(np.float32)
     task.recordings = [Footprints(np.stack([number, number + 10]), number + 20)]
     image, guide, target = task.sample()
-    assert image.shape == (4, 1, BLOCK, BLOCK)
+    assert image.shape == (4, 1, BLOCK_SIZE, BLOCK_SIZE)
     assert sorted(image[:, 0, 0, 0].tolist()) in ([0, 1, 2, 3], [10, 11, 12, 13])
     assert (image == image[:, :, :1, :1]).all()
     assert torch.equal(guide % 10, image % 10)
@@ -406,7 +406,7 @@ def test_simulated_time_courses_are_the_seeds_own_and_stand_out_of_their_noise()
         variance = float((item - item.mean(0)).square().mean()) / (1 - 1 / GROUPS)
         assert 0.7 < variance < 1.2 * VARIANCE_RANGE[1] * (1 + MAX_EXTRA_VARIANCE)
         if len(item[0]) > 1:  # more than the one that stands for nothing
-            edge = noise_edge(frames, BLOCK, BLOCK)
+            edge = noise_edge(frames, BLOCK_SIZE, BLOCK_SIZE)
             strengths = (item.mean(0).square().sum(1) - frames / GROUPS).clamp(min=0).sqrt()
             assert float(strengths.max()) > 0.7 * edge
 

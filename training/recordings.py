@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from denoise.missing import without_missing
 from denoise.normalization import Percentiles
 from denoise.reading import open_movie
-from denoise.readout import BLOCK, noise_edge, significant_patterns
+from denoise.readout import BLOCK_SIZE, noise_edge, significant_patterns
 from denoise.smoothing import SmoothingEstimator, undo
 from simulation import (
     Footprints,
@@ -124,13 +124,17 @@ class SimulatedCourses(Simulated[Tensor]):
 def clean_courses(rng: np.random.Generator, frames: int) -> Tensor:
     """Simulate the time courses (K, T) of a block's strongest patterns, in units of the noise; zeros where none is."""
     movie = random_scene(rng, frames, FIELD_SIDE).clean()
-    top, left = rng.integers(0, FIELD_SIDE - BLOCK + 1, 2)
-    block = torch.from_numpy(movie[:, top : top + BLOCK, left : left + BLOCK]).flatten(1)  # (T, pixels)
+    top, left = rng.integers(0, FIELD_SIDE - BLOCK_SIZE + 1, 2)
+    block = torch.from_numpy(movie[:, top : top + BLOCK_SIZE, left : left + BLOCK_SIZE]).flatten(
+        1
+    )  # (T, pixels)
     block = block / block.mean(0).clamp(min=EPSILON).sqrt()  # equal photon noise in all pixels
     block -= block.mean(0)
     strongest = float(torch.linalg.matrix_norm(block, 2))
     block *= np.exp(rng.uniform(*np.log(STRENGTH_RANGE))) / max(strongest, EPSILON)
-    _, footprints = significant_patterns(block, block, MIN_STRENGTH * noise_edge(frames, BLOCK, BLOCK))
+    _, footprints = significant_patterns(
+        block, block, MIN_STRENGTH * noise_edge(frames, BLOCK_SIZE, BLOCK_SIZE)
+    )
     courses = (block @ footprints).mT
     return courses if len(courses) else torch.zeros(1, frames)
 

@@ -37,10 +37,10 @@ from torch.utils.data import DataLoader, Dataset
 from denoise.atomic import write_file
 from denoise.blindspot import Samples
 from denoise.context import noise_map, reciprocal, signal_image, spatial_noise_variance
-from denoise.learning import Learner, Net, Recordings, Sampler, cut
+from denoise.learning import Learner, Net, Recordings, Sampler, fit_patch
 from denoise.movies import MovieError
 from denoise.precision import autocast
-from denoise.readout import BLOCK
+from denoise.readout import BLOCK_SIZE
 from denoise.smoothing import MIN_CORRELATION, neighbour_correlations
 from model import CourseNet, MeanNet, ModelError, UNet3D, UNetConfig, load_model, read_checkpoint, save_model
 from simulation import Footprints
@@ -133,7 +133,7 @@ class MovieTask:
 
 def usable_patches(pool: Recordings) -> list[tuple[tuple[int, int], float]]:
     """Return PATCHES, each cut to the size of the pool's largest recording. Later recordings may be smaller."""
-    return [(cut(patch, pool), share) for patch, share in PATCHES]
+    return [(fit_patch(patch, pool), share) for patch, share in PATCHES]
 
 
 def next_batch(sampler: Sampler, patches: list[tuple[tuple[int, int], float]], batch: int) -> Samples:
@@ -165,7 +165,7 @@ class GroupTask(Generic[Net]):
 
     def train_step(self, trainer: Trainer[Net]) -> Tensor:
         """Take one step; return the mean squared error (a scalar on the device)."""
-        return trainer.follow(self.errors(trainer.model), trainer.progress())
+        return trainer.update(self.errors(trainer.model), trainer.progress())
 
     def refresh(self) -> None:
         """Replace the oldest recording."""
@@ -187,7 +187,7 @@ class ImageTask(GroupTask[MeanNet]):
             sample = shift_odd_rows(sample, self.draw(2 * MAX_PHASE_SHIFT + 1) - MAX_PHASE_SHIFT)
         sample = sample.flip([axis for axis in (1, 2) if self.draw(2)])
         sample = sample.transpose(1, 2) if self.draw(2) else sample
-        side = BLOCK if isinstance(recording, Footprints) else len(sample[0])
+        side = BLOCK_SIZE if isinstance(recording, Footprints) else len(sample[0])
         blocks = sample.unfold(1, side, side).unfold(2, side, side).reshape(3, -1, 1, side, side)
         return blocks.to(self.device)
 
