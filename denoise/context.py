@@ -140,10 +140,8 @@ class ContextSums:
         hot = self._hot_pixels(variance, step_variance, expected)
         if frame_correlation != UNCORRELATED or bool(hot.any()):
             # pixels of variance 0 are left out of the fit
-            noise_variance = (frame_correlation.variance * frame_correlation.slow * step_variance).where(
-                ~hot, 0
-            )
-            gain, read_variance = self._noise_model(mean, noise_variance)
+            louder = frame_correlation.variance * frame_correlation.slow
+            gain, read_variance = self._noise_model(mean, (louder * step_variance).where(~hot, 0))
         varying = recorded & ~self._unrecorded_pixels(mean, step_variance)
         usual = varying & ~hot
         light = inpaint(mean.where(usual, torch.nan))

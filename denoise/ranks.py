@@ -142,8 +142,8 @@ def join_launched_team() -> Iterator[Team]:
 class ShareWriter:
     """Writes one rank's frames into the file that rank 0 has created; `seek` sets the number of the next frame."""
 
-    def __init__(self, file: BinaryIO, begin: int, dtype: np.dtype) -> None:
-        self.file, self.data_start, self.dtype = file, begin, dtype
+    def __init__(self, file: BinaryIO, data_start: int, dtype: np.dtype) -> None:
+        self.file, self.data_start, self.dtype = file, data_start, dtype
         self.next_frame = 0
 
     def seek(self, frame: int) -> None:
@@ -160,9 +160,11 @@ class ShareWriter:
 def share_writer(writer: PartsWriter, team: Team) -> Iterator[ShareWriter]:
     """Let each rank write its frames into the one file that rank 0's writer creates, and keeps when all are done."""
     with writer if team.rank == 0 else nullcontext():
-        path, begin = team.broadcast(0, (writer.part_path, writer.data_start) if team.rank == 0 else None)
+        path, data_start = team.broadcast(
+            0, (writer.part_path, writer.data_start) if team.rank == 0 else None
+        )
         with path.open("r+b") as file:
-            yield ShareWriter(file, begin, writer.dtype)
+            yield ShareWriter(file, data_start, writer.dtype)
             file.flush()
             os.fsync(file.fileno())
         team.gather(None)  # every rank has written its frames

@@ -4,7 +4,7 @@
         -> yes: each frame is registered to the mean of the first ones; pixels that stay where they are get masked
         -> then twice to the mean of all other frames, held still
         -> displacements that two halves of the regions agree on: Wiener filter over time
-        -> the same for how the field turns, excerpts and bends -> one more registration of held frames -> Motion
+        -> the same for how the field turns, stretches and bends -> one more registration of held frames -> Motion
 
 `shifts` (n, 2) are those of whole frames, `displacements` (n, regions, 2) those of regions of the field, all in pixels
 along (y, x). They are found by least squares on the gradients of the mean (Lucas and Kanade, IJCAI 1981; inverse
@@ -56,7 +56,7 @@ COARSE_SIGMA = 1.5  # pixels, of the Gaussian that frames are smoothed by before
 FOLDS = 4  # of the frames; those of one fold are registered to the mean of the others
 PIECE_FRAMES = 16  # consecutive frames in the same fold, at most
 MIN_VALID = 0.5  # share of the frames in which a pixel or a region has to be visible
-LINEAR = 3  # polynomials, the first ones: as a field moves, turns, excerpts or shears
+LINEAR = 3  # polynomials, the first ones: as a field moves, turns, stretches or shears
 BEND_SIDE = 512  # pixels a side of the centre of the field in which bends are measured
 
 NO_FOLD_MEANS = torch.zeros(0, 1, 1)
@@ -89,7 +89,7 @@ class Tracker:
         self.basis = polynomials(*centres, scene.half)
 
     def moves(self, displacements: Tensor) -> bool:
-        """Return whether displacements (T, regions, 2) are of a field that moves as a whole, turns or excerpts."""
+        """Return whether displacements (T, regions, 2) are of a field that moves as a whole, turns or stretches."""
         if alike(displacements, MIN_MOTION):
             return True
         return bool(significant_terms(displacements, self.basis[:LINEAR], self.black)[1:].any())

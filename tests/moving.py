@@ -77,7 +77,7 @@ def in_blocks(frames: torch.Tensor, size: int = 64) -> Iterator[torch.Tensor]:
 def bent_movie(
     frames: int, size: int, jitter: float, bends: float, seed: int = 0
 ) -> tuple[torch.Tensor, Motion]:
-    """Return a movie with noise of variance 1 that moves, turns, excerpts and bends; and its motion."""
+    """Return a movie with noise of variance 1 that moves, turns, stretches and bends; and its motion."""
     rng = np.random.default_rng(seed)
     by = torch.from_numpy(wander(rng, frames, jitter, jitter)).float()
     coefficients = np.stack([wander(rng, frames, bends, 0.0) for _ in range(5)], 1)
