@@ -242,13 +242,16 @@ def open_series(paths: Sequence[Path], frames: FrameRange = (None, None)) -> Rec
     metadata_file = ome_metadata_file(first.path)
     check_ome_series(paths, metadata_file)
     selected = select_frames(first.path, sum(file.frames for file in series_files), frames)
+    with open_pages(metadata_file, of_series=True).movie as movie:
+        calibration = movie.info
     series = OpenSeries(series_files)
     pages = series.open(0)
-    info = replace(pages.movie.info, axes=first.axes)
-    if metadata_file != first.path:
-        with open_pages(metadata_file, of_series=True).movie as movie:
-            calibration = movie.info
-        info = replace(info, pixel_size=calibration.pixel_size, frame_interval=calibration.frame_interval)
+    info = replace(
+        pages.movie.info,
+        axes=first.axes,
+        pixel_size=calibration.pixel_size,
+        frame_interval=calibration.frame_interval,
+    )
     if first.axes[first.time] == "Z":
         notes = (*info.notes, "the files name planes and no time: planes count as frames")
         info = replace(info, notes=notes)

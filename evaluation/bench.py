@@ -421,6 +421,7 @@ def first_frames_seconds(path: Path) -> float:
     """Return the seconds from the start of process.py to its first report of progress in denoising."""
     start = time.monotonic()
     command = [sys.executable, "-u", str(ROOT / "process.py"), "--input", str(path), "--adapt", "off"]
+    seconds = math.nan
     with subprocess.Popen(  # noqa: S603
         [*command, "--output", str(path.parent / "out"), "--overwrite"], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -428,6 +429,8 @@ def first_frames_seconds(path: Path) -> float:
         for line in process.stdout:
             if re.search(r"denoising \d+%", line):
                 seconds = time.monotonic() - start
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
     return seconds
 
 

@@ -63,11 +63,12 @@ def test_memory_left_to_control_groups(
 
 
 def test_resource_limits_count_what_is_used_already(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert process_memory_left() == math.inf
     status = "VmPeak:\t 9000 kB\nVmSize:\t 3000 kB\nVmData:\t 1000 kB\n"
     monkeypatch.setattr(limits, "read_text", lambda path: status)
-    rules = {resource.RLIMIT_DATA: 4 << 20, resource.RLIMIT_AS: 5 << 20}
+    rules = {resource.RLIMIT_DATA: resource.RLIM_INFINITY, resource.RLIMIT_AS: resource.RLIM_INFINITY}
     monkeypatch.setattr(resource, "getrlimit", lambda which: (rules[which], resource.RLIM_INFINITY))
+    assert process_memory_left() == math.inf
+    rules |= {resource.RLIMIT_DATA: 4 << 20, resource.RLIMIT_AS: 5 << 20}
     assert process_memory_left() == (5 << 20) - (3000 << 10)
     rules[resource.RLIMIT_AS] = resource.RLIM_INFINITY
     assert process_memory_left() == (4 << 20) - (1000 << 10)
