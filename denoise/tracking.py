@@ -52,6 +52,8 @@ from denoise.staying import StaticPixels
 
 SEARCH_PART = 8  # shifts are searched up to the shorter side of the field divided by this
 TYPICAL_SHIFT = 1.0  # pixels, root mean square: the standard deviation of their prior
+NEAR = 3  # pixels: a larger shift has to match better in most regions than the best one up to here
+MIN_T = 2.0  # of the t-test that it does
 COARSE_SIGMA = 1.5  # pixels, of the Gaussian that frames are smoothed by before the search in whole pixels
 FOLDS = 4  # of the frames; those of one fold are registered to the mean of the others
 PIECE_FRAMES = 16  # consecutive frames in the same fold, at most
@@ -77,7 +79,7 @@ class Tracker:
         masks = region_masks(template.shape, edge)  # (regions, Y, X)
         self.weights = inverse_variance(variance) * masks.any(0)
         smooth, sharp = (basis_images(template, sigma).flatten(1) for sigma in (GRADIENT_SIGMA, 0))  # (4, N)
-        weights = self.weights.flatten() * masks.flatten(1)  # (regions, N)
+        self.region_weights = weights = self.weights.flatten() * masks.flatten(1)  # (regions, N)
         matrices = [solver(smooth * weight, sharp) for weight in weights]
         solvable = torch.tensor([matrix is not None for matrix in matrices])
         solvers = [matrix[:2] for matrix in matrices if matrix is not None]  # of shifts along y and x
@@ -111,7 +113,8 @@ class Tracker:
         """Return the most probable shifts (n, 2) of frames (n, Y, X) in whole pixels, up to `max_shift`.
 
         The likelihood is by weighted least squares of smoothed frames that may differ from the template by a constant;
-        the prior is a Gaussian of standard deviation TYPICAL_SHIFT.
+        the prior is a Gaussian of standard deviation TYPICAL_SHIFT. Few active neurons may match the template somewhere
+        else, most of all where the background is dark: a shift by more than NEAR pixels needs most regions.
         """
         level = self.template.mean()
         frames, template = torch.nan_to_num(frames - level), self.template - level
@@ -125,9 +128,38 @@ class Tracker:
         fit = fit + (brightness - weighted.sum()).square() / self.weights.sum().clamp(min=TINY)
         side = 2 * max_shift + 1
         pixels = torch.arange(side) - max_shift
-        penalty = (pixels[:, None].square() + pixels.square()) / TYPICAL_SHIFT**2
-        best = (fit.roll((max_shift, max_shift), (1, 2))[:, :side, :side] - penalty).flatten(1).argmax(1)
-        return torch.stack([best // side, best % side], 1).float() - max_shift
+        distance = pixels[:, None].square() + pixels.square()
+        fit = fit.roll((max_shift, max_shift), (1, 2))[:, :side, :side] - distance / TYPICAL_SHIFT**2
+        best = [x.flatten(1).argmax(1) for x in (fit, fit.masked_fill(distance > NEAR**2, -torch.inf))]
+        shifts, near = (torch.stack([index // side, index % side], 1) - max_shift for index in best)
+        doubted = (shifts != near).any(1)
+        if bool(doubted.any()):
+            frames, far, near = frames[doubted], shifts[doubted], near[doubted]
+            errors, near_errors = (self.region_errors(shifted(frames, -x) - template) for x in (far, near))
+            shifts[doubted] = torch.where(smaller(errors, near_errors)[:, None], far, near)
+        return shifts.float()
+
+    def region_errors(self, residuals: Tensor) -> Tensor:
+        """Return the weighted squared residuals (n, Y, X) in regions with weights, but for constants: (n, regions)."""
+        weights = self.region_weights[self.region_weights.any(1)]
+        residuals = residuals.flatten(1)
+        return residuals.square() @ weights.T - (residuals @ weights.T).square() / weights.sum(1)
+
+
+def shifted(frames: Tensor, shifts: Tensor) -> Tensor:
+    """Return frames (n, Y, X) shifted by whole pixels (n, 2) along (y, x); pixels that leave enter at the other side."""
+    return torch.stack([frame.roll(tuple(by), (0, 1)) for frame, by in zip(frames, shifts.tolist())])
+
+
+def smaller(errors: Tensor, others: Tensor) -> Tensor:
+    """Return for which frames errors (n, regions) are smaller than others in the mean of their logarithms: (n,) bool.
+
+    By Student's t of the regions, so that few of them do not decide.
+    """
+    gains = (others.clamp(min=TINY) / errors.clamp(min=TINY)).log()
+    mean = gains.mean(1)
+    deviation = (gains - mean[:, None]).square().mean(1).sqrt()
+    return mean > MIN_T * deviation / gains.shape[1] ** 0.5
 
 
 class MotionDetector:

@@ -30,6 +30,7 @@ from denoise.tracking import (
     known_estimator,
     moves,
     numbered_pieces,
+    smaller,
     tracking_estimator,
 )
 from simulation.activity import wander
@@ -43,6 +44,33 @@ def test_regions_without_structure_in_one_of_the_means_are_left_out() -> None:
     frames[16:32, 64:96, 32:64] = torch.from_numpy(scene[:32, :32])
     by = estimate_motion(lambda: in_blocks(frames)).shifts
     assert by.shape in {(64, 2), (0, 2)}
+
+
+@pytest.mark.parametrize("seed", [1, 2, 5])
+def test_few_active_neurons_on_a_dark_background_do_not_displace_frames(seed: int) -> None:
+    """As after the background was subtracted: frames with other neurons seemed to be 10 to 30 pixels away."""
+    rng = np.random.default_rng(seed)
+    by = wander(rng, 100, 2.0, 0.0)
+    y, x = rng.uniform(16, 144, (2, 10))
+    active = rng.random((100, 10)) < 0.2
+    active |= np.roll(active, 1, 0)
+    rows, columns = np.mgrid[:160, :160]
+    frames = rng.normal(0, 0.8, (100, 160, 160))
+    for t, neuron in np.argwhere(active):
+        away = (rows - y[neuron] - by[t, 0]) ** 2 + (columns - x[neuron] - by[t, 1]) ** 2
+        frames[t] += 20 * np.exp(-away / 18)
+    movie = torch.from_numpy(frames.astype(np.float32))
+    shifts = estimate_motion(lambda: in_blocks(movie)).shifts.numpy()
+    errors = (shifts - shifts.mean(0)) - (by - by.mean(0))
+    assert np.sqrt(np.square(errors).mean()) < 1
+
+
+def test_errors_are_smaller_where_most_regions_say_so() -> None:
+    others = torch.full((3, 16), 2.0)
+    errors = torch.tensor([[1.9] * 16, [0.01] + [2.2] * 15, [2.0] * 16])
+    errors[0, ::2] = 1.8
+    assert smaller(errors, others).tolist() == [True, False, False]
+    assert smaller(torch.ones(2, 0), torch.ones(2, 0)).tolist() == [False, False]
 
 
 def test_displacements_are_found_where_rows_are_out_of_phase() -> None:
