@@ -38,12 +38,8 @@ MAX_PASSES = 32  # over the excerpt: a small movie teaches all it can soon
 MAX_VALIDATIONS = 8  # during the training
 MAX_VALIDATION_SHARE = 0.25  # of the time; where validations take longer there are fewer of them
 MIN_STANDARD_ERRORS = 2.0  # by which an adapted copy has to be better, and
-MIN_GAIN = (
-    5e-3  # of the noise's variance: the read-out finds smaller improvements too, and rather loses by them
-)
-PATIENCE = (
-    4  # validations without a new best, then it stops; half of all: most is gained while the rate falls
-)
+MIN_GAIN = 5e-3  # of the noise's variance: the read-out finds what is smaller, too, and rather loses by it
+PATIENCE = 4  # validations without a new best, then it stops; half of all: most is gained at low rates
 SLOWDOWN = 1.25  # factor by which steps may turn out slower than the measured one
 
 

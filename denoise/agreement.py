@@ -95,7 +95,7 @@ def centroids(strength: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 def gradients(image: Tensor) -> Tensor:
     """Return the gradients of an image (Y, X) along y and x: (2, Y, X).
 
-    They are exact for the dct_matrix of the image, which is continued by its mirror images.
+    They are exact for the cosines that make up the image, which is continued by its mirror images.
     """
     spectrum = torch.fft.rfft2(mirrored(image))
     height, width = (2 * size for size in image.shape)

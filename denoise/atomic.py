@@ -25,9 +25,7 @@ except ImportError:  # Windows
 
 PART_SUFFIX = ".calcium-denoiser.part"
 LEFTOVER = re.compile(rf"\..*\.[0-9a-f]{{8}}{re.escape(PART_SUFFIX)}", re.DOTALL)
-NAME_LENGTH = (
-    40  # characters of the final name in a temporary one, of at most 4 bytes: within the limit of 255
-)
+NAME_LENGTH = 40  # characters of the final name in a temporary one, of 4 bytes at most: 255 are allowed
 
 _temporary_paths: set[Path] = set()  # temporary files of this process
 

@@ -25,9 +25,7 @@ from denoise.context import BLACK_QUANTILE
 MAX_VOXELS = 1 << 16  # that the fit uses
 ROUNDS = 15  # of least squares, each weighted by the variances of the one before
 MAX_RATIO = 256.0  # of a squared residual to its variance: what exceeds it is an outlier
-MAX_LOST = (
-    0.004  # variance per squared curvature, unless it exceeds the noise in the mean: more is no lost detail
-)
+MAX_LOST = 0.004  # variance per squared curvature, unless that is more than the noise: else no detail
 WINDOW = 3  # pixels a side, over which squared curvature is averaged, since interpolation rings
 TOLERANCE = 1.0  # error, in units of the noise's variance, up to which nothing is given back
 MIN_VARIANCE = 1e-12  # expected variance of any voxel, as part of the mean variance

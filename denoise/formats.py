@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -242,16 +242,13 @@ def open_series(paths: Sequence[Path], frames: FrameRange = (None, None)) -> Rec
     metadata_file = ome_metadata_file(first.path)
     check_ome_series(paths, metadata_file)
     selected = select_frames(first.path, sum(file.frames for file in series_files), frames)
-    with open_pages(metadata_file, of_series=True).movie as movie:
-        calibration = movie.info
+    changes: dict[str, Any] = {"axes": first.axes}
+    if metadata_file != first.path:
+        with open_pages(metadata_file, of_series=True).movie as movie:
+            changes |= {"pixel_size": movie.info.pixel_size, "frame_interval": movie.info.frame_interval}
     series = OpenSeries(series_files)
     pages = series.open(0)
-    info = replace(
-        pages.movie.info,
-        axes=first.axes,
-        pixel_size=calibration.pixel_size,
-        frame_interval=calibration.frame_interval,
-    )
+    info = replace(pages.movie.info, **changes)
     if first.axes[first.time] == "Z":
         notes = (*info.notes, "the files name planes and no time: planes count as frames")
         info = replace(info, notes=notes)

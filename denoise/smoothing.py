@@ -41,7 +41,9 @@ MAX_PLACES = 1 << 16  # missing voxels that are filled at once
 # neighbouring frames
 UNCORRELATED_LAG = 6  # frames that are so far apart share no noise
 MIN_REGIONS = 4  # of which a median is taken
-MIN_MEMORY = 0.04  # correlation of neighbouring frames' noise that counts; by chance it is below 0.03
+MIN_FRAME_CORRELATION = (
+    0.04  # correlation of neighbouring frames' noise that counts; by chance it is below 0.03
+)
 LOUDER = 1.5  # such noise passes for so many times its power: the networks were made for white noise
 FAST_LIGHT = 0.3  # of the noise's variance, by which neighbouring frames differ more where light changes fast
 DISTANT = 4  # frames apart, at which noise is hardly shared:
@@ -195,7 +197,10 @@ def estimate_frame_correlation(frames: Tensor, interpolated: bool = False) -> Fr
     of_all, *correlations = (float((1 - variance / noise)[valid].median()) for variance in variances)
     if not interpolated:
         correlations[0] = of_all
-    least = max(MIN_MEMORY, SURE * ((ROUGH_CHANCE if interpolated else 1) * CHANCE / steps[0].numel()) ** 0.5)
+    least = max(
+        MIN_FRAME_CORRELATION,
+        SURE * ((ROUGH_CHANCE if interpolated else 1) * CHANCE / steps[0].numel()) ** 0.5,
+    )
     nearest, distant = correlations[0], correlations[DISTANT - 1]
     if of_all < -FAST_LIGHT or nearest < least or (interpolated and distant > MAX_DISTANT * nearest):
         return UNCORRELATED

@@ -22,9 +22,7 @@ SIGMA = 4.0  # pixels, of the Gaussian over which covariances are summed around 
 MOVING_SHARE = 0.7  # of the movement, from which a pixel moves with the scene
 SIGNIFICANT = 3.0  # standard errors by which it has to be below that to stay
 STATIC_SHARE = 0.4  # of the movement, up to which a pixel counts as static for MIN_AREA
-MIN_AREA = (
-    0.06  # of the field has to be static: less does not matter, and may be rows that move one after the other
-)
+MIN_AREA = 0.06  # of the field has to be static: less does not matter, and may be rows that move in turn
 OPPOSED_SHARE = 0.25  # of the movement, by which a pixel has to move the other way to be opposed
 MAX_OPPOSED = 0.08  # of the predicted variance: if more is opposed, the displacements may be activity
 

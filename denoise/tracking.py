@@ -119,17 +119,11 @@ class Tracker:
         level = self.template.mean()
         frames, template = torch.nan_to_num(frames - level), self.template - level
         frames = filtered(frames, gaussian(COARSE_SIGMA).expand(len(frames), 2, -1))
-        weighted = self.weights * template
-        weights_fft, weighted_fft = (torch.fft.rfft2(image).conj() for image in (self.weights, weighted))
-        frames_fft, squares_fft = (torch.fft.rfft2(images) for images in (frames, frames.square()))
-        # minus the squared error at each shift, up to a constant; a difference of brightness explains part of it
-        fit = torch.fft.irfft2(2 * frames_fft * weighted_fft - squares_fft * weights_fft, s=template.shape)
-        brightness = torch.fft.irfft2(frames_fft * weights_fft, s=template.shape)
-        fit = fit + (brightness - weighted.sum()).square() / self.weights.sum().clamp(min=TINY)
         side = 2 * max_shift + 1
         pixels = torch.arange(side) - max_shift
         distance = pixels[:, None].square() + pixels.square()
-        fit = fit.roll((max_shift, max_shift), (1, 2))[:, :side, :side] - distance / TYPICAL_SHIFT**2
+        fit = self.fit_at_shifts(frames, template).roll((max_shift, max_shift), (1, 2))[:, :side, :side]
+        fit = fit - distance / TYPICAL_SHIFT**2
         best = [x.flatten(1).argmax(1) for x in (fit, fit.masked_fill(distance > NEAR**2, -torch.inf))]
         shifts, near = (torch.stack([index // side, index % side], 1) - max_shift for index in best)
         doubted = (shifts != near).any(1)
@@ -138,6 +132,18 @@ class Tracker:
             errors, near_errors = (self.region_errors(shifted(frames, -x) - template) for x in (far, near))
             shifts[doubted] = torch.where(smaller(errors, near_errors)[:, None], far, near)
         return shifts.float()
+
+    def fit_at_shifts(self, frames: Tensor, template: Tensor) -> Tensor:
+        """Return minus the squared error of frames against a template at each cyclic shift, up to a constant: (n, Y, X).
+
+        A difference of brightness explains part of the error.
+        """
+        weighted = self.weights * template
+        weights_fft, weighted_fft = (torch.fft.rfft2(image).conj() for image in (self.weights, weighted))
+        frames_fft, squares_fft = (torch.fft.rfft2(images) for images in (frames, frames.square()))
+        fit = torch.fft.irfft2(2 * frames_fft * weighted_fft - squares_fft * weights_fft, s=template.shape)
+        brightness = torch.fft.irfft2(frames_fft * weights_fft, s=template.shape)
+        return fit + (brightness - weighted.sum()).square() / self.weights.sum().clamp(min=TINY)
 
     def region_errors(self, residuals: Tensor) -> Tensor:
         """Return the weighted squared residuals (n, Y, X) in regions with weights, but for constants: (n, regions)."""
