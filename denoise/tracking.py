@@ -196,7 +196,9 @@ class MotionDetector:
         return torch.cat([tracker.displacements(view) for tracker, view in views], 1)
 
     def moves(self, displacements: Tensor) -> bool:
-        """Return whether displacements (T, regions, 2) are those of a scene that moves."""
+        """Return whether displacements (T, regions, 2) are those of a scene that moves, and that can be held still."""
+        if min(self.trackers[0].template.shape) < MIN_SIZE:
+            return False
         parts = displacements.split([len(tracker.solvers) for tracker in self.trackers], 1)
         if self.trackers[0].moves(parts[0]):
             return True

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -17,6 +18,14 @@ CLOSING_SECONDS = 5.0  # within which files must be closed after a test
 # no deadline: a shared machine is slow at times; derandomized: a red test stays red, a green one green
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("default")
+
+torch.manual_seed(0)  # of parameters, which are made as tests are collected
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Make a test draw the same random numbers each time, in whatever order tests run."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -171,7 +171,7 @@ def test_activity_and_noise_are_no_movement(noise: float) -> None:
     "frames",
     [
         torch.zeros(60, 64, 64),
-        torch.randn(40, 20, 64),
+        moving_movie(smooth_noise(168, 168), wander(np.random.default_rng(0), 64, 1.0, 0.0), 0.1)[:, :31],
         torch.randn(8, 64, 64),
         torch.full((60, 64, 64), torch.nan),
     ],
