@@ -36,7 +36,6 @@ MIN_FRAMES = 3  # from whose mean one of them can be told
 CHANCE = 8.0  # variance of a measured correlation by chance, times the number of voxels
 REACH = 12  # pixels to each side of an inverse filter: beyond, the strongest one is below 3e-7
 AROUND = 5  # pixels a side, from which a missing voxel is filled
-MAX_PLACES = 1 << 16  # missing voxels that are filled at once
 
 # neighbouring frames
 UNCORRELATED_LAG = 6  # frames that are so far apart share no noise
@@ -259,14 +258,24 @@ def mean_around(frames: Tensor, places: Tensor) -> Tensor:
 
     NaN is left out. Where all of these are NaN it is the mean of the frame; 0 where that is all NaN.
     """
-    frame_means = frames.nanmean((1, 2)).nan_to_num()
-    offsets = torch.arange(AROUND, device=frames.device) - AROUND // 2
-    means = []
-    for part in places.split(MAX_PLACES):
-        t, y, x = part[:, :, None, None].unbind(1)
-        y, x = y + offsets[:, None], x + offsets
-        inside = (y >= 0) & (y < frames.shape[1]) & (x >= 0) & (x < frames.shape[2])
-        values = frames[t, y.clamp(0, frames.shape[1] - 1), x.clamp(0, frames.shape[2] - 1)]
-        mean = values.where(inside, torch.nan).nanmean((1, 2))
-        means.append(torch.where(mean.isnan(), frame_means[part[:, 0]], mean))
-    return torch.cat(means)
+    if len(places) * AROUND**2 < frames.numel():
+        offsets = torch.arange(AROUND, device=frames.device)
+        t, y, x = places[:, :, None, None].unbind(1)
+        padded = F.pad(frames, [AROUND // 2] * 4, value=torch.nan)
+        means = padded[t, y + offsets[:, None], x + offsets].nanmean((1, 2))
+    else:  # the sums over all windows are computed faster
+        totals, counts = window_sums(frames.nan_to_num()), window_sums((~frames.isnan()).float())
+        means = (totals / counts)[places.unbind(1)]
+    empty = means.isnan()
+    if bool(empty.any()):
+        means[empty] = frames.nanmean((1, 2)).nan_to_num()[places[empty, 0]]
+    return means
+
+
+def window_sums(images: Tensor) -> Tensor:
+    """Return the sums over AROUND x AROUND pixels around each of images (n, Y, X), 0 beyond their edges: (n, Y, X)."""
+    padded = F.pad(images, [AROUND // 2] * 4)
+    for axis in (1, 2):
+        size = images.shape[axis]
+        padded = torch.stack([padded.narrow(axis, step, size) for step in range(AROUND)]).sum(0)
+    return padded
