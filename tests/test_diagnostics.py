@@ -96,6 +96,19 @@ def test_transients_that_were_cut_to_two_thirds_are_reported() -> None:
     assert cells.mean() > 0.4
 
 
+@pytest.mark.parametrize(("noise", "level"), [(5.0, "bad"), (0.3, "watch")])
+def test_a_lost_signal_is_judged_by_its_share_of_the_variance(noise: float, level: str) -> None:
+    """A signal of half the noise's variance was removed from every pixel, beside waves that were kept."""
+    time = np.arange(300)
+    kept = 20 * np.sin(time / 9)[:, None, None] + np.zeros((1, 40, 40))
+    lost = noise * np.sin(time / 4)[:, None, None]
+    raw = (100 + kept + lost + noise / 5 * white(kept.shape)).astype(np.float32)
+    found = examine(raw, (100 + kept).astype(np.float32), {"gain": 0.0, "read_variance": 1.5 * noise**2})
+    assert found.checks[0].level == level
+    expected = noise**2 / 2 * np.cos(1 / 4) / (1.5 * noise**2 + 200)
+    assert found.numbers["signal_removed"] == pytest.approx(expected, rel=0.05)
+
+
 @pytest.mark.parametrize("power", [100, -100])
 @pytest.mark.parametrize("dark", [0, 70])
 def test_figures_have_no_scale_and_what_has_a_unit_has_the_movies(power: int, dark: int) -> None:
