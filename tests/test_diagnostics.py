@@ -287,6 +287,34 @@ def test_pixel_sums_agree_with_numpy_in_any_blocks() -> None:
         assert sums.steps["x"] == pytest.approx(np.square(np.diff(raw, axis=0)).sum(), rel=1e-4)
 
 
+def test_white_noise_in_a_short_movie_has_no_correlation() -> None:
+    """With the mean of the same 20 frames subtracted, it would seem to be -1 / 20."""
+    sums, noise = PixelSums(100, 100), white((20, 100, 100))
+    sums.add(0, noise, noise * 0)
+    correlations = sums.autocorrelation(np.ones((100, 100), bool))
+    assert len(correlations) == diagnostics.MAX_FRAME_LAG
+    assert np.abs(correlations).max() < 0.01
+
+
+def test_figures_do_not_depend_on_blocks() -> None:
+    clean = clean_movie(100)
+    raw = clean + white(clean.shape)
+    whole = examine(raw, clean, step=100).numbers
+    for step in (1, 33):
+        for name, number in examine(raw, clean, step=step).numbers.items():
+            assert number == pytest.approx(whole[name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("frames", [100, 400])
+def test_the_slope_is_as_far_from_one_as_its_error_says(frames: int) -> None:
+    """Within cells the signal is that of 25 pixels or more, so the error is stated for 1 in 25 of them at least."""
+    clean = clean_movie(frames)
+    found = [examine(clean + white(clean.shape, seed), clean).numbers for seed in range(8)]
+    deviations = [numbers["raw_on_denoised_slope"] - 1 for numbers in found]
+    (error,) = {round(numbers["raw_on_denoised_slope_error"], 2) for numbers in found}
+    assert np.sqrt(np.mean(np.square(deviations))) < error < 0.05
+
+
 def test_windows_that_do_not_touch_share_no_pairs() -> None:
     sums, frames = PixelSums(2, 2), white((20, 2, 2))
     sums.add(0, frames[:10], frames[:10] * 0)
