@@ -96,11 +96,11 @@ def test_nothing_is_told_where_nothing_was_taken_away(missing: bool) -> None:
 
 
 def test_what_is_lost_is_given_back_by_inverse_variances() -> None:
-    frames = torch.zeros(1, 5, 7)
-    frames[0, 2, 3] = 20.0
+    frames = torch.full((1, 5, 7), 4.0)
+    frames[0, 2, 3] += 20.0
     recording = frames + 6.0
     recording[0, 2, 2] = torch.nan
-    detail = Detail(dark=0.0, read_variance=1.0, gain=0.05, lost=0.03)
+    detail = Detail(dark=4.0, read_variance=1.0, gain=0.05, lost=0.03)
     given_back = (detail.give_back(frames, recording) - frames)[0]
     lost = 0.03 * (2 * 40.0**2 + 4 * 20.0**2) / 9  # around the bright voxel, whose noise has the variance 2
     assert given_back[2, 3] == pytest.approx(6.0 * (1 - (1 + TOLERANCE) / (1 + lost / 2)))

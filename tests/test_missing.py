@@ -1,5 +1,7 @@
 """What is no picture of the scene is found: lost rows and frames, flashes; and nothing else is."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from denoise.missing import (
     dropped_rows,
     find_interleaving,
     flashing_rows,
+    outliers,
     rows_to_keep,
     sampled_voxels,
     without_missing,
@@ -167,6 +170,39 @@ def test_activity_is_no_flash(kind: str, noise: float) -> None:
         movie = torch.from_numpy(recording)
         movie /= float(movie.flatten().quantile(torch.tensor([0.03, 0.97])).diff())
         assert not flashing_rows(movie).any()
+
+
+@pytest.mark.parametrize("step", [step for step in product((-1, 0, 1), repeat=3) if any(step)])
+def test_a_voxel_beyond_the_range_is_lost_unless_any_of_its_26_neighbours_is_bright(
+    step: tuple[int, int, int],
+) -> None:
+    """A neighbour is bright from a tenth of the voxel's value on; two voxels away it does not matter."""
+    voxel, neighbour = np.array([5, 6, 7]), np.array([5, 6, 7]) + step
+    values = torch.from_numpy(np.random.default_rng(0).normal(0, 0.3, (12, 20, 20)).astype(np.float32))
+    values[tuple(voxel)] = -100.0
+    lost = torch.zeros(values.shape, dtype=torch.bool)
+    lost[tuple(voxel)] = True
+    assert torch.equal(outliers(values), lost)
+    values[tuple(neighbour)] = 9.0
+    values[tuple(voxel + 2 * np.array(step))] = 14.0
+    assert torch.equal(outliers(values), lost)
+    values[tuple(neighbour)] = 11.0
+    assert not outliers(values).any()
+
+
+@pytest.mark.parametrize("corner", list(product((0, -1), repeat=3)))
+def test_voxels_in_corners_may_be_lost_too(corner: tuple[int, int, int]) -> None:
+    values = torch.zeros(4, 5, 6)
+    values[corner] = 1e6
+    assert outliers(values)[corner]
+
+
+@pytest.mark.parametrize(("count", "found"), [(1, 1), (5, 5), (6, 0)])
+def test_many_voxels_beyond_the_range_are_no_errors(count: int, found: int) -> None:
+    """One may be lost however small the movie, and 1 in 10,000: here 1 + 4."""
+    values = torch.zeros(40, 1, 1000)
+    values[::5, 0, 500][:count] = 100.0
+    assert int(outliers(values).sum()) == found
 
 
 def test_what_is_missing_is_counted_once() -> None:
