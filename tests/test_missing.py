@@ -13,6 +13,7 @@ from denoise.missing import (
     dropped_rows,
     find_interleaving,
     flashing_rows,
+    is_sudden,
     outliers,
     rows_to_keep,
     sampled_voxels,
@@ -109,6 +110,21 @@ def test_what_is_looked_at_lies_in_many_columns(side: int, step: int) -> None:
     sampled = sampled_voxels(columns)
     assert sampled.shape == (2, -(-side * side // step))
     assert len(sampled.unique()) >= side / 3
+
+
+@pytest.mark.parametrize(
+    ("course", "sudden"),
+    [
+        ([0, 0, 2, 2, 0], True),
+        ([0, 0, 2, 1.2, 0.3, 0], False),  # as it fades
+        ([0, 1.1, 2, 2, 0], False),  # as it comes
+        ([0, 0, -2, -2, 0], True),
+    ],
+)
+def test_a_flash_comes_and_goes_by_half_of_its_height(course: list[float], sudden: bool) -> None:
+    assert is_sudden(torch.tensor(course), 2.0, 2, 4) == sudden
+    from_the_start = torch.tensor(course[2:])  # only the end tells
+    assert is_sudden(from_the_start, 2.0, 0, 2) == (sudden or course[1] > 0)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -212,15 +228,16 @@ def test_what_is_missing_is_counted_once() -> None:
     frames[7] = 0.5
     frames[20] += 9
     frames[20, 3, 3] = np.nan
+    frames[30, :, 0] = 0.125  # the frame was moved to the side
     values, missing = without_missing(frames.copy())
     assert (missing.voxels, missing.lines, numbers(missing.blank), numbers(missing.flashes.all(1))) == (
         1,
-        1,
+        2,
         [7],
         [20],
     )
     expected = np.zeros(frames.shape, bool)
-    expected[3, 4, 5] = expected[5, 6] = expected[7] = expected[20] = True
+    expected[3, 4, 5] = expected[5, 6] = expected[7] = expected[20] = expected[30, :, 0] = True
     np.testing.assert_array_equal(values.isnan().numpy(), expected)
     np.testing.assert_array_equal(values[~expected], frames[~expected])
 
