@@ -54,6 +54,17 @@ def test_runs_cover_the_correlated_axis() -> None:
         assert hidden[0, t, y, max(0, x - 2) : x + 3].all()
 
 
+def test_only_known_centres_of_runs_are_scored() -> None:
+    """Those beside them are hidden too, but they share noise with visible ones."""
+    movie = torch.randn(1, 30, 40, 40, generator=generator())
+    centres = draw_centres(movie, (False, True), generator())
+    unknown = torch.rand(movie.shape, generator=generator(1)) < 0.1
+    samples = make_samples(
+        movie.masked_fill(unknown, torch.nan), 0, 30, (False, True), generator(), centres=centres
+    )
+    assert torch.equal(samples.scored[:, 0], centres & ~unknown)
+
+
 def test_offsets_of_a_single_voxel_are_none() -> None:
     assert len(neighbour_offsets((1, 1, 1), (False, False), torch.device("cpu"))) == 0
     assert len(neighbour_offsets((1, 1, 3), (False, False), torch.device("cpu"))) == 4

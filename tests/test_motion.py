@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from moving import Waves, displaced, shift_odd_rows, smooth_noise
 
-from denoise.motion import STILL, TAPS, Motion, interpolate, polynomials, resample_x, resample_y
+from denoise.motion import STILL, TAPS, Motion, fill_missing, interpolate, polynomials, resample_x, resample_y
 
 
 def test_whole_pixels_are_moved_without_loss() -> None:
@@ -45,6 +45,19 @@ def test_what_is_held_and_released_is_as_recorded_inside(
     assert back.shape == frames.shape
     inner = slice(TAPS, -TAPS)
     torch.testing.assert_close(back[:, inner, inner], frames[:, inner, inner], atol=0.02, rtol=0)
+
+
+def test_missing_voxels_are_filled_from_neighbouring_frames_else_from_those_around() -> None:
+    frames = torch.zeros(4, 1, 9) + torch.tensor([1.0, 2.0, 4.0, 8.0])[:, None, None]
+    frames[1, 0, 0] = torch.nan  # between 1 and 4
+    frames[3, 0, 1] = torch.nan  # after 4
+    frames[1:3, 0, 4] = torch.nan  # after 1, and before 8
+    frames[:3, 0, 8] = torch.nan  # in frame 1 neither frame tells, only the pixels beside
+    filled = fill_missing(frames)
+    expected = torch.zeros(4, 1, 9) + torch.tensor([1.0, 2.0, 4.0, 8.0])[:, None, None]
+    expected[1, 0, 0], expected[3, 0, 1], expected[1:3, 0, 4] = 2.5, 4.0, torch.tensor([1.0, 8.0])
+    expected[2, 0, 8] = 8.0
+    torch.testing.assert_close(filled, expected)
 
 
 def test_a_part_of_a_pixel_is_as_waves_say() -> None:
