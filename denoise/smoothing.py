@@ -276,6 +276,8 @@ def window_sums(images: Tensor) -> Tensor:
     """Return the sums over AROUND x AROUND pixels around each of images (n, Y, X), 0 beyond their edges: (n, Y, X)."""
     padded = F.pad(images, [AROUND // 2] * 4)
     for axis in (1, 2):
-        size = images.shape[axis]
-        padded = torch.stack([padded.narrow(axis, step, size) for step in range(AROUND)]).sum(0)
+        first, *others = (padded.narrow(axis, step, images.shape[axis]) for step in range(AROUND))
+        padded = first.clone()
+        for other in others:
+            padded += other
     return padded
