@@ -274,10 +274,5 @@ def mean_around(frames: Tensor, places: Tensor) -> Tensor:
 
 def window_sums(images: Tensor) -> Tensor:
     """Return the sums over AROUND x AROUND pixels around each of images (n, Y, X), 0 beyond their edges: (n, Y, X)."""
-    padded = F.pad(images, [AROUND // 2] * 4)
-    for axis in (1, 2):
-        first, *others = (padded.narrow(axis, step, images.shape[axis]) for step in range(AROUND))
-        padded = first.clone()
-        for other in others:
-            padded += other
-    return padded
+    padded, ones = F.pad(images, [AROUND // 2] * 4), images.new_ones(len(images), AROUND)
+    return correlated(correlated(padded, ones, 1), ones, 2)

@@ -1,4 +1,4 @@
-"""Fixtures and settings of all tests: a check that no file stays open, the real recordings, a Hypothesis profile."""
+"""Fixtures and settings of all tests: random numbers, a check for open files, the real recordings, Hypothesis."""
 
 from __future__ import annotations
 
