@@ -155,16 +155,23 @@ def outliers(values: Tensor) -> Tensor:
     isolated = values.abs() > MIN_OUTLIER
     if not 0 < int(isolated.count_nonzero()) <= 1 + MAX_CANDIDATE_SHARE * values.numel():
         return torch.zeros_like(isolated)
-    places = isolated.nonzero()  # (N, 3)
-    last = torch.tensor(values.shape) - 1
+    places = isolated.nonzero()
     limits = MAX_NEIGHBOUR * values[isolated].abs()  # (N,)
-    for step in torch.cartesian_prod(*[torch.arange(-1, 2)] * 3):
-        neighbours = (places + step).clamp(min=torch.zeros(3, dtype=torch.long), max=last)
-        inside = (neighbours != places).any(1)
-        isolated[places.unbind(1)] &= ~(inside & (values[neighbours.unbind(1)].abs() > limits))
+    for neighbour in beside(values, places):
+        isolated[places.unbind(1)] &= ~(neighbour.abs() > limits)
     if int(isolated.sum()) > 1 + MAX_OUTLIER_SHARE * values.numel():
         return torch.zeros_like(isolated)
     return isolated
+
+
+def beside(frames: Tensor, places: Tensor) -> Iterator[Tensor]:
+    """Yield the values (N,) of each of the 26 neighbours of places (N, 3) in frames (n, Y, X), NaN beyond the edges."""
+    first, last = torch.zeros(3, dtype=torch.long), torch.tensor(frames.shape) - 1
+    for step in torch.cartesian_prod(*[torch.arange(-1, 2)] * 3):
+        if bool(step.any()):
+            neighbours = places + step
+            inside = ((neighbours >= first) & (neighbours <= last)).all(1)
+            yield frames[neighbours.clamp(first, last).unbind(1)].where(inside, torch.nan)
 
 
 def rows_to_keep(blank: Tensor, flashes: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from denoise.agreement import varying
 from denoise.ahead import ahead
 from denoise.context import Context, ContextSums, inpaint
+from denoise.glitches import glitches
 from denoise.light import STEADY, Light, Photometer, flickers
 from denoise.lines import LineNoise, estimate_row_and_column_noise
 from denoise.missing import PIECE_VOXELS, Interleaving, find_interleaving, rows_to_keep, without_missing
@@ -36,6 +37,8 @@ from denoise.smoothing import (
     central_part,
     central_slice,
     estimate_frame_correlation,
+    redo,
+    remaining_variance,
     undo,
 )
 from denoise.tracking import PIECE_FRAMES, Moments, MotionDetector
@@ -122,16 +125,30 @@ class Survey:
     def cleaned(self, recorded: np.ndarray, start: int) -> Iterator[Tensor]:
         """Yield pieces (n, Y, X) of the recorded frames from frame `start` on, prepared but for movement.
 
-        They are normalized, without smoothing, flicker and line noise. Missing voxels are NaN.
+        They are normalized, without smoothing, flicker and line noise. Missing voxels and glitches are NaN.
         """
         part = slice(start, start + len(recorded))
         frames, _ = without_missing(self.normalization.normalize(recorded), self.flashes[part])
         frames = hide_pixels(frames, self.odd_pixels.mask)
+        scene = self.recorded_scene(start, len(frames))
+        frames.masked_fill_(glitches(frames, scene, *self.recorded_noise), torch.nan)
         for piece, weights in with_smoothing(frames, self.smoothing[part]):
             stop = start + len(piece)
             steady = self.light.hold(undo(piece, weights), start)
             yield subtract_lines(steady, [offsets[start:stop] for offsets in self.line_offsets])
             start = stop
+
+    def recorded_scene(self, start: int, count: int) -> Tensor:
+        """Return the mean scene as `count` normalized frames from frame `start` on show it (n, Y, X)."""
+        canvas = self.context.mean.expand(count, -1, -1)
+        steady = self.motion.release(canvas, start)
+        return redo(self.light.release(steady, start), self.smoothing[start : start + count])
+
+    @property
+    def recorded_noise(self) -> tuple[float, float]:
+        """Gain and read variance of the noise of normalized frames, with their smoothing."""
+        left = remaining_variance(self.smoothing)
+        return left * float(self.context.gain), left * float(self.context.read_variance)
 
     def held_still(self, recorded: np.ndarray, start: int) -> Iterator[Tensor]:
         """Yield the same pieces on the canvas on which the scene stands still (n, H, W)."""
