@@ -4,14 +4,15 @@ A cosmic ray, a pixel that blinks, an error of storage or transfer. `denoise.mis
 movie. Those within it do harm where there is little noise: what exceeds the noise passes for something that the
 network missed. They are hidden, and the network predicts them.
 
-    difference = frame - mean scene -> next to frames before and after -> next to all 26 neighbours -> mask
+    difference = frame - mean scene -> excess over both the frame before and the frame after
+        -> more than noise and small displacements make? -> more than the voxels beside have? -> mask
 
-Light spreads over neighbours and lasts, so a glitch lies outside of the range of its neighbours, by a large part of that
-range. Noise exceeds the brightest neighbour by x, with variance v and a photon's height g, with a probability of
+Light lasts, and spreads over neighbours; a glitch does neither. Noise of the variance v, in which a photon has the
+height g, exceeds its mean by x with a probability of at most (Bernstein's inequality)
 
     exp(-x^2 / (2 (v + g x / 3)))
 
-at most (Bernstein's inequality), so that a few photons in the dark are none.
+so that a few photons in the dark are no glitch.
 """
 
 from __future__ import annotations
@@ -23,45 +24,63 @@ from torch import Tensor
 
 from denoise.missing import beside
 
-MAX_CHANCE = 1e-6  # probability, at most, that noise stands out as far
-MIN_EXCESS = 0.7  # of the range of the neighbours, by which a glitch lies outside of it
+MAX_CHANCE = 1e-8  # probability, at most, that noise has as much
+MAX_SPREAD = 0.4  # of a glitch's excess, that any voxel beside it has
+STILL_SHIFT, MOVING_SHIFT = (
+    0.1,
+    0.25,
+)  # pixels by which a scene is displaced, at most, that no motion shows or was told
 MAX_SHARE = 0.02  # of the voxels of a block: if more stand out, the noise is not what it is taken for
+BAND_VOXELS = 1 << 18  # of elementwise work at once: stays in the processor's cache
+BESIDE = (0, 1, 1)  # voxels of the same frame, along (t, y, x)
 
 
-def glitches(frames: Tensor, expected: Tensor, gain: float, read_variance: float) -> Tensor:
+def glitches(frames: Tensor, expected: Tensor, noise: tuple[float, float], moving: bool) -> Tensor:
     """Return which voxels of frames (n, Y, X), NaN where missing, are glitches: bool (n, Y, X).
 
-    expected (n, Y, X): the mean scene in these frames. gain, read_variance: variance of the noise = gain * brightness +
-    read_variance, in the units of the frames. The first and the last frame are compared with one other.
+    expected (n, Y, X): the mean scene in these frames. noise: its gain and read variance, in the units of the frames;
+    its variance is gain * brightness + read variance. moving: whether the scene moves, held still or not.
     """
-    difference = frames - expected
-    # few, so that only these are compared with all of their neighbours
-    places = alone_in_time(difference, noise_limit(expected.amin(), gain, read_variance)).nonzero()
-    value, brightness = difference[places.unbind(1)], expected[places.unbind(1)]
-    low = high = torch.full_like(value, torch.nan)
-    for neighbour in beside(difference, places):
-        low, high = torch.fmin(low, neighbour), torch.fmax(high, neighbour)
-    limit = noise_limit(brightness + high.clamp(min=0), gain, read_variance)
-    excess = torch.maximum(value - high, low - value)
-    places = places[(excess > limit) & (excess > MIN_EXCESS * (high - low))]
-    mask = torch.zeros_like(difference, dtype=torch.bool)
+    excess = excess_in_time(frames, expected)
+    places = (
+        excess.abs() > noise_limit(expected.amin(), noise)
+    ).nonzero()  # few: only they are looked at closely
+    own, darkest = excess[places.unbind(1)], expected[places.unbind(1)]
+    most, brightest = torch.zeros_like(own), darkest
+    for other, scene in zip(beside(excess, places, BESIDE), beside(expected, places, BESIDE)):
+        most = torch.fmax(most, other.abs())
+        darkest, brightest = torch.fmin(darkest, scene), torch.fmax(brightest, scene)
+    usual = frames[places.unbind(1)] - own
+    displaced = (MOVING_SHIFT if moving else STILL_SHIFT) * (brightest - darkest)
+    places = places[(own.abs() > noise_limit(usual, noise) + displaced) & (most < MAX_SPREAD * own.abs())]
+    mask = torch.zeros(frames.shape, dtype=torch.bool)
     if len(places) <= MAX_SHARE * mask.numel():
         mask[places.unbind(1)] = True
     return mask
 
 
-def noise_limit(brightness: Tensor, gain: float, read_variance: float) -> Tensor:
+def excess_in_time(frames: Tensor, expected: Tensor) -> Tensor:
+    """Return how far voxels (n, Y, X) of frames - expected are above the frames before and after, or below (< 0).
+
+    0 where they are between them, NaN where one of the three is missing. At the ends there is one frame beside.
+    """
+    excess = torch.zeros_like(frames)
+    if len(frames) == 1:
+        return excess
+    rows = max(1, BAND_VOXELS // (len(frames) * frames.shape[2]))
+    for part, scene, band in zip(frames.split(rows, 1), expected.split(rows, 1), excess.split(rows, 1)):
+        difference = part - scene
+        before = torch.cat([difference[1:2], difference[:-1]])
+        after = torch.cat([difference[1:], difference[-2:-1]])
+        usual = difference.clamp(torch.minimum(before, after), torch.maximum(before, after))
+        torch.sub(difference, usual, out=band)
+    return excess
+
+
+def noise_limit(brightness: Tensor, noise: tuple[float, float]) -> Tensor:
     """Return by how much noise exceeds its mean, at most, where the scene is that bright; see MAX_CHANCE."""
+    gain, read_variance = noise
     nats = -math.log(MAX_CHANCE)
     variance = (gain * brightness + read_variance).clamp(min=0)
     photons = nats * gain / 3
     return photons + (photons**2 + 2 * nats * variance).sqrt()
-
-
-def alone_in_time(frames: Tensor, least: Tensor) -> Tensor:
-    """Return which voxels are above the frames before and after by more than `least`, or below: bool (n, Y, X)."""
-    steps = frames.diff(dim=0)
-    ends = torch.full_like(frames[:1], len(frames) > 1, dtype=torch.bool)  # nothing before, or after
-    rises, falls = steps > least, steps < -least
-    peaks = torch.cat([ends, rises]) & torch.cat([falls, ends])
-    return peaks | (torch.cat([ends, falls]) & torch.cat([rises, ends]))

@@ -164,10 +164,13 @@ def outliers(values: Tensor) -> Tensor:
     return isolated
 
 
-def beside(frames: Tensor, places: Tensor) -> Iterator[Tensor]:
-    """Yield the values (N,) of each of the 26 neighbours of places (N, 3) in frames (n, Y, X), NaN beyond the edges."""
+def beside(frames: Tensor, places: Tensor, reach: tuple[int, int, int] = (1, 1, 1)) -> Iterator[Tensor]:
+    """Yield the values (N,) of each neighbour of places (N, 3) in frames (n, Y, X), NaN beyond the edges.
+
+    reach: how far neighbours are away along (t, y, x), at most.
+    """
     first, last = torch.zeros(3, dtype=torch.long), torch.tensor(frames.shape) - 1
-    for step in torch.cartesian_prod(*[torch.arange(-1, 2)] * 3):
+    for step in torch.cartesian_prod(*(torch.arange(-steps, steps + 1) for steps in reach)):
         if bool(step.any()):
             neighbours = places + step
             inside = ((neighbours >= first) & (neighbours <= last)).all(1)

@@ -130,8 +130,8 @@ class Survey:
         part = slice(start, start + len(recorded))
         frames, _ = without_missing(self.normalization.normalize(recorded), self.flashes[part])
         frames = hide_pixels(frames, self.odd_pixels.mask)
-        scene = self.recorded_scene(start, len(frames))
-        frames.masked_fill_(glitches(frames, scene, *self.recorded_noise), torch.nan)
+        scene, moving = self.recorded_scene(start, len(frames)), self.moves or not self.motion.still
+        frames.masked_fill_(glitches(frames, scene, self.recorded_noise, moving), torch.nan)
         for piece, weights in with_smoothing(frames, self.smoothing[part]):
             stop = start + len(piece)
             steady = self.light.hold(undo(piece, weights), start)
