@@ -133,9 +133,10 @@ def test_many_are_no_glitches(factor: float) -> None:
     expected = torch.full((60, 40, 50), 10.0)
     frames = expected.clone()
     count = round(factor * MAX_SHARE * frames.numel())
-    places = torch.cartesian_prod(torch.arange(0, 60, 3), torch.arange(0, 40, 2), torch.arange(0, 50, 2))[
-        :count
-    ]
+    places = torch.cartesian_prod(
+        *(torch.arange(0, side, step) for side, step in ((60, 3), (40, 2), (50, 2)))
+    )
+    places = places[:count]
     frames[places.unbind(1)] += 1000.0
     assert found(frames, expected) == ([] if factor > 1 else places.tolist())
 
@@ -150,13 +151,13 @@ def test_noise_has_none(seed: int, photons: float, read_noise: float) -> None:
 
 
 def test_voxels_of_another_place_do_not_come_out() -> None:
-    """One voxel in 200, in a recording of about 20 dB: it was taken for what the network missed."""
-    clean = np.maximum(challenge_scene(5_000_100, 120, 64).clean(), 0)
-    movie = noisy(clean, 1.5, 135.0, np.random.default_rng(0))
+    """One voxel in 200, in a recording of 30 dB: they passed for what the network missed, and a third came out."""
+    clean = np.maximum(challenge_scene(5_000_100, 150, 96).clean(), 0)
+    movie = noisy(clean, 0.15, 13.5, np.random.default_rng(0))
     rng = np.random.default_rng(1)
-    t, y, x = (rng.integers(low, high, movie.size // 200) for low, high in ((0, 120), (2, 64), (0, 64)))
+    t, y, x = (rng.integers(low, high, movie.size // 200) for low, high in ((0, 150), (2, 96), (0, 96)))
     damaged = movie.copy()
     damaged[t, y, x] = movie[t, y - 2, x]
     output = denoised(damaged, load_model(WEIGHTS, torch.device("cpu")))
     error, left = (np.mean((image - clean)[t, y, x] ** 2) for image in (damaged, output))
-    assert left < error / 100
+    assert left < error / 1000
