@@ -26,10 +26,8 @@ from denoise.missing import beside
 
 MAX_CHANCE = 1e-8  # probability, at most, that noise has as much
 MAX_SPREAD = 0.4  # of a glitch's excess, that any voxel beside it has
-STILL_SHIFT, MOVING_SHIFT = (
-    0.1,
-    0.25,
-)  # pixels by which a scene is displaced, at most, that no motion shows or was told
+STILL_SHIFT = 0.1  # pixels by which a scene may be displaced that seems to be still,
+MOVING_SHIFT = 0.25  # and one that moves, from where it is expected
 MAX_SHARE = 0.02  # of the voxels of a block: if more stand out, the noise is not what it is taken for
 BAND_VOXELS = 1 << 18  # of elementwise work at once: stays in the processor's cache
 BESIDE = (0, 1, 1)  # voxels of the same frame, along (t, y, x)
@@ -42,9 +40,8 @@ def glitches(frames: Tensor, expected: Tensor, noise: tuple[float, float], movin
     its variance is gain * brightness + read variance. moving: whether the scene moves, held still or not.
     """
     excess = excess_in_time(frames, expected)
-    places = (
-        excess.abs() > noise_limit(expected.amin(), noise)
-    ).nonzero()  # few: only they are looked at closely
+    candidates = excess.abs() > noise_limit(expected.amin(), noise)
+    places = candidates.nonzero()  # few: only these are looked at closely
     own, darkest = excess[places.unbind(1)], expected[places.unbind(1)]
     most, brightest = torch.zeros_like(own), darkest
     for other, scene in zip(beside(excess, places, BESIDE), beside(expected, places, BESIDE)):
@@ -53,7 +50,7 @@ def glitches(frames: Tensor, expected: Tensor, noise: tuple[float, float], movin
     usual = frames[places.unbind(1)] - own
     displaced = (MOVING_SHIFT if moving else STILL_SHIFT) * (brightest - darkest)
     places = places[(own.abs() > noise_limit(usual, noise) + displaced) & (most < MAX_SPREAD * own.abs())]
-    mask = torch.zeros(frames.shape, dtype=torch.bool)
+    mask = torch.zeros_like(candidates)
     if len(places) <= MAX_SHARE * mask.numel():
         mask[places.unbind(1)] = True
     return mask

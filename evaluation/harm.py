@@ -1,9 +1,9 @@
 """Does denoising ever make a movie worse? `python -m evaluation.harm` prints raw and denoised stSNR from -10 to 40 dB.
 
 Held-out scenes are recorded with the noise of the challenge's level 1, made weaker or stronger. In two scenes the
-brightness of the whole field jumps to about five times its mean, for one frame or for all later ones. One scene jitters
-by a pixel, and one of axons moves as much while its rows are scanned. The table is for docs/quality.md. The exit status
-is 1 if an output scores below its recording.
+brightness of the whole field jumps to about five times its mean, for one frame or for all later ones. In one recording
+a voxel in 200 shows another place. One scene jitters by a pixel, and one of axons moves as much while its rows are
+scanned. The table is for docs/quality.md. The exit status is 1 if an output scores below its recording.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ FRAMES, SIZE = 500, 128
 TARGETS = range(-10, 41, 5)  # stSNR of the recordings, dB
 LEVEL_1_STSNR = 7.3  # dB, of a recording at the challenge's level 1
 JUMP = 1000.0  # counts
+GLITCHES, GLITCH_SHARE = "challenge with glitches", 0.005  # of the voxels
 Clean = Callable[[int, int], np.ndarray]  # frames and pixels a side -> (T, Y, X)
 
 
@@ -57,16 +58,25 @@ SCENES: dict[str, Clean] = {
     "one-photon": partial(different, "one-photon"),
     "challenge with a flash": partial(jump, False),
     "challenge with a step": partial(jump, True),
+    GLITCHES: challenge,
     "challenge that moves": partial(moving_scene, challenge, partial(moving, 1, 0)),
     "axons whose rows move": partial(moving_scene, partial(different, "axons"), partial(scanned, 1)),
 }
 
 
-def scores(clean: np.ndarray, target: int, model: UNet3D) -> tuple[float, float]:
-    """Return the stSNR in dB of a recording of about `target` dB, and of its denoised movie."""
+def with_glitches(movie: np.ndarray, share: float) -> np.ndarray:
+    """Let a share of the voxels of a movie (T, Y, X) show what is two rows further on, as in a mirror at the edge."""
+    damaged = np.random.default_rng(FIRST_EVALUATION_SEED).random(movie.shape) < share
+    rows = np.pad(np.arange(movie.shape[1]), (0, 2), mode="reflect")[2:]
+    return np.where(damaged, movie[:, rows], movie)
+
+
+def scores(clean: np.ndarray, target: int, model: UNet3D, glitch_share: float = 0.0) -> tuple[float, float]:
+    """Return the stSNR in dB of a recording of about `target` dB, without its glitches, and of its denoised movie."""
     factor = 10 ** ((LEVEL_1_STSNR - target) / 10)
     gain, read_variance = (factor * value for value in LEVELS[1])
     movie = noisy(clean, gain, read_variance, np.random.default_rng([FIRST_EVALUATION_SEED, target + 100]))
+    movie = with_glitches(movie, glitch_share)
     return score(clean, movie)["stsnr"], score(clean, denoised(movie, model))["stsnr"]
 
 
@@ -74,7 +84,7 @@ def rows(scenes: list[str], targets: list[int], model: UNet3D) -> Iterator[tuple
     for name in scenes:
         clean = SCENES[name](FRAMES, SIZE)
         for target in targets:
-            yield name, *scores(clean, target, model)
+            yield name, *scores(clean, target, model, GLITCH_SHARE if name == GLITCHES else 0.0)
 
 
 def main() -> int:
