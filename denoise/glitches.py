@@ -59,16 +59,17 @@ def glitches(frames: Tensor, expected: Tensor, noise: tuple[float, float], movin
 def excess_in_time(frames: Tensor, expected: Tensor) -> Tensor:
     """Return how far voxels (n, Y, X) of frames - expected are above the frames before and after, or below (< 0).
 
-    0 where they are between them, NaN where one of the three is missing. At the ends there is one frame beside.
+    0 where they are between them, NaN where one of the three is missing. The first and the last frame are compared with
+    the two nearest to them, and nothing is said of fewer than three frames.
     """
     excess = torch.zeros_like(frames)
-    if len(frames) == 1:
+    if len(frames) < 3:
         return excess
     rows = max(1, BAND_VOXELS // (len(frames) * frames.shape[2]))
     for part, scene, band in zip(frames.split(rows, 1), expected.split(rows, 1), excess.split(rows, 1)):
         difference = part - scene
-        before = torch.cat([difference[1:2], difference[:-1]])
-        after = torch.cat([difference[1:], difference[-2:-1]])
+        before = torch.cat([difference[2:3], difference[:-1]])
+        after = torch.cat([difference[1:], difference[-3:-2]])
         usual = difference.clamp(torch.minimum(before, after), torch.maximum(before, after))
         torch.sub(difference, usual, out=band)
     return excess

@@ -57,9 +57,9 @@ def test_excess_in_time(seed: int, length: int) -> None:
     for (t, y, x), value in np.ndenumerate(
         excess_in_time(torch.from_numpy(frames), torch.from_numpy(expected)).numpy()
     ):
-        others = [difference[s, y, x] for s in (t - 1, t + 1) if 0 <= s < length]
-        own = difference[t, y, x]
-        assert value == (own - np.clip(own, min(others), max(others)) if others else 0)
+        nearest = {0: (1, 2), length - 1: (length - 2, length - 3)}.get(t, (t - 1, t + 1))
+        others, own = difference[list(nearest) if length > 2 else t, y, x], difference[t, y, x]
+        assert value == own - np.clip(own, others.min(), others.max())
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -122,10 +122,11 @@ def test_beside_missing_voxels() -> None:
     assert found(frames, expected) == []
 
 
-def test_a_single_frame_tells_nothing() -> None:
-    frames = flat(1)
+@pytest.mark.parametrize("length", [1, 2])
+def test_two_frames_tell_nothing(length: int) -> None:
+    frames = flat(length)
     frames[0, 4, 5] += 1000.0
-    assert found(frames, flat(1)) == []
+    assert found(frames, flat(length)) == []
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.5])
