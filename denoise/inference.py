@@ -39,7 +39,7 @@ from denoise.network import Network, Pair
 from denoise.phase import estimate_phase, phase_correction
 from denoise.ranks import ALONE, Team
 from denoise.readout import Readout, excerpts
-from denoise.smoothing import UNCORRELATED, central_slice, redo, remaining_variance
+from denoise.smoothing import UNCORRELATED, central_slice
 from denoise.survey import NO_CHANGES, Changes, Progress, Survey, blocks, cache_sized, survey_movie
 from denoise.tiling import tile_axis
 from denoise.tracking import estimate_motion, moves
@@ -173,9 +173,8 @@ class Restorer:
             moving = self._moving(piece, start)
             if detail.lost:
                 moving = detail.give_back(moving, self._cleaned_frames(start, stop))
-            flickering = survey.light.release(moving, start)
-            smoothed = redo(flickering, survey.smoothing[start:stop])
-            result = survey.normalization.denormalize(smoothed.numpy(), dtype)
+            recorded = survey.as_recorded(moving, start)
+            result = survey.normalization.denormalize(recorded.numpy(), dtype)
             self._put_back(result, start)
             yield result
             start = stop
@@ -503,9 +502,8 @@ def result_type(dtype: np.dtype) -> np.dtype:
 def result_of(survey: Survey, network: Network) -> Result:
     """Return what was found, in the input's units, and warnings."""
     n, motion = survey.normalization, survey.motion
-    left = remaining_variance(survey.smoothing) / survey.context.frame_correlation.slow
-    gain = left * float(survey.context.gain) * n.scale
-    read_variance = left * float(survey.context.read_variance) * n.scale**2
+    gain, read_variance = (value / survey.context.frame_correlation.slow for value in survey.recorded_noise)
+    gain, read_variance = gain * n.scale, read_variance * n.scale**2
     along_y, along_x = survey.smoothing.mean(0).tolist()
     return Result(
         percentile_values=(n.low, n.high),

@@ -141,8 +141,11 @@ class Survey:
     def recorded_scene(self, start: int, count: int) -> Tensor:
         """Return the mean scene as `count` normalized frames from frame `start` on show it (n, Y, X)."""
         canvas = self.context.mean.expand(count, -1, -1)
-        steady = self.motion.release(canvas, start)
-        return redo(self.light.release(steady, start), self.smoothing[start : start + count])
+        return self.as_recorded(self.motion.release(canvas, start), start)
+
+    def as_recorded(self, moving: Tensor, start: int) -> Tensor:
+        """Return frames (n, Y, X) from frame `start` on, in which the scene moves, with their flicker and smoothing."""
+        return redo(self.light.release(moving, start), self.smoothing[start : start + len(moving)])
 
     @property
     def recorded_noise(self) -> tuple[float, float]:

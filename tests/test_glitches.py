@@ -95,9 +95,8 @@ def test_light_spreads(step: tuple[int, int]) -> None:
     for factor, places in ((0.9, [list(PLACE)]), (1.1, [])):
         frames = expected.clone()
         frames[PLACE] += 1000.0
-        frames[3, 4 + step[0], 5 + step[1]] -= (
-            factor * MAX_SPREAD * 1000
-        )  # the other way, as where edges move
+        # the other way, as where edges move
+        frames[3, 4 + step[0], 5 + step[1]] -= factor * MAX_SPREAD * 1000
         assert found(frames, expected) == places
 
 
